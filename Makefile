@@ -1,0 +1,35 @@
+# `make demo` and `make test` start from a machine that has Python 3.11 or 3.12, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_SEGMENTS ?= 60# test segments per language that the demo scores
+
+.PHONY: demo install test lint docs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m localgp.prepare corpus=mini
+	$(BIN)/python -m localgp.train -m conf=row01,row05
+	$(BIN)/python -m localgp.evaluate -m conf=row01,row05 evaluate.limit=$(DEMO_SEGMENTS)
+	$(BIN)/python -m localgp.report
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[test,dev,speechprune]'
+	touch $@
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,33 @@
+"""Contexts come at rates of their own; the gates need one entry per encoder frame (paper, section 4.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def align_frames(context_BTC: Tensor, frames: int) -> Tensor:
+    """To ``frames`` frames by repeating the last one or trimming.
+
+    A context of one frame, such as a speaker embedding, stays (B, 1, C): it broadcasts, no copies are made.
+
+    Example:
+        >>> import torch
+        >>> align_frames(torch.tensor([[[1.0], [2.0]]]), 4).squeeze()
+        tensor([1., 2., 2., 2.])
+    """
+    given = context_BTC.shape[1]
+    if given == 1 or given == frames:
+        return context_BTC
+    if given > frames:
+        return context_BTC[:, :frames]
+    index = context_BTC.new_tensor(range(frames)).long().clamp(max=given - 1)
+    return context_BTC.index_select(1, index)
+
+
+def frame_energy(feats_BSF: Tensor, frames: int) -> Tensor:
+    """Mean log-mel of the feature frames under each encoder frame, (B, T).
+
+    Encoder frame t of the two 3x3 stride-2 convolutions sees the 7 feature frames from 4 t on.
+    """
+    energy_BS = feats_BSF.mean(-1)
+    return energy_BS.unfold(1, 7, 4).mean(-1)[:, :frames]

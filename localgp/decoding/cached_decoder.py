@@ -1,0 +1,321 @@
+"""ESPnet's Transformer decoder with caches, over the same weights.
+
+ESPnet projects the keys and values of the whole prefix, and of every encoder frame, again at every step and for
+every hypothesis. Here the encoder's are projected once per utterance and shared by its hypotheses, and those
+of the prefix once per token (`localgp.decoding.cache`). The primer is consumed in one pass.
+
+With gates, a module runs on the rows whose gate is open, and only on them; a token whose self-attention is
+closed is neither query nor key.
+
+Shape legend: N rows, U utterances, W slots, T encoder frames, C columns of the cache, D model size, H heads,
+K size of a head, V vocabulary, B utterances of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from localgp.decoding.cache import KeyValues, TokenTree
+from localgp.decoding.rows import Rows
+from localgp.errors import BackboneError
+
+MODULES = ("self_attention", "source_attention", "ffn")
+
+DecoderGates = Callable[[int, Tensor, "GateState"], dict[str, Tensor]]
+"""``gates(layer, x_ND, state)``: module name to boolean (N,), True where the module runs; a module that is not
+named runs everywhere. ``x_ND`` is the layer's input."""
+
+
+class GateState:
+    """What gates may know of the rows besides the layer's input.
+
+    Attributes:
+        utterance_N: Utterance of each row, as numbered in the call of the search (not among those left).
+        position_N: Position of the row's token, counted from the start of the primer.
+        memory: Row-aligned tensors that the gates may keep; they follow the beams. In the primer's pass the
+            rows are the primer's tokens, and each utterance continues from its last one.
+    """
+
+    def __init__(self, utterance_N: Tensor, position_N: Tensor) -> None:
+        self.utterance_N = utterance_N
+        self.position_N = position_N
+        self.memory: dict[str, Tensor] = {}
+
+    def follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
+        self.utterance_N = utterance_N
+        self.position_N = self.position_N.index_select(0, parents_N)
+        self.memory = {name: value.index_select(0, parents_N) for name, value in self.memory.items()}
+
+
+class _Layer:
+    """Weights of one decoder layer, the projections of self-attention fused."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        own, source = layer.self_attn, layer.src_attn
+        self.heads, self.head_size = own.h, own.d_k
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        projections = (own.linear_q, own.linear_k, own.linear_v)
+        self.qkv_weight = torch.cat([p.weight for p in projections])
+        self.qkv_bias = torch.cat([p.bias for p in projections])
+        self.own_out, self.source_out = own.linear_out, source.linear_out
+        self.source_q, self.source_k, self.source_v = source.linear_q, source.linear_k, source.linear_v
+        self.own_norms, self.source_norms = (own.q_norm, own.k_norm), (source.q_norm, source.k_norm)
+        self.ffn = layer.feed_forward
+
+    def heads_of(self, x_D: Tensor) -> Tensor:
+        """(..., D) to (..., H, K)."""
+        return x_D.unflatten(-1, (self.heads, self.head_size))
+
+    def project_source(self, memory_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, K) of the encoder's output."""
+        key = self.source_norms[1](self.heads_of(self.source_k(memory_BTD)).transpose(1, 2))
+        value = self.heads_of(self.source_v(memory_BTD)).transpose(1, 2)
+        return key.contiguous(), value.contiguous()
+
+
+class CachedDecoder:
+    """Args:
+    decoder: ``espnet2.asr.decoder.transformer_decoder.TransformerDecoder`` in eval mode. Its weights are
+        read here (some are fused), so make a new wrapper after changing them.
+    gates: Per-token gates of every layer, or None for the dense decoder.
+
+    Raises:
+        BackboneError: If the decoder is not of the kind OWSM has.
+    """
+
+    def __init__(self, decoder: nn.Module, gates: DecoderGates | None = None) -> None:
+        _check_supported(decoder)
+        with torch.no_grad():
+            self.layers = [_Layer(layer) for layer in decoder.decoders]
+        self.embedding, self._encoding = decoder.embed[0], decoder.embed[1]
+        self._positions_PD = self._encoding.pe[0].to(self.embedding.weight.device, torch.float32)
+        self.after_norm, self.output_layer = decoder.after_norm, decoder.output_layer
+        self.gates = gates
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.output_layer.weight.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        return self.output_layer.out_features
+
+    def embed(self, tokens_N: Tensor, position_N: Tensor, longest: int) -> Tensor:
+        """Embeddings scaled and with positions below ``longest``, in fp32 (as is the residual stream)."""
+        if longest > self._positions_PD.shape[0]:
+            self._encoding.extend_pe(self._positions_PD.new_zeros(1, 2 * longest))
+            self._positions_PD = self._encoding.pe[0].to(self._positions_PD)
+        positions_ND = self._positions_PD.index_select(0, position_N)
+        return self.embedding(tokens_N).float() * self._encoding.xscale + positions_ND
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Unnormalised scores (N, V) in fp32 of the next token."""
+        return self.output_layer(_norm(self.after_norm, hidden_ND, self.dtype)).float()
+
+    def start(
+        self, memory_BTD: Tensor, lengths_B: Tensor, primers: list[list[int]]
+    ) -> tuple[DecoderState, Tensor]:
+        """Projects the encoder's output, consumes the primers.
+
+        Returns:
+            The state, with one row per utterance, and the hidden vector (B, D) of each primer's last token.
+        """
+        state = DecoderState(self, memory_BTD.to(self.dtype), lengths_B)
+        return state, state.consume(primers)
+
+
+class DecoderState:
+    """A running batch: source keys and values, self-attention caches, and which row sees what."""
+
+    def __init__(self, decoder: CachedDecoder, memory_BTD: Tensor, lengths_B: Tensor) -> None:
+        self._decoder = decoder
+        self._utterances, frames = memory_BTD.shape[:2]
+        self._source = [layer.project_source(memory_BTD) for layer in decoder.layers]
+        self._source_bias: Tensor | None = None
+        if bool((lengths_B != frames).any()):
+            beyond_BT = torch.arange(frames, device=memory_BTD.device) >= lengths_B.unsqueeze(1)
+            bias_BT = torch.zeros(beyond_BT.shape, dtype=memory_BTD.dtype, device=memory_BTD.device)
+            self._source_bias = bias_BT.masked_fill_(beyond_BT, float("-inf"))[:, None, None]
+        self._caches = [
+            KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
+        ]
+        # Without gates every layer caches the same tokens, so one tree serves them all.
+        groups = [self._caches] if decoder.gates is None else [[cache] for cache in self._caches]
+        self._trees = [TokenTree(group, self._utterances, memory_BTD.device) for group in groups]
+        self._original_U = torch.arange(self._utterances, device=memory_BTD.device)
+        self._gates = GateState(self._original_U, torch.zeros_like(self._original_U))
+        self._longest = 0
+
+    def consume(self, primers: list[list[int]]) -> Tensor:
+        """Runs all tokens of all primers as the rows of one pass."""
+        device = self._original_U.device
+        counts = [len(primer) for primer in primers]
+        utterance_N = torch.tensor([u for u, count in enumerate(counts) for _ in range(count)], device=device)
+        tokens_N = torch.tensor([token for primer in primers for token in primer], device=device)
+        rows = Rows(utterance_N, self._utterances, counts)
+        self._gates = GateState(utterance_N, rows.slot_N)
+        self._longest = rows.width
+        for tree in self._trees:
+            tree.begin(rows)
+        hidden_ND = self._run(tokens_N, rows, causal=True)
+        self._follow(rows.last_U, self._original_U)
+        return hidden_ND.index_select(0, rows.last_U)
+
+    def keep_utterances(self, keep_U: list[bool]) -> list[int]:
+        """Lets utterances leave; the rows must be given anew by the next `step`.
+
+        The last ones move into the gaps, so that at most as many caches are copied as utterances leave.
+
+        Returns:
+            The utterances left, by their numbers before, in their new order.
+        """
+        count = sum(keep_U)
+        gaps = [u for u in range(count) if not keep_U[u]]
+        movers = [u for u in range(count, len(keep_U)) if keep_U[u]]
+        order = list(range(count))
+        for gap, mover in zip(gaps, movers, strict=True):
+            order[gap] = mover
+        device = self._original_U.device
+        move_to, move_from = torch.tensor(gaps, device=device), torch.tensor(movers, device=device)
+        if gaps:
+            for key, value in self._source:
+                key[move_to], value[move_to] = key[move_from], value[move_from]
+        self._source = [(key[:count], value[:count]) for key, value in self._source]
+        index = torch.tensor(order, device=device)
+        if self._source_bias is not None:
+            self._source_bias = self._source_bias.index_select(0, index)
+        for tree in self._trees:
+            tree.keep_utterances(move_to, move_from, count)
+        self._original_U = self._original_U.index_select(0, index)
+        self._utterances = count
+        return order
+
+    def step(self, tokens_N: Tensor, parents_N: Tensor, utterance_N: Tensor) -> Tensor:
+        """Appends a token to each hypothesis.
+
+        Args:
+            tokens_N: The tokens.
+            parents_N: The row of the step before that each row continues.
+            utterance_N: Utterance of each row, ascending, as numbered after `keep_utterances`.
+
+        Returns:
+            Hidden vectors (N, D).
+        """
+        self._follow(parents_N, utterance_N)
+        self._gates.position_N = self._gates.position_N + 1
+        self._longest += 1
+        return self._run(tokens_N, Rows(utterance_N, self._utterances), causal=False)
+
+    def _follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
+        for tree in self._trees:
+            tree.reorder(parents_N)
+        self._gates.follow(parents_N, self._original_U.index_select(0, utterance_N))
+
+    def _run(self, tokens_N: Tensor, rows: Rows, *, causal: bool) -> Tensor:
+        decoder = self._decoder
+        x_ND = decoder.embed(tokens_N, self._gates.position_N, self._longest)
+        if decoder.gates is None:
+            everyone = _Open(None, rows)
+            columns, bias = self._grow(self._trees[0], rows, everyone, causal)
+            for index, layer in enumerate(decoder.layers):
+                x_ND = self._attend_own(layer, self._caches[index], x_ND, everyone, columns, bias)
+                x_ND = self._attend_source(layer, self._source[index], x_ND, everyone)
+                x_ND = self._feed_forward(layer, x_ND, everyone)
+            return x_ND
+        for index, layer in enumerate(decoder.layers):
+            masks = decoder.gates(index, x_ND, self._gates)
+            own, source, ffn = (_Open.where(masks.get(name), rows) for name in MODULES)
+            if own.rows.size:
+                columns, bias = self._grow(self._trees[index], rows, own, causal)
+                x_ND = self._attend_own(layer, self._caches[index], x_ND, own, columns, bias)
+            if source.rows.size:
+                x_ND = self._attend_source(layer, self._source[index], x_ND, source)
+            if ffn.rows.size:
+                x_ND = self._feed_forward(layer, x_ND, ffn)
+        return x_ND
+
+    def _grow(self, tree: TokenTree, rows: Rows, own: _Open, causal: bool) -> tuple[Tensor, Tensor]:
+        new_N = rows.index_N if own.index is None else own.index
+        columns_N = tree.append(rows, own.rows, new_N, causal=causal)
+        return columns_N, tree.mask(own.rows, own.index, self._decoder.dtype)
+
+    def _attend_own(
+        self, layer: _Layer, cache: KeyValues, x_ND: Tensor, own: _Open, columns_N: Tensor, bias: Tensor
+    ) -> Tensor:
+        normed = _norm(layer.norm1, own.take(x_ND), self._decoder.dtype)
+        qkv = F.linear(normed, layer.qkv_weight, layer.qkv_bias)
+        query, key, value = (layer.heads_of(part) for part in qkv.chunk(3, dim=-1))
+        query, key = layer.own_norms[0](query), layer.own_norms[1](key)
+        cache.write(own.rows.utterance_N, columns_N, key, value)
+        keys, values = cache.read(bias.shape[-1])
+        return own.add(x_ND, layer.own_out(_attend(query, keys, values, bias, own.rows)))
+
+    def _attend_source(
+        self, layer: _Layer, source: tuple[Tensor, Tensor], x_ND: Tensor, open_: _Open
+    ) -> Tensor:
+        normed = _norm(layer.norm2, open_.take(x_ND), self._decoder.dtype)
+        query = layer.source_norms[0](layer.heads_of(layer.source_q(normed)))
+        attended = _attend(query, *source, self._source_bias, open_.rows)
+        return open_.add(x_ND, layer.source_out(attended))
+
+    def _feed_forward(self, layer: _Layer, x_ND: Tensor, open_: _Open) -> Tensor:
+        return open_.add(x_ND, layer.ffn(_norm(layer.norm3, open_.take(x_ND), self._decoder.dtype)))
+
+
+class _Open:
+    """The rows whose gate is open: taken out before a module, its output added back."""
+
+    def __init__(self, index: Tensor | None, rows: Rows) -> None:
+        self.index, self.rows = index, rows
+
+    @classmethod
+    def where(cls, mask_N: Tensor | None, rows: Rows) -> _Open:
+        return cls(None, rows) if mask_N is None else cls(*rows.subset(mask_N))
+
+    def take(self, x_ND: Tensor) -> Tensor:
+        return x_ND if self.index is None else x_ND.index_select(0, self.index)
+
+    def add(self, x_ND: Tensor, y_ND: Tensor) -> Tensor:
+        if self.index is None:
+            return x_ND + y_ND
+        return x_ND.index_add(0, self.index, y_ND.to(x_ND.dtype))
+
+
+def _attend(query_NHK: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
+    """Attention of every row to its utterance's keys (U, H, C, K); (N, D)."""
+    query_UHWK = rows.to_grid(query_NHK).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(query_UHWK, keys, values, attn_mask=bias)
+    return rows.from_grid(attended.transpose(1, 2).flatten(2))
+
+
+def _norm(norm: nn.Module, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    """Layer normalisation in fp32, whatever the weights' type."""
+    weight, bias = norm.weight.float(), norm.bias.float()
+    return F.layer_norm(x_ND.float(), norm.normalized_shape, weight, bias, norm.eps).to(dtype)
+
+
+def _check_supported(decoder: nn.Module) -> None:
+    from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
+    from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+
+    if not isinstance(decoder, TransformerDecoder):
+        raise BackboneError(
+            f"decoder is {type(decoder).__name__}, supported: ESPnet's TransformerDecoder, which OWSM models have"
+        )
+    problems = []
+    first = decoder.decoders[0]
+    if not isinstance(decoder.embed[0], nn.Embedding):
+        problems.append("input_layer is not embed")
+    if not decoder.normalize_before or first.concat_after:
+        problems.append("layers are not pre-norm without concat_after")
+    if type(first.self_attn) is not MultiHeadedAttention:
+        problems.append(f"self-attention is {type(first.self_attn).__name__}, supported: MultiHeadedAttention")
+    if decoder.output_layer is None:
+        problems.append("there is no output layer")
+    if problems:
+        raise BackboneError("this decoder cannot be cached: " + "; ".join(problems) + ". Use an OWSM model.")
+

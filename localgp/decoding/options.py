@@ -1,0 +1,66 @@
+"""How to decode: one frozen record, stored beside every score that was computed with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localgp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Options of the beam search, with the meaning that ESPnet gives them.
+
+    Attributes:
+        beam: Hypotheses kept per utterance; 1 is greedy search.
+        ctc_weight: Weight of the CTC prefix score; the attention decoder has ``1 - ctc_weight``.
+        length_bonus: Added to the score for every token (ESPnet's ``penalty``).
+        maxlenratio: Longest output in tokens. 0: the encoder's length, and end detection; positive: this
+            times the encoder's length, no end detection; -n: n tokens, no end detection.
+        minlenratio: Shortest output, likewise: this times the encoder's length, or -n for n tokens.
+        normalize_length: Rank finished hypotheses by score per token.
+        nbest: Hypotheses returned per utterance.
+        predict_time: The primer lacks ``<notimestamps>``, and time symbols are predicted by OWSM's rules.
+
+    Raises:
+        ConfigError: If a value is outside its range; all problems are named at once.
+    """
+
+    beam: int = 5
+    ctc_weight: float = 0.0
+    length_bonus: float = 0.0
+    maxlenratio: float = 0.0
+    minlenratio: float = 0.0
+    normalize_length: bool = False
+    nbest: int = 1
+    predict_time: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.beam < 1:
+            problems.append(f"beam is {self.beam}, valid: 1 (greedy) or more")
+        if self.nbest < 1:
+            problems.append(f"nbest is {self.nbest}, valid: 1 or more")
+        if not 0.0 <= self.ctc_weight <= 1.0:
+            problems.append(f"ctc_weight is {self.ctc_weight}, valid: 0 to 1")
+        if -1.0 < self.maxlenratio < 0.0:
+            problems.append(
+                f"maxlenratio is {self.maxlenratio}, valid: 0 (end detection), a positive ratio, or -n for n tokens"
+            )
+        if self.predict_time and self.ctc_weight > 0.0:
+            problems.append("predict_time with ctc_weight > 0: CTC knows no time symbols; set ctc_weight to 0")
+        if problems:
+            raise ConfigError("decode options cannot be used: " + "; ".join(problems))
+
+    def max_length(self, frames: int) -> int:
+        """Longest output in tokens, without the primer, for an encoder output of ``frames``."""
+        if self.maxlenratio == 0:
+            return frames
+        if self.maxlenratio < 0:
+            return -int(self.maxlenratio)
+        return max(1, int(self.maxlenratio * frames))
+
+    def min_length(self, frames: int, ratio: float | None = None) -> int:
+        """Shortest output in tokens, with ``ratio`` in place of `minlenratio` if given."""
+        ratio = self.minlenratio if ratio is None else ratio
+        return -int(ratio) if ratio < 0 else int(ratio * frames)

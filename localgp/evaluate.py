@@ -1,0 +1,25 @@
+"""``python -m localgp.evaluate conf=row05``: decode every task of a trained run and score it."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from localgp.cli import entry_point
+
+
+def main(cfg: DictConfig) -> None:
+    from localgp.evaluation.evaluate import evaluate
+    from localgp.evaluation.table import scores_table
+
+    metrics, objects = evaluate(cfg)
+    data = metrics["data"]
+    part = (
+        "the whole" if data["whole_split"] else f"the first {cfg.evaluate.limit} segments per language of the"
+    )
+    print(f"{data['corpus']}: {part} {data['split']} set, {data['utterances']} utterances")
+    print(scores_table([metrics]))
+    print(f"written: {objects['run'].path / 'metrics.json'}")
+
+
+if __name__ == "__main__":
+    entry_point(main)()

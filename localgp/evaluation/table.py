@@ -1,0 +1,52 @@
+"""A plain table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, first one to the left, the others to the right.
+
+    Example:
+        >>> print(format_table(["run", "WER"], [["row01", "9.1"]]))
+        run    WER
+        row01  9.1
+    """
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [
+            str(c).ljust(w) if i == 0 else str(c).rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def scores_table(runs: Sequence[dict]) -> str:
+    """One line per metrics.json: WER and BLEU averages, kept ratios, GFLOPs."""
+    tasks = sorted({t for m in runs for t in m["wer"] if t != "average"})
+    pairs = sorted({t for m in runs for t in m["bleu"] if t != "average"})
+    header = [
+        "run",
+        *(f"WER {t}" for t in tasks),
+        "WER",
+        *(f"{t}" for t in pairs),
+        "BLEU",
+        "skipped",
+        "of real",
+        "GFLOPs",
+    ]
+    rows = []
+    for m in runs:
+        cells = [f"{m['wer'].get(t, float('nan')):.1f}" for t in [*tasks, "average"]]
+        cells += [f"{m['bleu'].get(t, float('nan')):.1f}" for t in [*pairs, "average"]]
+        sparsity = m.get("sparsity") or {}
+        cells += [percent(sparsity.get("all_frames")), percent(sparsity.get("real_frames"))]
+        rows.append([m["name"], *cells, f"{m['gflops']['encoder']:.3f}"])
+    return format_table(header, rows)

@@ -1,0 +1,22 @@
+"""Who decides which module runs on which frame.
+
+A gate policy is a module with ``begin(contexts) -> state`` and ``gate(layer, x_BTD, state) -> {module: Gate}``;
+`localgp.pruning.encoder` asks it at every layer.
+"""
+
+from localgp.gates.control import EnergyGates, OpenGates, RandomGates
+from localgp.gates.gumbel import Gate, gumbel_gate
+from localgp.gates.local import LocalGatePredictor, LocalGates
+from localgp.gates.loss import kept_ratio, sparsity_loss
+
+__all__ = [
+    "EnergyGates",
+    "Gate",
+    "LocalGatePredictor",
+    "LocalGates",
+    "OpenGates",
+    "RandomGates",
+    "gumbel_gate",
+    "kept_ratio",
+    "sparsity_loss",
+]

@@ -1,0 +1,88 @@
+"""Gates that learn nothing: what a learnt gate has to beat (docs/decisions.md, "Controls")."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localgp.gates.gumbel import Gate
+
+
+class ControlGates(nn.Module):
+    """Base of the controls: the same interface as `LocalGates`, no context, no parameters."""
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        super().__init__()
+        self.modules_gated = tuple(modules)
+
+    def begin(self, contexts: dict[str, Tensor]) -> Any:
+        return contexts
+
+    @abstractmethod
+    def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
+        """1 where the module runs, (B, T) or (B, 1)."""
+
+    def gate(self, layer: int, x_BTD: Tensor, state: Any) -> dict[str, Gate]:
+        gates = {}
+        for name in self.modules_gated:
+            decision = self.decide(layer, name, x_BTD, state).to(x_BTD.dtype)
+            gates[name] = Gate(decision, decision)
+        return gates
+
+
+class OpenGates(ControlGates):
+    """Everything runs: must equal the model without gates."""
+
+    def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
+        return x_BTD.new_ones(x_BTD.shape[:2])
+
+
+class RandomGates(ControlGates):
+    """Every module skips its own random frames, ``round(target * T)`` of each utterance.
+
+    Drawn anew in training. In evaluation from a fixed seed, layer and module alone, so that a score can be
+    repeated and does not depend on which utterances share a batch.
+    """
+
+    def __init__(self, modules: Sequence[str], target: float, seed: int = 0) -> None:
+        super().__init__(modules)
+        self.target, self.seed = target, seed
+
+    def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
+        batch, frames = int(x_BTD.shape[0]), int(x_BTD.shape[1])  # tensors while fvcore traces
+        skipped = round(self.target * frames)
+        if self.training:
+            noise = torch.rand(batch, frames)
+        else:
+            index = layer * len(self.modules_gated) + self.modules_gated.index(name)
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + index)
+            noise = torch.rand(1, frames, generator=generator).expand(batch, -1)
+        decision = torch.ones(batch, frames)
+        decision.scatter_(1, noise.argsort(dim=1)[:, :skipped], 0.0)
+        return decision.to(x_BTD.device)
+
+
+class EnergyGates(ControlGates):
+    """Energy VAD: the quietest frames of every utterance are skipped, the same ones in every module.
+
+    With a target the ``round(target * T)`` quietest frames go, padding first, so that the comparison with
+    learnt gates is at equal sparsity.
+    """
+
+    needs = ("energy",)
+
+    def __init__(self, modules: Sequence[str], target: float) -> None:
+        super().__init__(modules)
+        self.target = target
+
+    def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
+        energy_BT = state["energy"]
+        skipped = round(self.target * int(energy_BT.shape[1]))
+        decision = torch.ones_like(energy_BT)
+        return decision.scatter(1, energy_BT.argsort(dim=1, stable=True)[:, :skipped], 0.0)

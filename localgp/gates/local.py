@@ -1,0 +1,136 @@
+"""Local Gate Predictor: Algorithm 1 of the paper.
+
+Shape legend: B batch, T frames (encoder) or tokens (decoder), D model size, C number of contexts seen so
+far (the paper's D^C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from localgp.gates.gumbel import Gate, gumbel_gate
+
+
+class ContextMemory:
+    """The growing keys and values that the layers' predictors attend to.
+
+    A list instead of a tensor that is concatenated anew at every layer: appending copies nothing, so memory
+    is linear in the number of layers, and keys are the layers' inputs themselves, not copies of them.
+    Entries are (B, T, D), or (B, 1, D) for a context that is the same for the whole utterance.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def append(self, key_BTD: Tensor, value_BTD: Tensor) -> None:
+        self.keys.append(key_BTD)
+        self.values.append(value_BTD)
+
+    def attend(self, query_BTD: Tensor) -> Tensor:
+        """Softmax(x C_key^T) C_value + x, each frame over its own C entries; unscaled, as in Algorithm 1."""
+        scores_BTC = torch.stack([(query_BTD * key).sum(-1) for key in self.keys], dim=-1)
+        weights_BTC = torch.softmax(scores_BTC.float(), dim=-1).to(query_BTD.dtype)
+        attended = query_BTD
+        for index, value in enumerate(self.values):
+            attended = attended + weights_BTC[..., index : index + 1] * value
+        return attended
+
+
+class LocalGatePredictor(nn.Module):
+    """The predictor of one layer.
+
+    Args:
+        size: D.
+        modules: Names of the gated modules, one two-class linear head each.
+        bias: Initial logit of "run", so that training begins at the dense model's quality.
+        feeds_next: Whether a later layer reads what this one appends; the last layer's projection is left out.
+    """
+
+    def __init__(
+        self, size: int, modules: Sequence[str], *, bias: float = 4.0, feeds_next: bool = True
+    ) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(size, 2) for name in modules})
+        self.value = nn.Linear(size, size) if feeds_next else None
+        for head in self.heads.values():
+            # Small weights: at the start the bias decides, yet frames differ enough to be told apart.
+            nn.init.normal_(head.weight, std=0.1 * size**-0.5)
+            head.bias.data = torch.tensor([bias, 0.0])
+
+    def forward(self, x_BTD: Tensor, memory: ContextMemory) -> dict[str, Tensor]:
+        """Algorithm 1 up to the logits; appends the layer's input and its projection to ``memory``.
+
+        Returns:
+            Module name to logits (B, T, 2).
+        """
+        attended_BTD = memory.attend(x_BTD) if memory.keys else x_BTD
+        logits = {name: head(attended_BTD) for name, head in self.heads.items()}
+        if self.value is not None:
+            memory.append(x_BTD, self.value(x_BTD))
+        return logits
+
+
+class LocalGates(nn.Module):
+    """One `LocalGatePredictor` per layer, and the projections of the contexts they begin with.
+
+    Args:
+        layers: Number of layers.
+        size: D.
+        modules: Gated modules of every layer.
+        context_sizes: Context name to its dimension, in the order in which they become keys. A context of
+            another size than D is aligned by a linear layer.
+        temperature, threshold, bias: See `gumbel_gate` and `LocalGatePredictor`.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        modules: Sequence[str],
+        context_sizes: dict[str, int],
+        *,
+        temperature: float = 1.0,
+        threshold: float = 0.5,
+        bias: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.modules_gated = tuple(modules)
+        self.temperature, self.threshold = temperature, threshold
+        self.align = nn.ModuleDict(
+            {
+                name: nn.Identity() if dim == size else nn.Linear(dim, size)
+                for name, dim in context_sizes.items()
+            }
+        )
+        self.context_value = nn.Linear(size, size)
+        self.layers = nn.ModuleList(
+            LocalGatePredictor(size, modules, bias=bias, feeds_next=index < layers - 1)
+            for index in range(layers)
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the contexts that `begin` reads."""
+        return tuple(self.align)
+
+    def begin(self, contexts: dict[str, Tensor]) -> ContextMemory:
+        """Keys and values of the contexts, each (B, T, size) or (B, 1, size), before the first layer."""
+        memory = ContextMemory()
+        for name, align in self.align.items():
+            key = align(contexts[name])
+            memory.append(key, self.context_value(key))
+        return memory
+
+    def gate(self, layer: int, x_BTD: Tensor, memory: ContextMemory) -> dict[str, Gate]:
+        """Gates of one layer's modules from its input, Equation 3."""
+        logits = self.layers[layer](x_BTD, memory)
+        return {
+            name: gumbel_gate(
+                value, training=self.training, temperature=self.temperature, threshold=self.threshold
+            )
+            for name, value in logits.items()
+        }

@@ -1,0 +1,132 @@
+"""A run's directory: what it is called, what is in it, and whether it may be continued.
+
+exp/<corpus>/<backbone>/<conf>/seed<k>/
+    config.yaml            the resolved configuration it was trained with
+    metrics.jsonl          one line per logging interval and per dev scoring
+    metrics.json           scores, kept ratios and GFLOPs, by `localgp.evaluate`
+    checkpoints/           last.ckpt and previous.ckpt to resume from, step*.safetensors the best ones,
+                           model.safetensors their average: its presence says that training is finished
+    hyp/<split>.<src>-<tgt>.txt    `utt_id text`
+    gates/<split>.npz      which module ran on which frame (localgp.evaluation.gates_file)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from localgp.errors import CheckpointError
+
+# What may differ between the run on disk and the one asked for without making it another run.
+_FREE = ("evaluate", "decode", "bench", "device", "exp_dir", "data_dir", "threads", "debug", "hydra")
+_FREE_TRAINING = ("resume", "log_every", "logger", "checkpoint_every")
+_VARIANTS = {"target": 0.3}  # pruning keys whose change gives the run a directory of its own
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes ``text`` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def commit() -> str:
+    """Git commit of the source tree with ``-dirty`` where it has changes; ``unknown`` outside of one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+
+
+class Run:
+    """Args:
+    cfg: The whole configuration.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        name = str(cfg.name)
+        if cfg.pruning.encoder or cfg.pruning.decoder:
+            for key, default in _VARIANTS.items():
+                if cfg.pruning[key] != default:
+                    name += f"-{key}{cfg.pruning[key]}"
+        self.path = Path(cfg.exp_dir) / cfg.corpus.name / cfg.backbone.name / name / f"seed{cfg.seed}"
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.checkpoints / "model.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        return self.weights.exists()
+
+    def start(self) -> None:
+        """Creates the directory, or checks that the run in it is this one.
+
+        Raises:
+            CheckpointError: If the directory holds a run with another configuration.
+        """
+        resolved = OmegaConf.to_container(self.cfg, resolve=True)
+        stored = self.path / "config.yaml"
+        if stored.exists():
+            differences = list(
+                _differences(_relevant(OmegaConf.to_container(OmegaConf.load(stored))), _relevant(resolved))
+            )
+            if differences:
+                shown = "; ".join(
+                    f"{key}: {old!r} there, {new!r} asked for" for key, old, new in differences[:6]
+                )
+                raise CheckpointError(
+                    f"{self.path} holds a run with another configuration ({shown}). Remove the directory to start "
+                    "over, or give this run its own name (name=...) or place (exp_dir=...)."
+                )
+        else:
+            write_atomically(stored, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+    def require_weights(self) -> Path:
+        if not self.finished:
+            known = sorted(
+                str(p.parent.parent)
+                for p in Path(self.cfg.exp_dir).glob("*/*/*/*/checkpoints/model.safetensors")
+            )
+            raise CheckpointError(
+                f"{self.path} holds no trained model. Train it first: python -m localgp.train conf={self.cfg.name}. "
+                f"Finished runs under {self.cfg.exp_dir}: {', '.join(known) or 'none'}."
+            )
+        return self.weights
+
+    def write_metrics(self, metrics: dict[str, Any]) -> Path:
+        path = self.path / "metrics.json"
+        write_atomically(path, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+        return path
+
+
+def _relevant(config: Any) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _FREE}
+    kept["training"] = {k: v for k, v in kept.get("training", {}).items() if k not in _FREE_TRAINING}
+    # Where the corpus and the checkpoints lie may change with the machine.
+    kept["corpus"] = {
+        k: v for k, v in kept.get("corpus", {}).items() if k not in ("root", "workers", "on_error")
+    }
+    return kept
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}", before, after

@@ -1,0 +1,193 @@
+"""From prepared rows to batches, in an order that is a pure function of the seed and the step.
+
+Nothing here has state to save: step k of a run is the same batch with the same random silence whether the run
+came to it in one go or after ten restarts.
+
+Shape legend: B utterances, N samples, Q sequences, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+IGNORE = -1  # ESPnet's padding of token sequences
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to be written down for one utterance: its transcript (target == source) or a translation."""
+
+    row: int
+    source: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return self.source if self.source == self.target else f"{self.source}-{self.target}"
+
+
+def list_tasks(rows: Any, languages: Sequence[str] | None = None) -> list[Task]:
+    """All tasks of a prepared split, ASR first, restricted to ``languages`` as targets where given."""
+    tasks = []
+    columns = rows.select_columns(["language", "asr", "targets"])
+    for index, row in enumerate(columns):
+        source = row["language"]
+        if row["asr"]:
+            tasks.append(Task(index, source, source))
+        tasks += [Task(index, source, t) for t in row["targets"] if languages is None or t in languages]
+    return tasks
+
+
+class TrainingExamples(Dataset):
+    """Utterances with the tasks that share their encoder pass.
+
+    Args:
+        rows: A prepared split (`localgp.corpora.prepared`).
+        tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
+        samples: N, the padded length.
+        group_tasks: One example per utterance with all of its tasks, or one per task.
+        init_silence: Up to this many samples of silence are put on the left, drawn per (seed, epoch, example)
+            as OWSM's preprocessor does; 0 for none.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        tokenizer: Any,
+        samples: int,
+        *,
+        group_tasks: bool,
+        init_silence: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.rows, self.tokenizer, self.samples = rows, tokenizer, samples
+        self.init_silence, self.seed = init_silence, seed
+        tasks = list_tasks(rows)
+        if group_tasks:
+            grouped: dict[int, list[Task]] = {}
+            for task in tasks:
+                grouped.setdefault(task.row, []).append(task)
+            self.examples = list(grouped.values())
+        else:
+            self.examples = [[task] for task in tasks]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        tasks = self.examples[index]
+        row = self.rows[tasks[0].row]
+        signal = np.asarray(row["samples"], dtype=np.float32)[: self.samples] / 32768.0
+        offset = 0
+        room = min(self.init_silence, self.samples - len(signal))
+        if room > 0:
+            offset = int(np.random.default_rng([self.seed, epoch, index]).integers(room + 1))
+        speech = np.zeros(self.samples, dtype=np.float32)
+        speech[offset : offset + len(signal)] = signal
+        texts = dict(zip(row["targets"], row["translations"], strict=True)) | {
+            row["language"]: row["transcript"]
+        }
+        return {
+            "utt_id": row["utt_id"],
+            "speech": speech,
+            "signal": (offset, offset + len(signal)),
+            "text_ctc": self.tokenizer.encode(row["transcript"]),
+            "texts": [
+                self.tokenizer.prompt(task.source, task.target) + self.tokenizer.encode(texts[task.target])
+                for task in tasks
+            ],
+            "tasks": [task.name for task in tasks],
+        }
+
+
+class StepBatches(Sampler):
+    """Batches of (epoch, index) for the steps from ``start`` on; each epoch is shuffled by (seed, epoch).
+
+    With several ranks, each takes its share of every batch, so that a step sees the same examples whatever
+    the number of ranks: two ranks with batch b see what one rank with batch 2 b sees.
+    """
+
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        steps: int,
+        *,
+        start: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.examples, self.batch_size, self.steps, self.start = examples, batch_size, steps, start
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        world = self.batch_size * self.ranks
+        per_epoch = max(1, self.examples // world)
+        order, order_epoch = np.zeros(0, dtype=np.int64), -1
+        for step in range(self.start, self.steps):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != order_epoch:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+                order_epoch = epoch
+            begin = position * world + self.rank * self.batch_size
+            yield [(epoch, int(i)) for i in order[begin : begin + self.batch_size]]
+
+
+def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token lists to (Q, L) padded with `IGNORE`, and lengths (Q,)."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    padded = torch.full((len(sequences), int(lengths.max())), IGNORE)
+    for index, sequence in enumerate(sequences):
+        padded[index, : len(sequence)] = torch.tensor(sequence)
+    return padded, lengths
+
+
+class Collate:
+    """Examples to a batch; a class and not a closure so that worker processes can be given it.
+
+    The batch: ``speech`` (B, N) float32, ``speech_lengths`` (B,) all N, ``signal`` (B, 2) first and last
+    sample that is not padding, ``text_ctc`` (B, L), ``text`` and ``text_prev`` (Q, L) with their lengths,
+    ``utterance`` (Q,), and the lists ``utt_ids`` and ``tasks``.
+    """
+
+    def __init__(self, na: int) -> None:
+        self.na = na
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        speech = torch.from_numpy(np.stack([e["speech"] for e in examples]))
+        text_ctc, text_ctc_lengths = pad_tokens([e["text_ctc"] for e in examples])
+        text, text_lengths = pad_tokens([text for e in examples for text in e["texts"]])
+        sequences = len(text)
+        return {
+            "utt_ids": [e["utt_id"] for e in examples],
+            "tasks": [task for e in examples for task in e["tasks"]],
+            "speech": speech,
+            "speech_lengths": torch.full((len(examples),), speech.shape[1]),
+            "signal": torch.tensor([e["signal"] for e in examples]),
+            "text_ctc": text_ctc,
+            "text_ctc_lengths": text_ctc_lengths,
+            "text": text,
+            "text_lengths": text_lengths,
+            "text_prev": torch.full((sequences, 1), self.na),
+            "text_prev_lengths": torch.ones(sequences, dtype=torch.long),
+            "utterance": torch.tensor([i for i, e in enumerate(examples) for _ in e["texts"]]),
+        }
+
+
+def real_frames(signal_B2: Tensor, frames: int, samples: int) -> Tensor:
+    """1 for the encoder frames with signal under their centre, 0 for padding; (B, frames)."""
+    per_frame = samples / frames
+    centre_T = (torch.arange(frames, device=signal_B2.device) + 0.5) * per_frame
+    return ((centre_T >= signal_B2[:, :1]) & (centre_T < signal_B2[:, 1:])).float()

@@ -1,0 +1,205 @@
+"""One fine-tuning run, from its configuration to its averaged weights."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from localgp import __version__
+from localgp.build import build_model
+from localgp.corpora.prepared import load_prepared
+from localgp.errors import ConfigError
+from localgp.precision import resolve_device, resolve_precision
+from localgp.run import Run, commit
+from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint
+from localgp.training.data import Collate, StepBatches, TrainingExamples
+from localgp.training.module import TrainingModule
+
+
+def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains, resuming by itself.
+
+    Returns:
+        The last dev metrics, and the objects: ``run``, ``model``, ``trainer`` (None if it was finished before).
+    """
+    run = Run(cfg)
+    run.start()
+    if run.finished:
+        print(f"{run.path} is finished; remove it to train again")
+        return {}, {"run": run, "model": None, "trainer": None}
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    L.seed_everything(cfg.seed, verbose=False)
+
+    rows = load_prepared(cfg)
+    model, backbone = build_model(cfg)
+    training = cfg.training
+    samples = round(backbone.padded_seconds * backbone.sample_rate)
+    silence = round(training.init_silence * backbone.sample_rate)
+    examples = TrainingExamples(
+        rows["train"],
+        backbone.tokenizer,
+        samples,
+        group_tasks=training.group_tasks,
+        init_silence=silence,
+        seed=cfg.seed,
+    )
+    dev = TrainingExamples(
+        limit_per_language(rows["dev"], training.val_limit), backbone.tokenizer, samples, group_tasks=True
+    )
+    if not len(examples) or not len(dev):
+        raise ConfigError("the corpus has no training or no dev examples; see `python -m localgp.prepare`")
+    steps_per_epoch = max(1, len(examples) // (training.batch_size * training.accumulate))
+    max_steps = training.max_steps or training.max_epochs * steps_per_epoch
+    val_every = min(training.val_every or steps_per_epoch, max_steps)
+
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
+    device = resolve_device(cfg.device)
+    dtype = resolve_precision(training.precision, device)
+    trainer = L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
+        max_steps=max_steps,
+        max_epochs=-1,
+        val_check_interval=val_every * training.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        accumulate_grad_batches=training.accumulate,
+        gradient_clip_val=training.grad_clip,
+        logger=build_logger(training.logger, run.path),
+        callbacks=[
+            TQDMProgressBar(refresh_rate=10),
+            DenseLog(run.path / "metrics.jsonl", training.log_every),
+            BestWeights(run.checkpoints, training.average),
+            ResumeCheckpoint(run.checkpoints, training.checkpoint_every),
+        ],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+    )
+    checkpoint = newest_checkpoint(run.checkpoints) if training.resume == "auto" else None
+    print(banner(cfg, run, backbone, model, device, dtype, max_steps, steps_per_epoch), flush=True)
+    if checkpoint is not None:
+        step = checkpoint[1]
+        print(f"resuming from {checkpoint[0]} at step {step} of {max_steps}", flush=True)
+    start = checkpoint[1] if checkpoint else 0
+    collate = Collate(backbone.tokenizer.na)
+    train_loader: DataLoader = DataLoader(
+        examples,
+        batch_sampler=StepBatches(
+            len(examples),
+            training.batch_size,
+            max_steps * training.accumulate,
+            start=start * training.accumulate,
+            seed=cfg.seed,
+        ),
+        collate_fn=collate,
+        num_workers=training.workers,
+        persistent_workers=False,
+    )
+    dev_batches = [
+        [(0, i) for i in range(begin, min(begin + training.batch_size, len(dev)))]
+        for begin in range(0, len(dev), training.batch_size)
+    ]
+    dev_loader: DataLoader = DataLoader(dev, batch_sampler=dev_batches, collate_fn=collate)
+    began = time.perf_counter()
+    trainer.fit(
+        module,
+        train_loader,
+        dev_loader,
+        ckpt_path=str(checkpoint[0]) if checkpoint else None,
+        weights_only=True,
+    )
+    seconds = time.perf_counter() - began
+    print(f"trained to step {trainer.global_step} in {seconds:.0f} s: {run.weights}", flush=True)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    return metrics, {"run": run, "model": model, "trainer": trainer}
+
+
+def limit_per_language(rows: Any, limit: int | None) -> Any:
+    """The first ``limit`` rows of each language; all where it is None."""
+    if limit is None:
+        return rows
+    seen: dict[str, int] = {}
+    keep = []
+    for index, language in enumerate(rows.select_columns(["language"])):
+        name = language["language"]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] <= limit:
+            keep.append(index)
+    return rows.select(keep)
+
+
+def newest_checkpoint(directory: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint that can be read, and its step; a damaged one is named and kept aside."""
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = directory / name
+        if not path.exists():
+            continue
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return path, int(content["global_step"])
+        except Exception as error:  # any unreadable file is the same to the user: use the one before
+            aside = path.with_suffix(".damaged")
+            path.rename(aside)
+            print(
+                f"{path} cannot be read ({error.__class__.__name__}); kept as {aside.name}, using the one before"
+            )
+    return None
+
+
+def build_logger(name: str, directory: Path) -> Any:
+    if name == "none":
+        return False
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(directory, name="tensorboard", version="")
+    if name == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(project="localgp", save_dir=directory)
+    raise ConfigError(f"training.logger is {name!r}; valid: tensorboard, wandb, none")
+
+
+def banner(
+    cfg: DictConfig,
+    run: Run,
+    backbone: Any,
+    model: torch.nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_steps: int,
+    steps_per_epoch: int,
+) -> str:
+    """What is about to be trained, on what, and how."""
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    gates = sum(p.numel() for p in model.policy.parameters()) if model.policy is not None else 0
+    training = cfg.training
+    return "\n".join(
+        [
+            f"localgp {__version__} ({commit()[:12]}), torch {torch.__version__}, lightning {L.__version__}, "
+            f"Python {platform.python_version()}",
+            f"  run       {run.path} (config.yaml)",
+            f"  backbone  {backbone.name} from {backbone.source}, padded to {backbone.padded_seconds:g} s",
+            f"  gates     encoder {cfg.pruning.encoder or 'none'}, decoder {cfg.pruning.decoder or 'none'}, "
+            f"context {list(cfg.pruning.context)}, target sparsity {cfg.pruning.target:.0%}, {cfg.pruning.path} path",
+            f"  size      {total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, "
+            f"{gates / 1e6:.3f} M in gates",
+            f"  training  {max_steps} steps ({max_steps / steps_per_epoch:.1f} epochs) of {training.batch_size} x "
+            f"{training.accumulate}, {training.optimizer} lr {training.lr:g} (gates {training.gate_lr:g}), "
+            f"{str(dtype).removeprefix('torch.')} on {device}, seed {cfg.seed}",
+        ]
+    )

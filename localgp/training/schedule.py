@@ -1,0 +1,61 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.optim.lr_scheduler import LambdaLR
+
+from localgp.errors import ConfigError
+from localgp.model import GatedS2T
+
+
+def warmup_factor(step: int, warmup: int) -> float:
+    """ESPnet's WarmupLR, relative to its peak at ``step == warmup``: linear up, then step^-0.5 down.
+
+    Example:
+        >>> warmup_factor(3000, 6000), warmup_factor(6000, 6000), warmup_factor(24000, 6000)
+        (0.5, 1.0, 0.5)
+    """
+    step, warmup = max(step, 1), max(warmup, 1)
+    return warmup**0.5 * min(step**-0.5, step * warmup**-1.5)
+
+
+def linear_factor(step: int, warmup: int, total: int) -> float:
+    """Linear up over ``warmup`` steps, then linear down to 0 at ``total``.
+
+    Example:
+        >>> linear_factor(5, 10, 110), linear_factor(10, 10, 110), linear_factor(60, 10, 110)
+        (0.5, 1.0, 0.5)
+    """
+    if step < warmup:
+        return max(step, 1) / warmup
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def build_optimizer(model: GatedS2T, training: DictConfig, max_steps: int) -> dict[str, Any]:
+    """Two groups: the backbone at ``training.lr``, the gates at ``training.gate_lr``, which start from nothing.
+
+    Raises:
+        ConfigError: For an optimizer or a schedule that does not exist.
+    """
+    groups = [{"params": [p for p in model.espnet.parameters() if p.requires_grad], "lr": training.lr}]
+    gates = list(model.policy.parameters()) if model.policy is not None else []
+    if gates:
+        groups.append({"params": gates, "lr": training.gate_lr})
+    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if training.optimizer not in optimizers:
+        raise ConfigError(f"training.optimizer is {training.optimizer!r}; valid: {', '.join(optimizers)}")
+    fused = {"fused": True} if torch.cuda.is_available() else {}
+    optimizer = optimizers[training.optimizer](groups, weight_decay=training.weight_decay, **fused)
+    schedules = {
+        "warmup": lambda step: warmup_factor(step + 1, training.warmup_steps),
+        "linear": lambda step: linear_factor(step + 1, training.warmup_steps, max_steps),
+        "constant": lambda step: 1.0,
+    }
+    if training.scheduler not in schedules:
+        raise ConfigError(f"training.scheduler is {training.scheduler!r}; valid: {', '.join(schedules)}")
+    scheduler = LambdaLR(optimizer, schedules[training.scheduler])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

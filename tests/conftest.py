@@ -1,0 +1,41 @@
+"""Small models and inputs that several tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel processes
+
+import pytest
+import torch
+
+SIZE, LAYERS = 32, 3
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """A randomly initialised E-Branchformer of OWSM-v3.1's kind, in eval mode."""
+    from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+
+    torch.manual_seed(0)
+    return EBranchformerEncoder(
+        80,
+        output_size=SIZE,
+        attention_heads=4,
+        attention_layer_type="selfattn",
+        pos_enc_layer_type="abs_pos",
+        cgmlp_linear_units=64,
+        linear_units=64,
+        num_blocks=LAYERS,
+        use_ffn=True,
+        macaron_ffn=True,
+        merge_conv_kernel=31,
+    ).eval()
+
+
+@pytest.fixture
+def feats():
+    """Features of a ragged batch: (3, 240, 80) and lengths."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 240, 80, generator=generator), torch.tensor([240, 170, 90])

@@ -1,0 +1,167 @@
+"""The gated encoder against ESPnet's own, and its two paths against each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from localgp.errors import BackboneError, ConfigError
+from localgp.gates import EnergyGates, Gate, LocalGates, OpenGates, RandomGates
+from localgp.model import use_fast_attention
+from localgp.pruning.encoder import check_supported, encode
+
+MODULES = ["ffn1", "attention", "ffn2"]
+
+
+class FixedGates(nn.Module):
+    """Gates given beforehand, (L, B, T) per module."""
+
+    needs = ()
+
+    def __init__(self, decisions: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.decisions = decisions
+
+    def begin(self, contexts):
+        return None
+
+    def gate(self, layer, x, state):
+        return {name: Gate(d[layer], d[layer]) for name, d in self.decisions.items()}
+
+
+@pytest.mark.parametrize("path", ["masked", "gathered"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_open_gates_equal_the_untouched_encoder(encoder, feats, path, fast):
+    expected, lengths, _ = encoder(*feats)
+    if fast:
+        use_fast_attention(encoder)
+    try:
+        output = encode(encoder, *feats, OpenGates(MODULES), path=path)
+    finally:
+        for module in encoder.modules():
+            if hasattr(module, "use_sdpa"):
+                module.use_sdpa = False
+    assert (output.x - expected).abs().max() <= 1e-5
+    assert torch.equal(output.lengths, lengths)
+
+
+def test_no_policy_equals_the_untouched_encoder(encoder, feats):
+    output = encode(encoder, *feats)
+    assert torch.equal(output.x, encoder(*feats)[0])
+    assert output.gates == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gathered_equals_masked(encoder, feats, seed):
+    """Random gates on a ragged batch, with a module nothing runs in, one everything runs in, and one utterance
+    without a frame."""
+    generator = torch.Generator().manual_seed(seed)
+    decisions = {name: (torch.rand(3, 3, 59, generator=generator) < 0.6).float() for name in MODULES}
+    decisions["attention"][0] = 0.0
+    decisions["ffn1"][1] = 1.0
+    decisions["attention"][1, 2] = 0.0
+    policy = FixedGates(decisions)
+    masked = encode(encoder, *feats, policy, path="masked").x
+    gathered = encode(encoder, *feats, policy, path="gathered").x
+    assert masked.isfinite().all()
+    assert (masked - gathered).abs().max() <= 1e-5
+    assert (masked - encoder(*feats)[0]).abs().max() > 1e-2  # the gates did something
+
+
+def test_utterance_gates_skip_the_convolution_too(encoder, feats):
+    decisions = {name: torch.tensor([[[1.0], [0.0], [1.0]]] * 3) for name in [*MODULES, "cgmlp"]}
+    masked = encode(encoder, *feats, FixedGates(decisions), path="masked").x
+    gathered = encode(encoder, *feats, FixedGates(decisions), path="gathered").x
+    assert (masked - gathered).abs().max() <= 1e-5
+
+
+def test_skipped_frames_are_not_computed(encoder, feats):
+    """A frame that FFN1 would blow up on is never given to it."""
+    seen = []
+    handle = encoder.encoders[0].feed_forward_macaron.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].shape[0])
+    )
+    try:
+        encode(encoder, *feats, RandomGates(MODULES, 0.3).eval(), path="gathered")
+    finally:
+        handle.remove()
+    assert seen == [3 * (59 - round(0.3 * 59))]
+
+
+def test_a_skipped_frame_is_no_key(encoder, feats):
+    """With FFNs, cgMLP and attention skipped on frame t, what t holds cannot reach the others through attention."""
+    x = torch.randn(1, 12, 32)
+    layer = encoder.encoders[0]
+    from localgp.pruning.frames import attend_gathered, attend_masked
+
+    gate = torch.ones(1, 12)
+    gate[0, 5] = 0.0
+    mask = torch.ones(1, 1, 12, dtype=torch.bool)
+    changed = x.clone()
+    changed[0, 5] += 10.0
+    for run in (attend_masked, attend_gathered):
+        before, after = (
+            run(lambda f, m: layer.attn(f, f, f, m), value, gate, mask) for value in (x, changed)
+        )
+        torch.testing.assert_close(before, after)
+        assert (before[0, 5] == 0).all()
+
+
+@pytest.mark.parametrize("path", ["masked", "gathered"])
+def test_gradients_reach_gates_and_backbone(encoder, feats, path):
+    torch.manual_seed(0)
+    policy = LocalGates(3, 32, MODULES, {"front": 32}, bias=0.5).train()
+    output = encode(encoder, *feats, policy, path=path)
+    output.x.square().mean().backward()
+    try:
+        for layer in policy.layers:
+            for head in layer.heads.values():
+                assert head.weight.grad.abs().sum() > 0
+        assert policy.context_value.weight.grad.abs().sum() > 0
+        assert encoder.encoders[0].feed_forward_macaron.w_1.weight.grad.abs().sum() > 0
+    finally:
+        encoder.zero_grad()
+
+
+def test_closed_gates_get_a_gradient_on_the_masked_path_only(encoder, feats):
+    """design of the two training paths: masked teaches a closed gate, gathered cannot."""
+    grads = {}
+    for path in ("masked", "gathered"):
+        value = torch.zeros(3, 3, 59, requires_grad=True)
+        policy = FixedGates({"ffn1": value})
+        encode(encoder, *feats, policy, path=path).x.square().mean().backward()
+        grads[path] = value.grad
+        encoder.zero_grad()
+    assert grads["masked"].abs().sum() > 0
+    assert grads["gathered"] is None or grads["gathered"].abs().sum() == 0
+
+
+def test_energy_gates_skip_the_quietest(encoder, feats):
+    quiet = feats[0].clone()
+    quiet[:, 120:] -= 20.0
+    output = encode(encoder, quiet, feats[1], EnergyGates(["ffn1"], 0.4))
+    mask = output.gates[0]["ffn1"].mask
+    assert mask.sum(1).tolist() == [59 - round(0.4 * 59)] * 3
+    assert mask[:, :28].all()
+
+
+def test_random_gates_do_not_depend_on_batch_mates(encoder, feats):
+    policy = RandomGates(MODULES, 0.3, seed=5).eval()
+    together = encode(encoder, *feats, policy).gates[1]["ffn2"].mask
+    alone = encode(encoder, feats[0][1:2], feats[1][1:2], policy).gates[1]["ffn2"].mask
+    assert torch.equal(together[1:2], alone)
+
+
+def test_unsupported_backbones_are_named(encoder):
+    from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+
+    with pytest.raises(BackboneError, match="TransformerEncoder.*e_branchformer"):
+        check_supported(TransformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
+
+
+def test_unknown_path_and_missing_context(encoder, feats):
+    with pytest.raises(ConfigError, match="'sparse'; valid: masked, gathered"):
+        encode(encoder, *feats, OpenGates(MODULES), path="sparse")
+    with pytest.raises(ConfigError, match="context 'spk', given: none"):
+        encode(encoder, *feats, LocalGates(3, 32, MODULES, {"spk": 4}))

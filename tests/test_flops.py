@@ -1,0 +1,32 @@
+"""The formula against fvcore on the real modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from localgp.evaluation.flops import EncoderCost, count_with_fvcore
+from localgp.gates import RandomGates
+from localgp.pruning.encoder import encode
+
+
+def test_dense_equals_fvcore(encoder):
+    assert EncoderCost.of(encoder, 301).encoder(301) == count_with_fvcore(encoder, 301)
+
+
+@pytest.mark.parametrize("target", [0.1, 0.5])
+def test_gathered_equals_fvcore(encoder, target):
+    policy = RandomGates(["ffn1", "attention", "ffn2"], target).eval()
+    gates = encode(encoder, torch.zeros(1, 301, 80), torch.tensor([301]), policy).gates
+    kept = [{name: float(gate.mask.sum()) for name, gate in layer.items()} for layer in gates]
+    assert EncoderCost.of(encoder, 301).encoder(301, kept) == count_with_fvcore(encoder, 301, policy)
+
+
+def test_local_gates_cost_what_their_products_cost():
+    """Counted on the products written as matrix products, which fvcore sees."""
+    cost = EncoderCost(frames=10, bins=80, size=4, ffn=8, cgmlp=8, cgmlp_kernel=3, merge_kernel=3, layers=2)
+    contexts, modules, frames, size = 1, 3, 10, 4
+    attention = sum(2 * frames * (contexts + layer) * size for layer in range(2))
+    heads = 2 * modules * frames * size * 2
+    values = (contexts + 1) * frames * size * size  # the context's and the first layer's
+    assert cost.local_gates(modules, contexts) == attention + heads + values
