@@ -10,7 +10,7 @@ from torch import nn
 from localgp.errors import ConfigError
 from localgp.pruning.encoder import MODULES
 
-POLICIES = ("local", "random", "vad", "open")
+POLICIES = ("local", "global", "random", "vad", "open")
 
 
 def build_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
@@ -20,7 +20,7 @@ def build_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
         layers: Encoder layers; size: their width.
     """
     from localgp.contexts import context_size
-    from localgp.gates import EnergyGates, LocalGates, OpenGates, RandomGates
+    from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates
 
     pruning = cfg.pruning
     if pruning.encoder is None:
@@ -33,7 +33,7 @@ def build_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
         raise ConfigError(
             f"pruning.target is {pruning.target}; valid: a share of frames to skip, 0 <= target < 1"
         )
-    if "cgmlp" in modules:
+    if "cgmlp" in modules and pruning.encoder not in ("global", "open"):
         raise ConfigError(
             "pruning.encoder_modules has cgmlp, whose convolution needs neighbouring frames: it cannot be gated "
             "frame by frame (paper, section 3.2); leave it out"
@@ -44,15 +44,18 @@ def build_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
         return RandomGates(modules, pruning.target, cfg.seed)
     if pruning.encoder == "vad":
         return EnergyGates(modules, pruning.target)
+    predictor = {"temperature": pruning.temperature, "threshold": pruning.threshold, "bias": pruning.gate_bias}
+    if pruning.encoder == "global":
+        if list(pruning.context) != ["front"]:
+            raise ConfigError(f"pruning.context is {list(pruning.context)}; GlobalGP pools [front] and nothing else")
+        return GlobalGates(layers, size, modules, **predictor)
     if pruning.encoder == "local":
         return LocalGates(
             layers,
             size,
             modules,
             {name: context_size(name, cfg, size) for name in pruning.context},
-            temperature=pruning.temperature,
-            threshold=pruning.threshold,
-            bias=pruning.gate_bias,
+            **predictor,
         )
     raise ConfigError(f"pruning.encoder is {pruning.encoder!r}; valid: null, {', '.join(POLICIES)}")
 

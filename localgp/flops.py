@@ -1,6 +1,7 @@
 """``python -m localgp.flops conf=row01 backbone=owsm_v3.1_medium``: encoder GFLOPs, without weights or data.
 
-Gated rows are counted with every gated module on exactly ``1 - pruning.target`` of the frames.
+Gated rows are counted at exactly ``pruning.target``: every gated module on that share of frames less, or, utterance by
+utterance (GlobalGP), that share of the modules less.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def count(cfg: DictConfig) -> dict:
     from localgp.backbone.owsm import build_encoder, read_train_config
     from localgp.build import build_policy
     from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of
-    from localgp.gates import LocalGates
+    from localgp.gates import GlobalGates
 
     config = read_train_config(cfg.backbone)
     seconds = float(config["preprocessor_conf"]["speech_length"])
@@ -30,12 +31,13 @@ def count(cfg: DictConfig) -> dict:
     policy = build_policy(cfg, cost.layers, cost.size)
     pruned, gates = dense, 0.0
     if policy is not None and cfg.pruning.encoder != "open":
-        kept = (1 - cfg.pruning.target) * cost.frames
-        pruned = cost.encoder(
-            feature_frames, [dict.fromkeys(cfg.pruning.encoder_modules, kept)] * cost.layers
-        )
-    if isinstance(policy, LocalGates):
-        gates = cost.local_gates(len(policy.modules_gated), len(policy.needs))
+        target, modules = cfg.pruning.target, list(cfg.pruning.encoder_modules)
+        if isinstance(policy, GlobalGates):  # a share of the modules, each on all frames or on none
+            pruned -= target * cost.layers * sum(cost.module_on(name, cost.frames) for name in modules)
+        else:  # every module on a share of the frames
+            kept = dict.fromkeys(modules, (1 - target) * cost.frames)
+            pruned = cost.encoder(feature_frames, [kept] * cost.layers)
+        gates = cost.gates(policy)
     terms = {
         "subsampling": cost.subsampling(feature_frames),
         **{

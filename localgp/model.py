@@ -31,6 +31,9 @@ class GatedS2T(nn.Module):
     policy: Gate policy of the encoder, or None.
     """
 
+    espnet: Any  # ESPnet has no type annotations to go by
+    policy: Any
+
     def __init__(self, espnet: nn.Module, policy: nn.Module | None = None) -> None:
         super().__init__()
         if policy is not None:
@@ -96,4 +99,4 @@ def use_fast_attention(module: nn.Module) -> None:
     than the explicit softmax on a CPU."""
     for child in module.modules():
         if hasattr(child, "use_sdpa"):
-            child.use_sdpa = True
+            child.use_sdpa = True  # type: ignore[assignment]

@@ -123,3 +123,16 @@ def test_planted_gates_are_recovered():
     x, useful = draw()
     decided = gates.gate(0, x, gates.begin({"front": x}))["ffn1"].mask
     assert (decided == useful.bool()).float().mean() > 0.98
+
+
+def test_global_gates_decide_once_per_utterance():
+    from localgp.gates import GlobalGates
+
+    gates = GlobalGates(3, 16, ["ffn1", "cgmlp"], bias=0.0).train()
+    front = torch.randn(4, 9, 16)
+    state = gates.begin({"front": front})
+    decided = gates.gate(2, torch.randn(4, 9, 16), state)
+    assert decided["cgmlp"].value.shape == (4, 1)
+    sparsity_loss([decided], 0.5, torch.ones(4, 9)).backward()
+    assert gates.predictor[1].weight.grad.abs().sum() > 0
+    assert GlobalGates(3, 16, ["ffn1"]).eval().begin({"front": front}).mask.all()  # starts open

@@ -1,9 +1,14 @@
-"""What every corpus reader yields: one stretch of one recording, its transcript and translations."""
+"""What every corpus reader yields: stretches of recordings with transcript and translations, and what it left out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from localgp.errors import ConfigError, CorpusError
+
+ON_ERROR = ("raise", "skip")
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,46 @@ class Dropped:
     language: str
     reason: str  # one of a small set of kinds, counted in the report: "missing audio", "empty text", ...
     detail: str  # the sentence for a person, with file, line and value
+
+
+@dataclass
+class Reading:
+    """What came of reading a corpus, and the one place that decides between raising and skipping.
+
+    Attributes:
+        on_error: ``raise``: damage ends the reading; ``skip``: it is listed in ``dropped``.
+        segments: The good segments, in the corpus's order.
+        dropped: Those left out.
+        notes: Counts of what was changed or left out without losing a segment.
+    """
+
+    on_error: str = "raise"
+    segments: list[Segment] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise ConfigError(f"corpus.on_error={self.on_error!r}: valid are {' and '.join(ON_ERROR)}")
+
+    def damaged(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        utt_id: str,
+        split: str,
+        language: str,
+        error: type[CorpusError] = CorpusError,
+    ) -> None:
+        """A segment that is wrong: raises, or lists it, as ``on_error`` says."""
+        if self.on_error == "raise":
+            raise error(
+                f"{detail}\n  Correct or replace it, or set corpus.on_error=skip to leave such segments out "
+                "(they are then listed in dropped.jsonl)."
+            )
+        self.left_out(reason, detail, utt_id=utt_id, split=split, language=language)
+
+    def left_out(self, reason: str, detail: str, *, utt_id: str, split: str, language: str) -> None:
+        """A segment that is sound and not wanted (too long, no text): listed, never an error."""
+        self.dropped.append(Dropped(utt_id, split, language, reason, detail))

@@ -118,7 +118,9 @@ class TokenTree:
         visible = self._visible_NC if index_N is None else self._visible_NC.index_select(0, index_N)
         # Half the lowest value: finite after the scores are added, so that empty slots yield no NaN.
         hidden = torch.finfo(dtype).min / 2
-        bias_NC = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, hidden)
+        bias_NC = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+            ~visible, hidden
+        )
         return rows.to_grid(bias_NC).unsqueeze(1)
 
     def _make_room(self, rows: Rows, wanted: int) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.decoding.cache import KeyValues, TokenTree
+from localgp.decoding.linear import PackedLinear
 from localgp.decoding.rows import Rows
 from localgp.errors import BackboneError
 
@@ -52,19 +53,20 @@ class GateState:
 
 
 class _Layer:
-    """Weights of one decoder layer, the projections of self-attention fused."""
+    """Weights of one decoder layer: projections of the same input fused, laid out for few rows."""
 
     def __init__(self, layer: nn.Module) -> None:
-        own, source = layer.self_attn, layer.src_attn
+        own, source, ffn = layer.self_attn, layer.src_attn, layer.feed_forward
         self.heads, self.head_size = own.h, own.d_k
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
-        projections = (own.linear_q, own.linear_k, own.linear_v)
-        self.qkv_weight = torch.cat([p.weight for p in projections])
-        self.qkv_bias = torch.cat([p.bias for p in projections])
-        self.own_out, self.source_out = own.linear_out, source.linear_out
-        self.source_q, self.source_k, self.source_v = source.linear_q, source.linear_k, source.linear_v
+        self.own_qkv = _fuse(own.linear_q, own.linear_k, own.linear_v)
+        self.own_out = _fuse(own.linear_out)
+        self.source_q, self.source_kv = _fuse(source.linear_q), _fuse(source.linear_k, source.linear_v)
+        self.source_out = _fuse(source.linear_out)
         self.own_norms, self.source_norms = (own.q_norm, own.k_norm), (source.q_norm, source.k_norm)
-        self.ffn = layer.feed_forward
+        relu = isinstance(ffn.activation, nn.ReLU)
+        self.ffn_in, self.ffn_out = _fuse(ffn.w_1, relu=relu), _fuse(ffn.w_2)
+        self.activation = nn.Identity() if relu else ffn.activation
 
     def heads_of(self, x_D: Tensor) -> Tensor:
         """(..., D) to (..., H, K)."""
@@ -72,9 +74,16 @@ class _Layer:
 
     def project_source(self, memory_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, T, K) of the encoder's output."""
-        key = self.source_norms[1](self.heads_of(self.source_k(memory_BTD)).transpose(1, 2))
-        value = self.heads_of(self.source_v(memory_BTD)).transpose(1, 2)
-        return key.contiguous(), value.contiguous()
+        key, value = (self.heads_of(x).transpose(1, 2) for x in self.source_kv(memory_BTD).chunk(2, dim=-1))
+        return self.source_norms[1](key).contiguous(), value.contiguous()
+
+    def feed_forward(self, x_ND: Tensor) -> Tensor:
+        return self.ffn_out(self.activation(self.ffn_in(x_ND)))
+
+
+def _fuse(*linears: nn.Module, relu: bool = False) -> PackedLinear:
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    return PackedLinear(weight, torch.cat([linear.bias.detach() for linear in linears]), relu=relu)
 
 
 class CachedDecoder:
@@ -89,20 +98,14 @@ class CachedDecoder:
 
     def __init__(self, decoder: nn.Module, gates: DecoderGates | None = None) -> None:
         _check_supported(decoder)
-        with torch.no_grad():
-            self.layers = [_Layer(layer) for layer in decoder.decoders]
+        self.layers = [_Layer(layer) for layer in decoder.decoders]
         self.embedding, self._encoding = decoder.embed[0], decoder.embed[1]
         self._positions_PD = self._encoding.pe[0].to(self.embedding.weight.device, torch.float32)
-        self.after_norm, self.output_layer = decoder.after_norm, decoder.output_layer
+        self.after_norm = decoder.after_norm
+        self.output_layer = PackedLinear(decoder.output_layer.weight, decoder.output_layer.bias)
+        self.dtype = decoder.output_layer.weight.dtype
+        self.vocabulary = decoder.output_layer.out_features
         self.gates = gates
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.output_layer.weight.dtype
-
-    @property
-    def vocabulary(self) -> int:
-        return self.output_layer.out_features
 
     def embed(self, tokens_N: Tensor, position_N: Tensor, longest: int) -> Tensor:
         """Embeddings scaled and with positions below ``longest``, in fp32 (as is the residual stream)."""
@@ -180,7 +183,8 @@ class DecoderState:
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         device = self._original_U.device
-        move_to, move_from = torch.tensor(gaps, device=device), torch.tensor(movers, device=device)
+        move_to = torch.tensor(gaps, device=device, dtype=torch.long)
+        move_from = torch.tensor(movers, device=device, dtype=torch.long)
         if gaps:
             for key, value in self._source:
                 key[move_to], value[move_to] = key[move_from], value[move_from]
@@ -194,21 +198,21 @@ class DecoderState:
         self._utterances = count
         return order
 
-    def step(self, tokens_N: Tensor, parents_N: Tensor, utterance_N: Tensor) -> Tensor:
+    def step(self, tokens_N: Tensor, parents_N: Tensor, rows: Rows) -> Tensor:
         """Appends a token to each hypothesis.
 
         Args:
             tokens_N: The tokens.
             parents_N: The row of the step before that each row continues.
-            utterance_N: Utterance of each row, ascending, as numbered after `keep_utterances`.
+            rows: The utterance of each row, as numbered after `keep_utterances`.
 
         Returns:
             Hidden vectors (N, D).
         """
-        self._follow(parents_N, utterance_N)
+        self._follow(parents_N, rows.utterance_N)
         self._gates.position_N = self._gates.position_N + 1
         self._longest += 1
-        return self._run(tokens_N, Rows(utterance_N, self._utterances), causal=False)
+        return self._run(tokens_N, rows, causal=False)
 
     def _follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
         for tree in self._trees:
@@ -247,8 +251,7 @@ class DecoderState:
         self, layer: _Layer, cache: KeyValues, x_ND: Tensor, own: _Open, columns_N: Tensor, bias: Tensor
     ) -> Tensor:
         normed = _norm(layer.norm1, own.take(x_ND), self._decoder.dtype)
-        qkv = F.linear(normed, layer.qkv_weight, layer.qkv_bias)
-        query, key, value = (layer.heads_of(part) for part in qkv.chunk(3, dim=-1))
+        query, key, value = (layer.heads_of(part) for part in layer.own_qkv(normed).chunk(3, dim=-1))
         query, key = layer.own_norms[0](query), layer.own_norms[1](key)
         cache.write(own.rows.utterance_N, columns_N, key, value)
         keys, values = cache.read(bias.shape[-1])
@@ -263,7 +266,7 @@ class DecoderState:
         return open_.add(x_ND, layer.source_out(attended))
 
     def _feed_forward(self, layer: _Layer, x_ND: Tensor, open_: _Open) -> Tensor:
-        return open_.add(x_ND, layer.ffn(_norm(layer.norm3, open_.take(x_ND), self._decoder.dtype)))
+        return open_.add(x_ND, layer.feed_forward(_norm(layer.norm3, open_.take(x_ND), self._decoder.dtype)))
 
 
 class _Open:
@@ -313,9 +316,10 @@ def _check_supported(decoder: nn.Module) -> None:
     if not decoder.normalize_before or first.concat_after:
         problems.append("layers are not pre-norm without concat_after")
     if type(first.self_attn) is not MultiHeadedAttention:
-        problems.append(f"self-attention is {type(first.self_attn).__name__}, supported: MultiHeadedAttention")
+        problems.append(
+            f"self-attention is {type(first.self_attn).__name__}, supported: MultiHeadedAttention"
+        )
     if decoder.output_layer is None:
         problems.append("there is no output layer")
     if problems:
         raise BackboneError("this decoder cannot be cached: " + "; ".join(problems) + ". Use an OWSM model.")
-

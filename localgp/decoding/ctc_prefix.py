@@ -45,7 +45,9 @@ class CTCPrefixScorer:
         eos: Ends a hypothesis: its score is that of all frames spelling the hypothesis so far.
     """
 
-    def __init__(self, ctc: nn.Module, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int) -> None:
+    def __init__(
+        self, ctc: nn.Module, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int
+    ) -> None:
         self._weight_VD, self._bias_V = ctc.ctc_lo.weight, ctc.ctc_lo.bias
         self._blank, self._eos = blank, eos
         self._memory_UTD = memory_BTD.to(self._weight_VD.dtype)
@@ -111,7 +113,12 @@ class CTCPrefixScorer:
         return psi_NK.clamp(min=LOG_ZERO)
 
     def advance(
-        self, parents_M: Tensor, choice_M: Tensor, last_N: Tensor, length_N: Tensor, rows: Rows, new_rows: Rows
+        self,
+        parents_M: Tensor,
+        choice_M: Tensor,
+        last_N: Tensor,
+        length_N: Tensor,
+        new_rows: Rows,
     ) -> None:
         """Makes the hypotheses that survive the beam the rows.
 
@@ -120,7 +127,6 @@ class CTCPrefixScorer:
             choice_M: Which of that row's candidates in `score` it took.
             last_N: Last token of the rows before.
             length_N: Tokens of the rows before, the primer included.
-            rows: The rows before.
             new_rows: The rows from now on, by the same numbers of utterances.
         """
         assert self._candidates is not None
@@ -128,7 +134,9 @@ class CTCPrefixScorer:
         label_M = labels_NK[parents_M, choice_M]
         logp_MT = self._label_logp(label_M.unsqueeze(1), new_rows).squeeze(1).double()
         repeats_M1 = (label_M == last_N.index_select(0, parents_M)).unsqueeze(1)
-        phi_MT = torch.where(repeats_M1, self._rb_NT.index_select(0, parents_M), sum_NT.index_select(0, parents_M))
+        phi_MT = torch.where(
+            repeats_M1, self._rb_NT.index_select(0, parents_M), sum_NT.index_select(0, parents_M)
+        )
         length_M1 = length_N.index_select(0, parents_M).unsqueeze(1)
         time_T = torch.arange(phi_MT.shape[1], device=phi_MT.device)
         before_MT = time_T < (length_M1 - 1).clamp(min=1)
@@ -145,10 +153,7 @@ class CTCPrefixScorer:
     def keep_utterances(self, order: list[int]) -> None:
         """Utterance u is what was ``order[u]``; those not named leave. Rows are given anew by `advance`."""
         index = torch.tensor(order, device=self._lengths_U.device)
-        for u, old in enumerate(order):
-            if u != old:
-                self._memory_UTD[u] = self._memory_UTD[old]
-        self._memory_UTD = self._memory_UTD[: len(order)]
+        self._memory_UTD = self._memory_UTD.index_select(0, index)
         self._lengths_U = self._lengths_U.index_select(0, index)
         self._beyond_UT = self._beyond_UT.index_select(0, index)
         self._normalizer_UT = self._normalizer_UT.index_select(0, index)

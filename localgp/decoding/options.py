@@ -48,7 +48,9 @@ class DecodeOptions:
                 f"maxlenratio is {self.maxlenratio}, valid: 0 (end detection), a positive ratio, or -n for n tokens"
             )
         if self.predict_time and self.ctc_weight > 0.0:
-            problems.append("predict_time with ctc_weight > 0: CTC knows no time symbols; set ctc_weight to 0")
+            problems.append(
+                "predict_time with ctc_weight > 0: CTC knows no time symbols; set ctc_weight to 0"
+            )
         if problems:
             raise ConfigError("decode options cannot be used: " + "; ".join(problems))
 

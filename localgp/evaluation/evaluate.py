@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.decoding.options import DecodeOptions
     from localgp.evaluation.decode import decode_rows
     from localgp.evaluation.gates_file import write_gates
-    from localgp.evaluation.score import score_tasks
+    from localgp.evaluation.score import references_of, score_tasks
     from localgp.precision import resolve_device, resolve_precision
     from localgp.training.data import list_tasks
     from localgp.training.fit import limit_per_language
@@ -75,7 +75,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     decoded = decode_rows(model, backbone, rows, tasks, options, batch=cfg.decode.batch, dtype=dtype)
     seconds = {**decoded.seconds, "total": time.perf_counter() - began}
 
-    references = _references(rows)
+    references = references_of(rows)
     pairs = {}
     for task, texts in decoded.text.items():
         ids = sorted(texts)
@@ -115,16 +115,6 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return metrics, {"run": run, "model": model, "decoded": decoded}
 
 
-def _references(rows: Any) -> dict[str, dict[str, str]]:
-    references: dict[str, dict[str, str]] = {}
-    for row in rows.select_columns(["utt_id", "language", "transcript", "targets", "translations"]):
-        source = row["language"]
-        references.setdefault(source, {})[row["utt_id"]] = row["transcript"]
-        for target, text in zip(row["targets"], row["translations"], strict=True):
-            references.setdefault(f"{source}-{target}", {})[row["utt_id"]] = text
-    return references
-
-
 def kept_ratios(gates: Any) -> dict[str, Any]:
     """``kept`` and ``kept_real`` per module kind (share of all frames, and of those with signal), the same by
     layer, and the sparsity reached over all gated modules."""
@@ -155,7 +145,7 @@ def measured_gflops(
     feature_frames = feature_frames_of(train_config, padded_seconds)
     cost = EncoderCost.of(model.espnet.encoder, feature_frames)
     dense = cost.encoder(feature_frames)
-    gate_cost = _gate_flops(model.policy, cost)
+    gate_cost = cost.gates(model.policy)
     pruned = dense
     if gates is not None:
         kept_ULM = gates.open.sum(-1).astype(np.float64)
@@ -178,11 +168,3 @@ def measured_gflops(
         "total": round(encoder / 1e9, 6),
         "convention": f"{CONVENTION}, {padded_seconds:g} s",
     }
-
-
-def _gate_flops(policy: Any, cost: Any) -> float:
-    from localgp.gates import LocalGates
-
-    if isinstance(policy, LocalGates):
-        return cost.local_gates(len(policy.modules_gated), len(policy.needs))
-    return 0.0

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from localgp.gates import GlobalGates, LocalGates
 from localgp.pruning.encoder import encode
 
 CONVENTION = "fvcore, 1 MAC = 1 FLOP"
@@ -42,7 +43,7 @@ class EncoderCost:
     layers: int
 
     @classmethod
-    def of(cls, encoder: nn.Module, feature_frames: int, bins: int = 80) -> EncoderCost:
+    def of(cls, encoder: Any, feature_frames: int, bins: int = 80) -> EncoderCost:
         """Reads the dimensions off an ESPnet encoder."""
         layer = encoder.encoders[0]
         return cls(
@@ -111,6 +112,16 @@ class EncoderCost:
         per_frame += (contexts + self.layers - 1) * self.size**2
         return self.frames * per_frame
 
+    def gates(self, policy: Any) -> float:
+        """What deciding costs: LocalGP at every frame, GlobalGP once, the controls nothing."""
+        if isinstance(policy, LocalGates):
+            return self.local_gates(len(policy.modules_gated), len(policy.needs))
+        if isinstance(policy, GlobalGates):
+            return float(
+                self.size**2 + self.size * 2 * self.layers * len(policy.modules_gated) + _norm(self.size)
+            )
+        return 0.0
+
 
 def feature_frames_of(train_config: dict[str, Any], seconds: float) -> int:
     """Log-mel frames of an input padded to ``seconds``, from ESPnet's front-end configuration. The STFT is
@@ -124,7 +135,7 @@ def feature_frames_of(train_config: dict[str, Any], seconds: float) -> int:
 class _Encoder(nn.Module):
     """What fvcore traces: features to encoder output, gathered."""
 
-    def __init__(self, encoder: nn.Module, policy: Any) -> None:
+    def __init__(self, encoder: Any, policy: Any) -> None:
         super().__init__()
         self.encoder, self.policy = encoder, policy
 
@@ -134,7 +145,7 @@ class _Encoder(nn.Module):
 
 
 @torch.no_grad()
-def count_with_fvcore(encoder: nn.Module, feature_frames: int, policy: Any = None, bins: int = 80) -> float:
+def count_with_fvcore(encoder: Any, feature_frames: int, policy: Any = None, bins: int = 80) -> float:
     """FLOPs of one utterance through the real modules, by ``fvcore.nn.FlopCountAnalysis``."""
     from fvcore.nn import FlopCountAnalysis
 

@@ -83,3 +83,14 @@ def score_tasks(pairs: dict[str, tuple[list[str], list[str]]], normalizer: str) 
         "bleu": {k: round(v, 3) for k, v in bleus.items()},
         "signature": {"bleu": signature, "wer": f"jiwer, words, percent, normalizer: {normalizer}"},
     }
+
+
+def references_of(rows: Any) -> dict[str, dict[str, str]]:
+    """Task name to utterance id to reference, from prepared rows."""
+    references: dict[str, dict[str, str]] = {}
+    for row in rows.select_columns(["utt_id", "language", "transcript", "targets", "translations"]):
+        source = row["language"]
+        references.setdefault(source, {})[row["utt_id"]] = row["transcript"]
+        for target, text in zip(row["targets"], row["translations"], strict=True):
+            references.setdefault(f"{source}-{target}", {})[row["utt_id"]] = text
+    return references

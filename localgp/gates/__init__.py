@@ -5,6 +5,7 @@ A gate policy is a module with ``begin(contexts) -> state`` and ``gate(layer, x_
 """
 
 from localgp.gates.control import EnergyGates, OpenGates, RandomGates
+from localgp.gates.global_ import GlobalGates
 from localgp.gates.gumbel import Gate, gumbel_gate
 from localgp.gates.local import LocalGatePredictor, LocalGates
 from localgp.gates.loss import kept_ratio, sparsity_loss
@@ -12,6 +13,7 @@ from localgp.gates.loss import kept_ratio, sparsity_loss
 __all__ = [
     "EnergyGates",
     "Gate",
+    "GlobalGates",
     "LocalGatePredictor",
     "LocalGates",
     "OpenGates",

@@ -7,6 +7,7 @@ far (the paper's D^C).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ class LocalGatePredictor(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({name: nn.Linear(size, 2) for name in modules})
         self.value = nn.Linear(size, size) if feeds_next else None
+        head: Any
         for head in self.heads.values():
             # Small weights: at the start the bias decides, yet frames differ enough to be told apart.
             nn.init.normal_(head.weight, std=0.1 * size**-0.5)

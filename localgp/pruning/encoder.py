@@ -36,7 +36,7 @@ class EncoderOutput(NamedTuple):
     gates: list[dict[str, Gate]]
 
 
-def subsample(encoder: nn.Module, feats_BSF: Tensor, mask_B1S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def subsample(encoder: Any, feats_BSF: Tensor, mask_B1S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """ESPnet's Conv2dSubsampling, with its output before the positions beside the one after.
 
     Returns:
@@ -50,7 +50,7 @@ def subsample(encoder: nn.Module, feats_BSF: Tensor, mask_B1S: Tensor) -> tuple[
     return positions(front_BTD), front_BTD, mask_B1S[:, :, :-2:2][:, :, :-2:2]
 
 
-def check_supported(encoder: nn.Module) -> None:
+def check_supported(encoder: Any) -> None:
     """Raises:
     BackboneError: If the encoder is not of the kind that can be gated.
     """
@@ -110,7 +110,7 @@ class _Runner:
 
 
 def run_layer(
-    layer: nn.Module, x_BTD: Tensor, mask_B1T: Tensor, gates: dict[str, Gate], runner: _Runner
+    layer: Any, x_BTD: Tensor, mask_B1T: Tensor, gates: dict[str, Gate], runner: _Runner
 ) -> Tensor:
     """One E-Branchformer layer (ESPnet's EBranchformerEncoderLayer) with its gates.
 
@@ -142,7 +142,7 @@ def run_layer(
 
 
 def encode(
-    encoder: nn.Module,
+    encoder: Any,
     feats_BSF: Tensor,
     lengths_B: Tensor,
     policy: Any = None,

@@ -162,6 +162,7 @@ class BestWeights(Callback):
         return sorted(files, key=lambda f: (float(f.stem.split("-loss")[1]), f.stem))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         loss = float(trainer.callback_metrics["valid/loss"])

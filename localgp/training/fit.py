@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
@@ -21,6 +21,7 @@ from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint
 from localgp.training.data import Collate, StepBatches, TrainingExamples
+from localgp.training.dev_scores import DevScores
 from localgp.training.module import TrainingModule
 
 
@@ -65,6 +66,16 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
     device = resolve_device(cfg.device)
     dtype = resolve_precision(training.precision, device)
+    callbacks: list[Callback] = [
+        TQDMProgressBar(refresh_rate=10),
+        DenseLog(run.path / "metrics.jsonl", training.log_every),
+        BestWeights(run.checkpoints, training.average),
+        ResumeCheckpoint(run.checkpoints, training.checkpoint_every),
+    ]
+    if training.val_decode:
+        callbacks.append(
+            DevScores(limit_per_language(rows["dev"], training.val_decode), backbone, cfg.evaluate.normalizer)
+        )
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -77,12 +88,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=training.grad_clip,
         logger=build_logger(training.logger, run.path),
-        callbacks=[
-            TQDMProgressBar(refresh_rate=10),
-            DenseLog(run.path / "metrics.jsonl", training.log_every),
-            BestWeights(run.checkpoints, training.average),
-            ResumeCheckpoint(run.checkpoints, training.checkpoint_every),
-        ],
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -177,7 +183,7 @@ def banner(
     cfg: DictConfig,
     run: Run,
     backbone: Any,
-    model: torch.nn.Module,
+    model: Any,
     device: torch.device,
     dtype: torch.dtype,
     max_steps: int,

@@ -72,7 +72,7 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         encoded = self._encode(batch, "gathered")
         losses = self.model.losses(encoded, batch)
-        terms = {"valid/loss": losses.total, "valid/accuracy": losses.accuracy}
+        terms: dict[str, Any] = {"valid/loss": losses.total, "valid/accuracy": losses.accuracy}
         terms |= {f"valid/{name}": value for name, value in self._kept(encoded, batch).items()}
         self.log_dict(terms, batch_size=len(batch["utt_ids"]), sync_dist=True)
 

@@ -1,0 +1,173 @@
+"""Where a backbone's files are: a directory, the embedded one, or a Hugging Face repository.
+
+ESPnet's published models are not flat. ``meta.yaml`` names the configuration and the checkpoint, and the
+configuration names the BPE model and the feature statistics relative to the root of the repository.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from localgp.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parent / "mini"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+_PATTERNS = ["*.yaml", "*.pth", "*.model", "*.npz", "*.txt"]  # of a hub repository; training plots are left
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one ESPnet S2T model.
+
+    Attributes:
+        root: What relative paths inside the configuration start from.
+        config: ESPnet's training configuration.
+        weights: The checkpoint; None where only the shape is wanted.
+        source: Where they came from, for people.
+    """
+
+    root: Path
+    config: Path
+    weights: Path | None
+    source: str
+
+
+def locate(path: str, *, need_weights: bool = True) -> ModelFiles:
+    """Finds the files of a model.
+
+    Args:
+        path: ``embedded``, a directory, or a Hugging Face repository id.
+        need_weights: Whether a checkpoint has to be there.
+
+    Raises:
+        BackboneError: Nothing there, or a file of it is missing or ambiguous.
+    """
+    if path == "embedded":
+        return _files_of(EMBEDDED, "the package (embedded)", need_weights)
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        return _files_of(directory, str(directory), need_weights)
+    if directory.is_file():
+        raise BackboneError(f"backbone.path={path} is a file; give the directory that holds config.yaml")
+    if _HUB_ID.match(path):
+        return _files_of(_download(path), path, need_weights)
+    raise BackboneError(
+        f"backbone.path={path}: no such directory, and not a Hugging Face repository id (owner/name); valid are "
+        "'embedded', a directory with config.yaml and *.pth, or an id such as espnet/owsm_v3.1_ebf_base"
+    )
+
+
+def _download(repo_id: str) -> Path:
+    """The local copy of a hub repository, fetched if it is not there yet."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_PATTERNS))
+    except Exception as error:  # the hub client raises its own, requests' and OS errors alike
+        raise BackboneError(
+            f"cannot fetch {repo_id} from the Hugging Face hub, and no complete copy is in its cache "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}).\n"
+            f"  With a network:    hf download {repo_id} --local-dir models/{repo_id.split('/')[1]}\n"
+            f"  then here:         backbone.path=models/{repo_id.split('/')[1]}\n"
+            "  The right shape without any download: backbone.weights=random"
+        ) from error
+
+
+def _files_of(directory: Path, source: str, need_weights: bool) -> ModelFiles:
+    meta = directory / "meta.yaml"
+    named = _read_meta(meta) if meta.is_file() else {}
+    config = directory / named.get("s2t_train_config", "config.yaml")
+    if not config.is_file():
+        nested = sorted(directory.glob("exp/*/config.yaml"))
+        nested = [p for p in nested if list(p.parent.glob("*.pth"))] or nested
+        if len(nested) > 1:
+            raise BackboneError(
+                f"{directory} holds several models: {', '.join(str(p.parent) for p in nested)}; "
+                "give one of them as backbone.path"
+            )
+        if nested:
+            config = nested[0]
+    weights = directory / named["s2t_model_file"] if "s2t_model_file" in named else None
+    if weights is None or not weights.is_file():
+        weights = _choose_checkpoint(config.parent)
+    missing = [] if config.is_file() else ["config.yaml (ESPnet's training configuration)"]
+    if need_weights and weights is None:
+        missing.append("*.pth (the checkpoint)")
+    if missing:
+        there = ", ".join(sorted(p.name for p in directory.iterdir())[:12]) or "nothing"
+        raise BackboneError(
+            f"{directory} is not a complete ESPnet S2T model: missing {' and '.join(missing)}. It holds: {there}. "
+            "Copy the whole model repository, with its data/ and exp/ folders."
+        )
+    return ModelFiles(directory, config, weights, source)
+
+
+def _read_meta(path: Path) -> dict[str, str]:
+    """File names by role from ESPnet's meta.yaml."""
+    try:
+        meta = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return {**(meta.get("yaml_files") or {}), **(meta.get("files") or {})}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise BackboneError(f"{path}: cannot be read ({error}); delete it or copy it again") from error
+
+
+def _choose_checkpoint(directory: Path) -> Path | None:
+    """The one checkpoint, or the averaged one where a training directory has many."""
+    found = sorted(directory.glob("*.pth"))
+    if len(found) <= 1:
+        return found[0] if found else None
+    averaged = [p for p in found if p.name.startswith("valid.") and ".ave" in p.name]
+    if len(averaged) == 1:
+        return averaged[0]
+    raise BackboneError(
+        f"{directory} holds {len(found)} checkpoints and not one averaged: {', '.join(p.name for p in found)}; "
+        "keep the one to use, or name it in meta.yaml as files: {s2t_model_file: NAME}"
+    )
+
+
+def read_config(files: ModelFiles) -> dict[str, Any]:
+    """ESPnet's configuration, with the paths inside it resolved."""
+    try:
+        config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{files.config}: not a readable YAML file ({error}); copy it again") from error
+    if not isinstance(config, dict) or "token_list" not in config or "encoder" not in config:
+        raise BackboneError(
+            f"{files.config}: not the configuration of an ESPnet S2T model (no token_list or no encoder)"
+        )
+    config = dict(config)
+    config["bpemodel"] = str(_resolve(files, config.get("bpemodel"), "bpemodel", "the BPE model"))
+    if isinstance(config["token_list"], str):
+        listed = _resolve(files, config["token_list"], "token_list", "the token list")
+        config["token_list"] = listed.read_text(encoding="utf-8").split("\n")
+        if config["token_list"][-1] == "":
+            config["token_list"].pop()
+    if config.get("normalize") == "global_mvn":
+        stats = (config.get("normalize_conf") or {}).get("stats_file")
+        resolved = _resolve(files, stats, "normalize_conf.stats_file", "the feature statistics")
+        config["normalize_conf"] = {**config["normalize_conf"], "stats_file": str(resolved)}
+    return config
+
+
+def _resolve(files: ModelFiles, named: str | None, key: str, what: str) -> Path:
+    """A path named in the configuration: relative to the root, to the configuration or to a folder above it
+    (a user may give ``exp/<name>``), or just beside the configuration."""
+    if not named:
+        raise BackboneError(f"{files.config}: {key} is not set; it has to name {what}")
+    starts = [files.root, *files.config.resolve().parents[:4]]
+    tried = [Path(named), *(start / named for start in starts), files.config.parent / Path(named).name]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise BackboneError(
+        f"{files.config} names {what} {named!r} ({key}), and it is not there; copy it to {files.root / named} "
+        f"or to {files.config.parent / Path(named).name}"
+    )

@@ -1,0 +1,202 @@
+"""OWSM's vocabulary: special symbols, BPE pieces, prompts.
+
+The order of a token list is the one that ESPnet's S2T recipes give it: ``<blank> <unk>``, then what the BPE
+model holds after its three control symbols (OWSM's special symbols first, text pieces after them), then
+``<sos> <eos> <sop>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from localgp.corpora.languages import ISO_639_3
+from localgp.errors import BackboneError, ConfigError
+
+TIME_RESOLUTION = 0.02  # seconds between timestamp symbols
+HEAD, TAIL = ("<blank>", "<unk>"), ("<sos>", "<eos>", "<sop>")
+NO_TIMESTAMPS = "<notimestamps>"
+
+
+def time_symbol(seconds: float) -> str:
+    """The timestamp symbol nearest to ``seconds``.
+
+    Example:
+        >>> time_symbol(3.207)
+        '<3.20>'
+    """
+    return f"<{round(seconds / TIME_RESOLUTION) * TIME_RESOLUTION:.2f}>"
+
+
+def special_symbols(languages: Sequence[str], padded_seconds: float) -> list[str]:
+    """The special symbols of an OWSM BPE model, in its order.
+
+    Args:
+        languages: ISO 639-3 codes; each is a source language and a translation target.
+        padded_seconds: The last timestamp.
+    """
+    times = (time_symbol(i * TIME_RESOLUTION) for i in range(round(padded_seconds / TIME_RESOLUTION) + 1))
+    return [
+        "<na>",
+        "<nospeech>",
+        *(f"<{code}>" for code in languages),
+        "<asr>",
+        *(f"<st_{code}>" for code in languages),
+        NO_TIMESTAMPS,
+        *times,
+    ]
+
+
+def train_bpe(texts: Iterable[str], path: Path, symbols: Sequence[str], pieces: int) -> None:
+    """Trains a BPE model with ``symbols`` kept whole and ``pieces`` text pieces.
+
+    Args:
+        texts: Sentences.
+        path: The model file to write.
+    """
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=3 + len(symbols) + pieces,  # <unk> <s> </s>
+        user_defined_symbols=list(symbols),
+        character_coverage=1.0,
+        num_threads=1,  # the same model on every machine
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+
+
+def read_bpe(path: Path) -> Any:
+    """The SentencePiece processor of a model file."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.Load(str(path))
+    except (RuntimeError, OSError) as error:
+        raise BackboneError(
+            f"{path}: not a SentencePiece model ({error}); copy bpe.model from the model's repository again"
+        ) from error
+    return processor
+
+
+def bpe_pieces(path: Path) -> list[str]:
+    """Special symbols and text pieces of a BPE model, without its three control symbols."""
+    processor = read_bpe(path)
+    return [processor.IdToPiece(i) for i in range(3, processor.GetPieceSize())]
+
+
+def full_token_list(pieces: Sequence[str]) -> list[str]:
+    return [*HEAD, *pieces, *TAIL]
+
+
+def is_special(token: str) -> bool:
+    """Whether a token is a symbol and not text, by ESPnet's convention."""
+    return len(token) > 2 and token[0] == "<" and token[-1] == ">"
+
+
+class OwsmTokenizer:
+    """Text to ids and back, and OWSM's prompts.
+
+    Args:
+        token_list: The model's tokens in the order of their ids.
+        bpe_model: The SentencePiece model file.
+
+    Raises:
+        BackboneError: A symbol that every OWSM model has is not in the token list.
+
+    Example:
+        >>> from localgp.backbone.directory import EMBEDDED
+        >>> tokenizer = OwsmTokenizer.embedded()
+        >>> [tokenizer.token_list[i] for i in tokenizer.prompt("de", "fr")]
+        ['<deu>', '<st_fra>', '<notimestamps>']
+        >>> tokenizer.decode(tokenizer.prompt("de", "de") + tokenizer.encode("guten tag."))
+        'guten tag.'
+    """
+
+    def __init__(self, token_list: Sequence[str], bpe_model: Path) -> None:
+        self.token_list = list(token_list)
+        self.bpe_model = Path(bpe_model)
+        self._bpe = read_bpe(self.bpe_model)
+        self._ids = {token: index for index, token in enumerate(self.token_list)}
+        times = [t for t in self.token_list if is_special(t) and t[1:-1].replace(".", "", 1).isdigit()]
+        needed = (*HEAD, *TAIL, "<na>", "<nospeech>", "<asr>", NO_TIMESTAMPS)
+        missing = [symbol for symbol in needed if symbol not in self._ids]
+        if missing or not times:
+            raise BackboneError(
+                f"the token list ({len(self.token_list)} tokens) is not an OWSM model's: it lacks "
+                f"{', '.join(missing) or 'timestamps'}; use an ESPnet S2T model trained in OWSM's format"
+            )
+        self.blank, self.unk = self._ids["<blank>"], self._ids["<unk>"]
+        self.sos, self.eos, self.sop = (self._ids[symbol] for symbol in TAIL)
+        self.na, self.notimestamps = self._ids["<na>"], self._ids[NO_TIMESTAMPS]
+        self.first_time, self.last_time = self._ids[times[0]], self._ids[times[-1]]
+        between = slice(self._ids["<nospeech>"] + 1, self._ids["<asr>"])
+        self.languages = [token[1:-1] for token in self.token_list[between]]  # ISO 639-3
+
+    @classmethod
+    def embedded(cls) -> OwsmTokenizer:
+        """The tokenizer of the mini backbone."""
+        from localgp.backbone.directory import EMBEDDED
+
+        path = EMBEDDED / "bpe.model"
+        return cls(full_token_list(bpe_pieces(path)), path)
+
+    def __len__(self) -> int:
+        return len(self.token_list)
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids. Unknown pieces become ``<unk>``."""
+        return [self._ids.get(piece, self.unk) for piece in self._bpe.EncodeAsPieces(text)]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Ids to text.
+
+        Args:
+            skip_special: Leave out every symbol (prompt, timestamps, ``<unk>``); else they stand in the text.
+        """
+        tokens = [self.token_list[i] for i in ids]
+        if skip_special:
+            tokens = [token for token in tokens if not is_special(token)]
+        return self._bpe.DecodePieces(tokens).strip()
+
+    def timestamp(self, seconds: float) -> int:
+        """The id of the timestamp nearest to ``seconds``; the last one for what lies behind it."""
+        return min(self.first_time + round(seconds / TIME_RESOLUTION), self.last_time)
+
+    def prompt(self, language: str, target: str, *, timestamps: bool = False) -> list[int]:
+        """What the decoder is given after ``<sos>``.
+
+        Args:
+            language: What is spoken, ``de`` or ``deu``.
+            target: What is written; the language itself for ASR.
+            timestamps: Leave out ``<notimestamps>``, so that the model begins with a timestamp.
+
+        Raises:
+            ConfigError: A language that this model does not have.
+        """
+        source, written = self._code(language), self._code(target)
+        task = "<asr>" if written == source else f"<st_{written}>"
+        if task not in self._ids:
+            targets = [t[4:-1] for t in self.token_list if t.startswith("<st_")]
+            raise ConfigError(
+                f"this model does not translate into {target!r}: valid targets are {', '.join(targets)}"
+            )
+        ids = [self._ids[f"<{source}>"], self._ids[task]]
+        return ids if timestamps else [*ids, self.notimestamps]
+
+    def _code(self, language: str) -> str:
+        code = ISO_639_3.get(language, language)
+        if code not in self.languages:
+            raise ConfigError(
+                f"unknown language {language!r}: this model has {', '.join(self.languages)} (two-letter codes work too)"
+            )
+        return code
+

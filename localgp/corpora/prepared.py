@@ -1,0 +1,276 @@
+"""Corpora as validated, cached datasets: read, decode, cut, resample once; then memory-mapped rows.
+
+    <data_dir>/prepared/<corpus.name>-<hash>/<split>/    a Hugging Face dataset (`datasets.load_from_disk`)
+                                             report.json, dropped.jsonl
+
+The hash covers all that the content depends on, so a changed option or file makes another folder and a stale
+one is never read. While it is being made, the parts that are done lie in ``<corpus.name>-<hash>.partial``;
+stopped at any point, the next run goes on from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from localgp.corpora.parallel import run_jobs
+from localgp.corpora.report import build_report, format_report
+from localgp.corpora.segment import Dropped, Reading
+from localgp.corpora.shards import PART_REPORT, Job, features, split_jobs
+from localgp.errors import AudioError, ConfigError, CorpusError
+
+FORMAT = 1  # of the prepared data: raise it when anything here changes what comes out
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A prepared corpus on disk."""
+
+    path: Path
+    report: dict[str, Any]
+    fresh: bool  # made by this call
+
+    def load(self) -> dict[str, Any]:
+        """Its splits by name, as memory-mapped `datasets.Dataset`s.
+
+        A row's ``samples`` is a NumPy int16 array (divide by 32768), taken from the file without a Python
+        object per sample; the other columns are plain Python values.
+        """
+        from datasets import load_from_disk
+
+        return {
+            split: load_from_disk(str(self.path / split)).with_format(
+                "numpy", columns=["samples"], output_all_columns=True, dtype="int16"
+            )
+            for split in SPLITS
+            if (self.path / split).is_dir()
+        }
+
+
+def load_prepared(cfg: DictConfig) -> dict[str, Any]:
+    """The splits of the configured corpus; prepared first when they are not yet."""
+    prepared = prepare(cfg)
+    if prepared.fresh:
+        print(format_report(prepared.report), flush=True)
+    return prepared.load()
+
+
+def prepare(cfg: DictConfig) -> PreparedCorpus:
+    """Makes the prepared corpus, or finds it made.
+
+    Args:
+        cfg: The whole configuration; ``corpus`` and ``data_dir`` are used.
+
+    Raises:
+        ConfigError: An option that cannot be.
+        CorpusError: No such corpus, nothing usable in it, or, with ``corpus.on_error=raise``, damage.
+    """
+    corpus = cfg.corpus
+    _check_config(corpus)
+    base = Path(cfg.data_dir) / "prepared"
+    base.mkdir(parents=True, exist_ok=True)
+    with _lock(base / f".{corpus.name}.lock", corpus.name):
+        reading = read_corpus(corpus)
+        files = _audio_files(reading)
+        digest = _fingerprint(reading, files, corpus)
+        final = base / f"{corpus.name}-{digest}"
+        if (final / "report.json").is_file():
+            report = json.loads((final / "report.json").read_text(encoding="utf-8"))
+            return PreparedCorpus(final, report, fresh=False)
+        started = time.monotonic()
+        work = base / f"{corpus.name}-{digest}.partial"
+        jobs = split_jobs(reading.segments, work / "parts", float(corpus.max_seconds), corpus.on_error)
+        run_jobs(jobs, features().arrow_schema, int(corpus.workers), corpus.name)
+        for job in jobs:
+            part = json.loads((job.part / PART_REPORT).read_text(encoding="utf-8"))
+            reading.dropped += [Dropped(**entry) for entry in part["dropped"]]
+            reading.notes.update(part["notes"])
+        report = _assemble(work / "final", jobs, reading, digest, corpus.name, final)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        _write_json(work / "final" / "report.json", report)
+        os.replace(work / "final", final)
+        for stale in base.glob(f"{corpus.name}-*.partial"):  # ours, and what older settings left unfinished
+            if re.fullmatch(rf"{re.escape(corpus.name)}-[0-9a-f]{{12}}\.partial", stale.name):
+                shutil.rmtree(stale, ignore_errors=True)
+        return PreparedCorpus(final, report, fresh=True)
+
+
+def read_corpus(corpus: DictConfig) -> Reading:
+    """Runs the configured reader: texts and times, no audio. Generates the corpus first if it is a generated one."""
+    from localgp.corpora.europarl_st import read_europarl_st
+    from localgp.corpora.manifest import read_manifest
+
+    languages = None if corpus.get("languages") is None else list(corpus.languages)
+    common = {"case": corpus.case, "on_error": corpus.on_error}
+    if corpus.reader == "manifest":
+        return read_manifest(corpus.manifest, languages=languages, **common)
+    if languages is None:
+        raise ConfigError("corpus.languages is null: name the languages, such as [de, fr, it]")
+    if corpus.get("generate"):
+        from localgp.corpora.mini import generate_corpus
+
+        generate_corpus(
+            Path(corpus.root),
+            workers=int(corpus.workers),
+            languages=tuple(languages),
+            **dict(corpus.generate),
+        )
+    folders = tuple(corpus.get("train_folders") or ("train",))
+    return read_europarl_st(
+        corpus.root, languages=languages, asr_direction=corpus.asr_direction, train_folders=folders, **common
+    )
+
+
+def _check_config(corpus: DictConfig) -> None:
+    problems = []
+    if corpus.reader not in ("europarl_st", "manifest"):
+        problems.append(f"corpus.reader={corpus.reader!r}: valid are europarl_st and manifest")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(corpus.name)):
+        problems.append(
+            f"corpus.name={corpus.name!r}: letters, digits, '.', '_' and '-', since it names folders"
+        )
+    if not float(corpus.max_seconds) > 0:
+        problems.append(f"corpus.max_seconds={corpus.max_seconds}: more than 0")
+    if int(corpus.workers) < 1:
+        problems.append(f"corpus.workers={corpus.workers}: 1 or more processes")
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
+@contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    """One process at a time prepares a corpus; the operating system frees the lock of one that died."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is preparing corpus {name}; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _audio_files(reading: Reading) -> dict[str, tuple[int, int]]:
+    """Size and modification time of every recording; segments without one are dropped here."""
+    files: dict[str, tuple[int, int]] = {}
+    missing: set[str] = set()
+    kept = []
+    for segment in reading.segments:
+        audio = str(segment.audio)
+        if audio not in files and audio not in missing:
+            try:
+                stat = segment.audio.stat()
+                files[audio] = stat.st_size, stat.st_mtime_ns
+            except OSError:
+                missing.add(audio)
+        if audio in files:
+            kept.append(segment)
+        else:
+            detail = f"{segment.source}: no audio file {audio}"
+            entry = {"utt_id": segment.utt_id, "split": segment.split, "language": segment.language}
+            reading.damaged("missing audio", detail, error=AudioError, **entry)
+    reading.segments = kept
+    if not kept:
+        raise CorpusError(_nothing_left(reading))
+    return files
+
+
+def _nothing_left(reading: Reading) -> str:
+    reasons: dict[str, list[Dropped]] = {}
+    for dropped in reading.dropped:
+        reasons.setdefault(dropped.reason, []).append(dropped)
+    lines = [f"{reason}: {len(group)}, first {group[0].detail}" for reason, group in reasons.items()]
+    return "no usable segment in this corpus" + "".join(f"\n  {line}" for line in lines or ["it is empty"])
+
+
+def _fingerprint(reading: Reading, files: dict[str, tuple[int, int]], corpus: DictConfig) -> str:
+    """12 hex digits over the segments as read, the audio files' sizes and times, and what cutting depends on.
+
+    Where the corpus lies is not part of it: a moved one is still prepared.
+    """
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+    add([FORMAT, float(corpus.max_seconds), corpus.on_error])
+    for segment in reading.segments:
+        row = asdict(segment) | {"audio": [segment.audio.stem, *files[str(segment.audio)]]}
+        del row["source"]
+        add(row)
+    add([(dropped.utt_id, dropped.reason) for dropped in reading.dropped])
+    return digest.hexdigest()[:12]
+
+
+def _assemble(
+    folder: Path, jobs: list[Job], reading: Reading, digest: str, name: str, final: Path
+) -> dict[str, Any]:
+    """Links the parts' Arrow files into ``folder`` as Hugging Face datasets; returns the report."""
+    from datasets import load_from_disk
+
+    shutil.rmtree(folder, ignore_errors=True)
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        parts = [job.part / f"{split}.arrow" for job in jobs if (job.part / f"{split}.arrow").is_file()]
+        if not parts:
+            continue
+        (folder / split).mkdir(parents=True)
+        names = [f"data-{i:05d}-of-{len(parts):05d}.arrow" for i in range(len(parts))]
+        for part, target in zip(parts, names, strict=True):
+            _link(part, folder / split / target)
+        _describe(folder / split, split, names, f"{digest}{split}")
+        splits[split] = load_from_disk(str(folder / split))
+    if not splits:
+        raise CorpusError(_nothing_left(reading))
+    with (folder / "dropped.jsonl").open("w", encoding="utf-8") as file:
+        for dropped in reading.dropped:
+            file.write(json.dumps(asdict(dropped), ensure_ascii=False) + "\n")
+    return build_report(name, final, splits, reading)
+
+
+def _describe(folder: Path, split: str, names: list[str], fingerprint: str) -> None:
+    """The two files that make Arrow files a saved dataset, as `Dataset.save_to_disk` would write them.
+
+    `save_to_disk` itself would copy all samples once more.
+    """
+    from datasets import DatasetInfo
+
+    DatasetInfo(features=features()).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    _write_json(folder / "state.json", state)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

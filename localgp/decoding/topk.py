@@ -1,0 +1,37 @@
+"""The few best of a large vocabulary, and the softmax's normaliser.
+
+Shape legend: N rows, V vocabulary, K best, G groups of GROUP labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROUP = 128
+
+
+def topk_of_groups(scores_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` over a large last dimension: the k best lie in the k groups with the largest maxima.
+
+    A maximum over groups runs at memory speed, a selection over the vocabulary does not. The order of equal
+    scores is unspecified, as in `torch.topk`.
+
+    >>> topk_of_groups(torch.arange(5000.0).unsqueeze(0), 2)
+    (tensor([[4999., 4998.]]), tensor([[4999, 4998]]))
+    """
+    vocabulary = scores_NV.shape[1]
+    groups = vocabulary // GROUP
+    if groups <= 2 * k:
+        return scores_NV.topk(k, dim=1)
+    body_NGg = scores_NV[:, : groups * GROUP].unflatten(1, (groups, GROUP))
+    best_NK = body_NGg.amax(2).topk(k, dim=1)[1]
+    members_NKg = body_NGg.gather(1, best_NK.unsqueeze(2).expand(-1, -1, GROUP))
+    rest_NR = scores_NV[:, groups * GROUP :]
+    score_NK, place_NK = torch.cat([members_NKg.flatten(1), rest_NR], dim=1).topk(k, dim=1)
+    in_rest_NK = place_NK >= k * GROUP
+    group_NK = best_NK.gather(1, (place_NK // GROUP).clamp(max=k - 1))
+    label_NK = torch.where(
+        in_rest_NK, place_NK - k * GROUP + groups * GROUP, group_NK * GROUP + place_NK % GROUP
+    )
+    return score_NK, label_NK

@@ -1,0 +1,67 @@
+"""Global Gate Predictor: one decision per module for the whole utterance (the baseline of rows 2 to 4).
+
+After "Context-aware Dynamic Pruning for Speech Foundation Models" (Someki et al., ICLR 2025): the time average of
+the front-end features goes through a predictor G whose output is reshaped to (modules, 2). Depth and width of G are
+not published; here it has one hidden layer of the model's width.
+
+Shape legend: B batch, T frames, D model size, L layers, M gated modules of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localgp.gates.gumbel import RUN, Gate, gumbel_gate
+
+
+class GlobalGates(nn.Module):
+    """Args:
+    layers: L.
+    size: D.
+    modules: Gated modules of every layer.
+    temperature, threshold: See `gumbel_gate`.
+    bias: Initial logit of "run".
+    """
+
+    needs = ("front",)
+
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        modules: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        threshold: float = 0.5,
+        bias: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.modules_gated = tuple(modules)
+        self.temperature, self.threshold = temperature, threshold
+        self.shape = (layers, len(self.modules_gated), 2)
+        self.predictor = nn.Sequential(
+            nn.LayerNorm(size), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, layers * len(modules) * 2)
+        )
+        last: Any = self.predictor[-1]
+        nn.init.normal_(last.weight, std=0.1 * size**-0.5)
+        with torch.no_grad():
+            last.bias.view(self.shape)[..., RUN] = bias
+            last.bias.view(self.shape)[..., 1 - RUN] = 0.0
+
+    def begin(self, contexts: dict[str, Tensor]) -> Gate:
+        """All decisions at once, (B, L, M), Equation 1."""
+        logits = self.predictor(contexts["front"].mean(1)).view(-1, *self.shape)
+        return gumbel_gate(
+            logits, training=self.training, temperature=self.temperature, threshold=self.threshold
+        )
+
+    def gate(self, layer: int, x_BTD: Tensor, state: Gate) -> dict[str, Gate]:
+        """The layer's decisions, (B, 1) each."""
+        return {
+            name: Gate(state.value[:, layer, m : m + 1], state.decision[:, layer, m : m + 1])
+            for m, name in enumerate(self.modules_gated)
+        }

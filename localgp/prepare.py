@@ -1,0 +1,23 @@
+"""Corpus to a validated, cached dataset: ``python -m localgp.prepare corpus=mini``."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from localgp.cli import entry_point
+from localgp.corpora.prepared import PreparedCorpus, prepare
+from localgp.corpora.report import format_report
+
+
+def run(cfg: DictConfig) -> PreparedCorpus:
+    """Prepares the configured corpus and prints what it holds and what was left out."""
+    prepared = prepare(cfg)
+    print(format_report(prepared.report))
+    print(f"prepared in {prepared.report['seconds']} s" if prepared.fresh else "it was prepared before")
+    return prepared
+
+
+main = entry_point(run)
+
+if __name__ == "__main__":
+    main()

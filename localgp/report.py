@@ -1,0 +1,25 @@
+"""``python -m localgp.report``: everything under ``exp/`` to one HTML page and RESULTS.md."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from localgp.cli import entry_point
+
+
+def main(cfg: DictConfig) -> None:
+    from pathlib import Path
+
+    from localgp.analysis.collect import collect, group
+    from localgp.analysis.report import build_report
+    from localgp.evaluation.table import scores_table
+
+    page, results, _ = build_report(cfg)
+    for (label, backbone), groups in group(collect(Path(cfg.exp_dir))).items():
+        print(f"\n{label}; backbone {backbone}")
+        print(scores_table([run.metrics | {"name": run.name} for g in groups for run in g.runs]))
+    print(f"\nreport: {page}\ntables: {results}")
+
+
+if __name__ == "__main__":
+    entry_point(main)()

@@ -1,0 +1,48 @@
+"""WER and BLEU on a few dev segments, decoded greedily, at every dev scoring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from localgp.training.module import TrainingModule
+
+
+class DevScores(Callback):
+    """Adds ``valid/wer`` and ``valid/bleu``, averages over tasks, to the metrics of a dev scoring.
+
+    Args:
+        rows: The dev segments to decode.
+        backbone: For tokenizer and padded length.
+        normalizer: Of the text before WER.
+    """
+
+    def __init__(self, rows: Any, backbone: Any, normalizer: str) -> None:
+        self.rows, self.backbone, self.normalizer = rows, backbone, normalizer
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        from localgp.decoding.options import DecodeOptions
+        from localgp.evaluation.decode import decode_rows
+        from localgp.evaluation.score import references_of, score_tasks
+        from localgp.training.data import list_tasks
+
+        assert isinstance(module, TrainingModule)
+        decoded = decode_rows(
+            module.model,
+            self.backbone,
+            self.rows,
+            list_tasks(self.rows),
+            DecodeOptions(beam=1, maxlenratio=0.4),
+            progress=False,
+        )
+        references = references_of(self.rows)
+        pairs = {
+            task: ([references[task][i] for i in texts], list(texts.values()))
+            for task, texts in decoded.text.items()
+        }
+        scores = score_tasks(pairs, self.normalizer)
+        for kind in ("wer", "bleu"):
+            if scores[kind]:
+                module.log(f"valid/{kind}", scores[kind]["average"], rank_zero_only=True)

@@ -1,0 +1,109 @@
+"""Every shipped configuration composes; nothing appears or vanishes on the command line unnoticed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from localgp.build import build_policy
+from localgp.cli import CONF_DIR
+from localgp.errors import ConfigError
+
+CONFS = sorted(p.stem for p in (CONF_DIR / "conf").glob("*.yaml"))
+BACKBONES = sorted(p.stem for p in (CONF_DIR / "backbone").glob("*.yaml"))
+ENTRY_POINTS = ["prepare", "train", "evaluate", "flops", "report"]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("conf", CONFS)
+def test_every_experiment_composes_and_builds(conf):
+    cfg = composed(f"conf={conf}")
+    assert cfg.name == conf
+    base = composed()
+    assert set(_keys(cfg)) == set(_keys(base)), "an experiment may set keys, not invent them"
+    policy = build_policy(cfg, layers=3, size=32)
+    assert (policy is None) == (cfg.pruning.encoder is None)
+
+
+@pytest.mark.parametrize("conf", CONFS)
+def test_every_experiment_says_how_to_run_it(conf):
+    head = (CONF_DIR / "conf" / f"{conf}.yaml").read_text(encoding="utf-8").splitlines()[:3]
+    assert head[0] == "# @package _global_"
+    assert f"python -m localgp.train conf={conf}" in head[2]
+
+
+@pytest.mark.parametrize("backbone", [b for b in BACKBONES if b != "path"])
+@pytest.mark.parametrize("corpus", ["mini", "europarl_st"])
+def test_every_backbone_and_corpus_composes(backbone, corpus):
+    cfg = composed(f"backbone={backbone}", f"corpus={corpus}")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.backbone.name == backbone
+    assert cfg.training.name == ("mini" if backbone == "mini" else "paper")
+
+
+def test_the_papers_recipe():
+    training = composed("backbone=owsm_v3.1_medium").training
+    assert (training.batch_size, training.optimizer, training.lr) == (4, "adam", 1e-5)
+    assert (training.scheduler, training.warmup_steps) == ("warmup", 6000)
+
+
+def test_training_can_be_chosen_apart_from_the_backbone():
+    assert composed("backbone=owsm_v3.1_base", "training=mini").training.name == "mini"
+
+
+def test_unknown_key_is_an_error():
+    with pytest.raises(HydraException, match="sparsity_goal"):
+        composed("pruning.sparsity_goal=0.3")
+
+
+def test_options_are_a_contract():
+    """A new or lost option shows here; change the list on purpose."""
+    listed = Path(__file__).parent / "assets" / "options.txt"
+    assert sorted(_keys(composed())) == listed.read_text(encoding="utf-8").split()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning.encoder=locla"], "pruning.encoder is 'locla'; valid: null, local"),
+        (["pruning.encoder=local", "pruning.context=[face]"], "'face'; valid: front"),
+        (["pruning.encoder=local", "pruning.encoder_modules=[ffn3]"], "ffn3.*valid: ffn1, attention"),
+        (["pruning.encoder=local", "pruning.encoder_modules=[cgmlp]"], "cannot be gated frame by frame"),
+        (["pruning.encoder=local", "pruning.target=1.5"], "pruning.target is 1.5"),
+        (["pruning.encoder=global", "pruning.context=[]"], "GlobalGP pools"),
+    ],
+)
+def test_bad_values_are_explained(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build_policy(composed(*overrides), layers=2, size=16)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_help_is_quick(name):
+    began = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", f"localgp.{name}", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "pruning:" in result.stdout
+    # 3 s on an idle machine is the promise; a loaded test machine gets slack, an ESPnet import takes 7 s alone
+    assert time.perf_counter() - began < 6
+
+
+def _keys(cfg, prefix=""):
+    for key in cfg:
+        value = cfg._get_node(key)
+        if OmegaConf.is_dict(value) and not value._is_none():
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -1,0 +1,245 @@
+"""The cached decoder, dense and gated, against straightforward passes over the whole prefix."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localgp.decoding.beam import BeamSearch
+from localgp.decoding.cache import BLOCK
+from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates, DecoderState, GateState
+from localgp.decoding.options import DecodeOptions
+from localgp.decoding.rows import Rows
+from localgp.errors import BackboneError
+from tests.decoding_helpers import PRIMER, TOKENS, make_memory, make_model
+
+LENGTHS = [13, 9, 11]
+
+
+def gate_margins(layer: int, x_ND: Tensor) -> dict[str, Tensor]:
+    """Random-looking logits that only depend on the token's own layer input."""
+    return {name: (x_ND[:, k] * 40 + layer + k).sin() + 0.4 for k, name in enumerate(MODULES)}
+
+
+def gate_of_input(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+    return {name: margin > 0 for name, margin in gate_margins(layer, x_ND).items()}
+
+
+@torch.no_grad()
+def reference_logits(
+    decoder: nn.Module, memory_TD: Tensor, tokens: list[int], gates: DecoderGates | None
+) -> Tensor | None:
+    """Logits after the last token: the whole prefix, every module, then masks; no cache, no gathering.
+
+    None if a gate is so close to its threshold that rounding could turn it.
+    """
+    count = len(tokens)
+    x = decoder.embed(torch.tensor([tokens]))[0]
+    state = GateState(torch.zeros(count, dtype=torch.long), torch.arange(count))
+    causal = torch.ones(count, count).tril().bool()
+    for index, layer in enumerate(decoder.decoders):
+        open_ = {name: torch.ones(count, dtype=torch.bool) for name in MODULES}
+        if gates is not None:
+            open_.update(gates(index, x, state))
+            if min(float(m.abs().min()) for m in gate_margins(index, x).values()) < 2e-4:
+                return None
+        own = open_["self_attention"]
+        normed = layer.norm1(x)[None]
+        keys = (causal & own)[None]
+        # A closed token may have no open token before it; it is not a query, so its output is not used.
+        attended = layer.self_attn(normed, normed, normed, keys | torch.eye(count).bool())[0]
+        x = x + attended * own[:, None]
+        attended = layer.src_attn(layer.norm2(x)[None], memory_TD[None], memory_TD[None], None)[0]
+        x = x + attended * open_["source_attention"][:, None]
+        x = x + layer.feed_forward(layer.norm3(x)) * open_["ffn"][:, None]
+    return decoder.output_layer(decoder.after_norm(x[-1]))
+
+
+def random_walk(decoder: CachedDecoder, steps: int, seed: int, check) -> int:
+    """Random beams: hypotheses fork, die, and utterances leave; ``check(utterance, tokens, logits)`` sees each."""
+    generator = torch.Generator().manual_seed(seed)
+    memory, lengths = make_memory(seed, LENGTHS)
+    primers = [PRIMER, [7, 8, 9, *PRIMER], PRIMER[:2]]
+    state, hidden = decoder.start(memory, lengths, primers)
+    left = list(range(len(LENGTHS)))
+    rows = [(u, list(primer)) for u, primer in enumerate(primers)]
+    checked = 0
+    for step in range(steps):
+        logits = decoder.logits(hidden)
+        for (u, tokens), row in zip(rows, logits, strict=True):
+            check(memory[u, : LENGTHS[u]], tokens, row)
+            checked += 1
+        if step in (6, 13):
+            keep = [u != (0 if step == 6 else 1) for u in left]
+            left = [left[u] for u in state.keep_utterances(keep)]
+        new_rows, parents = [], []
+        for u in left:
+            mine = [n for n, (owner, _) in enumerate(rows) if owner == u]
+            for _ in range(int(torch.randint(1, 6, (1,), generator=generator))):
+                parent = mine[int(torch.randint(len(mine), (1,), generator=generator))]
+                token = int(torch.randint(4, 40, (1,), generator=generator))
+                parents.append(parent)
+                new_rows.append((u, [*rows[parent][1], token]))
+        rows = new_rows
+        utterance_N = torch.tensor([left.index(u) for u, _ in rows])
+        tokens_N = torch.tensor([tokens[-1] for _, tokens in rows])
+        hidden = state.step(tokens_N, torch.tensor(parents), Rows(utterance_N, len(left)))
+    return checked
+
+
+@pytest.mark.parametrize("gates", [None, gate_of_input], ids=["dense", "gated"])
+@pytest.mark.parametrize("seed", [0, 1])
+@torch.no_grad()
+def test_every_hypothesis_sees_its_own_history(gates, seed: int) -> None:
+    model = make_model(seed, num_blocks=3)
+    decoder = CachedDecoder(model.decoder, gates)
+
+    def check(memory_TD: Tensor, tokens: list[int], logits_V: Tensor) -> None:
+        expected = reference_logits(model.decoder, memory_TD, tokens, gates)
+        if expected is not None:
+            torch.testing.assert_close(logits_V, expected, atol=2e-4, rtol=1e-4)
+            compared.append(len(tokens))
+
+    compared: list[int] = []
+    steps = 2 * BLOCK // 5  # enough for the cache to grow, and to drop what no hypothesis sees
+    assert len(compared) <= random_walk(decoder, steps, seed, check)
+    assert len(compared) > 90
+    assert max(compared) > 15
+
+
+@torch.no_grad()
+def test_gates_change_the_result() -> None:
+    """The gated test above means something: its gates are neither all open nor without effect."""
+    model = make_model(0)
+    memory, _ = make_memory(0, [10])
+    dense = reference_logits(model.decoder, memory[0], [*PRIMER, 9, 9, 12], None)
+    gated = reference_logits(model.decoder, memory[0], [*PRIMER, 9, 9, 12], gate_of_input)
+    assert dense is not None
+    assert gated is not None
+    assert (dense - gated).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_closed_tokens_never_enter_the_cache() -> None:
+    def closed_after_primer(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        return {"self_attention": state.position_N < len(PRIMER)}
+
+    state = _after_steps(CachedDecoder(make_model(0).decoder, closed_after_primer), steps=9)
+    assert [tree.used for tree in state._trees] == [len(PRIMER)] * 2
+    dense = _after_steps(CachedDecoder(make_model(0).decoder), steps=9)
+    assert [tree.used for tree in dense._trees] == [len(PRIMER) + 9]
+
+
+@torch.no_grad()
+def test_all_closed_leaves_the_embedding() -> None:
+    def closed(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        return {name: torch.zeros(x_ND.shape[0], dtype=torch.bool) for name in MODULES}
+
+    decoder = CachedDecoder(make_model(0).decoder, closed)
+    memory, lengths = make_memory(0, [8])
+    _, hidden = decoder.start(memory, lengths, [PRIMER])
+    position = torch.tensor([len(PRIMER) - 1])
+    torch.testing.assert_close(hidden, decoder.embed(torch.tensor(PRIMER[-1:]), position, len(PRIMER)))
+
+
+@torch.no_grad()
+def test_gate_memory_follows_the_beams() -> None:
+    """Gates that sum the layer's inputs over a hypothesis's tokens find the sum of its own tokens."""
+    sums: dict[int, Tensor] = {}
+
+    def summing(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        if layer == 0:
+            first = int(state.position_N.max()) < len(PRIMER)
+            before = torch.zeros_like(x_ND) if first else state.memory["sum"]
+            state.memory["sum"] = sums[0] = before + x_ND
+        return {}
+
+    model = make_model(0)
+    decoder = CachedDecoder(model.decoder, summing)
+    memory, lengths = make_memory(0, [8])
+    state, _ = decoder.start(memory, lengths, [PRIMER])
+    state.step(torch.tensor([10, 11]), torch.tensor([0, 0]), Rows(torch.tensor([0, 0]), 1))
+    state.step(torch.tensor([12, 13]), torch.tensor([1, 1]), Rows(torch.tensor([0, 0]), 1))
+    embedded = model.decoder.embed(torch.tensor([[*PRIMER, 11, 13]]))[0]
+    torch.testing.assert_close(sums[0][1], embedded[len(PRIMER) - 1 :].sum(0))
+
+
+def test_dead_columns_are_dropped() -> None:
+    """One of five hypotheses survives each step, so the cache holds little more than its history."""
+    decoder = CachedDecoder(make_model(0).decoder)
+    memory, lengths = make_memory(0, [8])
+    with torch.no_grad():
+        state, _ = decoder.start(memory, lengths, [PRIMER])
+        rows = Rows(torch.zeros(5, dtype=torch.long), 1)
+        steps = 40
+        for _ in range(steps):
+            state.step(torch.arange(5) + 10, torch.zeros(5, dtype=torch.long), rows)
+    assert 5 * steps > 3 * BLOCK
+    assert state._trees[0].used <= steps + len(PRIMER) + BLOCK
+
+
+def test_search_with_open_gates_equals_the_dense_search() -> None:
+    def open_(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        return {name: torch.ones(x_ND.shape[0], dtype=torch.bool) for name in MODULES}
+
+    model = make_model(2)
+    options = DecodeOptions(beam=3, ctc_weight=0.3, nbest=3, maxlenratio=0.7)
+    memory, lengths = make_memory(2, [30, 22])
+    found = [
+        BeamSearch(CachedDecoder(model.decoder, gates), model.ctc, options=options, **TOKENS)(
+            memory, lengths, [PRIMER] * 2
+        )
+        for gates in (None, open_)
+    ]
+    assert [[h.tokens for h in hs] for hs in found[0]] == [[h.tokens for h in hs] for hs in found[1]]
+
+
+@torch.no_grad()
+def test_gated_search_scores_are_those_of_the_reference() -> None:
+    model = make_model(3)
+    decoder = CachedDecoder(model.decoder, gate_of_input)
+    memory, lengths = make_memory(3, [14, 10])
+    search = BeamSearch(decoder, None, options=DecodeOptions(beam=4, maxlenratio=-7), **TOKENS)
+    for u, hypotheses in enumerate(search(memory, lengths, [PRIMER] * 2)):
+        tokens = hypotheses[0].tokens
+        real = tokens[: len(PRIMER) + 7]  # what lies beyond is the eos forced at the bound, not scored
+        total = 0.0
+        for end in range(len(PRIMER), len(real)):
+            logits = reference_logits(model.decoder, memory[u, : lengths[u]], real[:end], gate_of_input)
+            assert logits is not None, "choose another seed: a gate is too close to its threshold"
+            total += float(logits.log_softmax(-1)[real[end]])
+        assert hypotheses[0].score == pytest.approx(total, abs=1e-3)
+
+
+@torch.no_grad()
+def test_bf16_is_closer_to_fp32_than_espnet_in_bf16() -> None:
+    """The residual stream stays in fp32."""
+    model = make_model(4, size=64)
+    memory, lengths = make_memory(4, [20], size=64)
+    exact = CachedDecoder(model.decoder)
+    expected = exact.logits(exact.start(memory, lengths, [PRIMER])[1])
+    rounded = copy.deepcopy(model.decoder).bfloat16()
+    ours = CachedDecoder(rounded)
+    found = ours.logits(ours.start(memory, lengths, [PRIMER])[1])
+    primer = torch.tensor([PRIMER])
+    theirs, _ = rounded(memory.bfloat16(), lengths, primer, torch.tensor([len(PRIMER)]))
+    error, their_error = (found - expected).abs().mean(), (theirs[:, -1].float() - expected).abs().mean()
+    assert 0 < error < their_error
+
+
+def test_other_decoders_are_refused() -> None:
+    with pytest.raises(BackboneError, match="Linear"):
+        CachedDecoder(nn.Linear(2, 2))
+    with pytest.raises(BackboneError, match="pre-norm"):
+        CachedDecoder(make_model(0, concat_after=True).decoder)
+
+
+def _after_steps(decoder: CachedDecoder, steps: int) -> DecoderState:
+    memory, lengths = make_memory(0, [8])
+    state, _ = decoder.start(memory, lengths, [PRIMER])
+    for step in range(steps):
+        state.step(torch.tensor([10 + step]), torch.tensor([0]), Rows(torch.tensor([0]), 1))
+    return state
