@@ -39,5 +39,10 @@ def entry_point(function: Callable[[DictConfig], Any], config_name: str = "confi
                 raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+            sys.exit(130)
 
     return hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(guarded)

@@ -31,7 +31,7 @@ from localgp.errors import CorpusError
 from localgp.speechprune.spiral import Question, read
 
 _MARKER = "spoken.json"  # what a directory was made from; also says that it is ours to replace
-_WORDS_PER_MINUTE = 165
+_WORDS_PER_MINUTE = 145  # SPIRAL's 195 words then last about 85 s, pauses included
 _PEAK = 0.7
 _PAUSE, _TURN = (0.25, 0.55), (0.5, 0.9)  # seconds between sentences, and where the speaker changes
 _EARLY = 30.0  # seconds that the untouched model hears
