@@ -69,12 +69,12 @@ def build_model(cfg: DictConfig) -> tuple[Any, Any]:
     import torch
 
     from localgp.backbone.owsm import load_backbone
-    from localgp.model import GatedS2T, use_fast_attention
+    from localgp.model import GatedS2T, use_fast_kernels
 
     backbone = load_backbone(cfg.backbone)
     encoder = backbone.model.encoder
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the gates' initial weights depend on the seed alone
         policy = build_policy(cfg, len(encoder.encoders), encoder.output_size())
-    use_fast_attention(backbone.model)
+    use_fast_kernels(backbone.model)
     return GatedS2T(backbone.model, policy), backbone

@@ -8,9 +8,11 @@ Shape legend: B utterances, N samples, Q sequences (an utterance has one per tas
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.pruning.encoder import EncoderOutput, check_supported, encode
@@ -94,9 +96,28 @@ class GatedS2T(nn.Module):
         return Losses(total, loss_ctc, loss_att, float(accuracy))
 
 
-def use_fast_attention(module: nn.Module) -> None:
-    """Switches ESPnet's attention modules to PyTorch's fused kernel: the same result, about five times faster
-    than the explicit softmax on a CPU."""
-    for child in module.modules():
+def use_fast_kernels(espnet: nn.Module) -> None:
+    """The same numbers from faster kernels: attention through PyTorch's fused one instead of an explicit softmax,
+    and on a CPU convolutions on the channels-last layouts that oneDNN runs several times faster.
+
+    ESPnet's modules and parameters stay as they are; only how they compute changes.
+    """
+    for child in espnet.modules():
         if hasattr(child, "use_sdpa"):
             child.use_sdpa = True  # type: ignore[assignment]
+        if isinstance(child, nn.Conv2d):
+            child.to(memory_format=torch.channels_last)
+        if isinstance(child, nn.Conv1d) and child.groups == child.in_channels > 1:
+            child.forward = partial(_depthwise, child)  # type: ignore[method-assign]
+
+
+def _depthwise(conv: nn.Conv1d, x_BDT: Tensor) -> Tensor:
+    """A depthwise 1-D convolution as a 2-D one: ESPnet calls it with a transposed (B, T, D) tensor, which as
+    (B, D, 1, T) is channels-last already."""
+    return F.conv2d(
+        x_BDT.unsqueeze(2),
+        conv.weight.unsqueeze(2),
+        conv.bias,
+        padding=(0, int(conv.padding[0])),
+        groups=conv.groups,
+    ).squeeze(2)

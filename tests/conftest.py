@@ -13,9 +13,8 @@ import torch
 SIZE, LAYERS = 32, 3
 
 
-@pytest.fixture(scope="session")
-def encoder():
-    """A randomly initialised E-Branchformer of OWSM-v3.1's kind, in eval mode."""
+def make_encoder():
+    """A randomly initialised E-Branchformer of OWSM-v3.1's kind, in eval mode; the same weights every time."""
     from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 
     torch.manual_seed(0)
@@ -32,6 +31,11 @@ def encoder():
         macaron_ffn=True,
         merge_conv_kernel=31,
     ).eval()
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    return make_encoder()
 
 
 @pytest.fixture

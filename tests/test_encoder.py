@@ -8,8 +8,9 @@ from torch import nn
 
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates import EnergyGates, Gate, LocalGates, OpenGates, RandomGates
-from localgp.model import use_fast_attention
+from localgp.model import use_fast_kernels
 from localgp.pruning.encoder import check_supported, encode
+from tests.conftest import make_encoder
 
 MODULES = ["ffn1", "attention", "ffn2"]
 
@@ -35,13 +36,9 @@ class FixedGates(nn.Module):
 def test_open_gates_equal_the_untouched_encoder(encoder, feats, path, fast):
     expected, lengths, _ = encoder(*feats)
     if fast:
-        use_fast_attention(encoder)
-    try:
-        output = encode(encoder, *feats, OpenGates(MODULES), path=path)
-    finally:
-        for module in encoder.modules():
-            if hasattr(module, "use_sdpa"):
-                module.use_sdpa = False
+        encoder = make_encoder()
+        use_fast_kernels(encoder)
+    output = encode(encoder, *feats, OpenGates(MODULES), path=path)
     assert (output.x - expected).abs().max() <= 1e-5
     assert torch.equal(output.lengths, lengths)
 

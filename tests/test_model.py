@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
 from localgp.gates import LocalGates
 from localgp.model import GatedS2T
 from localgp.training.schedule import build_optimizer
+from tests.conftest import make_encoder
 from tests.test_config import composed
 
 TOKENS = ["<blank>", "<unk>", "<na>", *"abcdefghij", "<sos>", "<eos>", "<sop>"]
 
 
 @pytest.fixture(scope="module")
-def espnet(encoder):
+def espnet():
     from espnet2.asr.ctc import CTC
     from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
     from espnet2.asr.frontend.default import DefaultFrontend
@@ -30,7 +29,7 @@ def espnet(encoder):
         specaug=None,
         normalize=None,
         preencoder=None,
-        encoder=copy.deepcopy(encoder),
+        encoder=make_encoder(),
         postencoder=None,
         decoder=TransformerDecoder(len(TOKENS), 32, attention_heads=4, linear_units=64, num_blocks=2),
         ctc=CTC(len(TOKENS), 32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ class Evaluated:
     seed: int
     metrics: dict[str, Any]
 
+    @property
+    def key(self) -> str:
+        return f"{self.corpus}/{self.backbone}/{self.name}/seed{self.seed}"
+
+    @property
+    def gates(self) -> Path:
+        """Its stored gates of the split that was scored; a dense run has none."""
+        return self.path / "gates" / f"{self.metrics['data']['split']}.npz"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -42,37 +52,52 @@ class Group:
                 found.append(float(value))
         return found
 
-    def show(self, *keys: str, digits: int = 1, scale: float = 1.0) -> str:
+    def mean(self, *keys: str) -> float | None:
+        values = self.values(*keys)
+        return statistics.mean(values) if values else None
+
+    def show(self, *keys: str, digits: int = 1, scale: float = 1.0, unit: str = "") -> str:
         """Mean, and the standard deviation where there are several seeds; ``-`` where there is no figure."""
         values = [scale * v for v in self.values(*keys)]
         if not values:
             return "-"
         mean = f"{statistics.mean(values):.{digits}f}"
-        return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+        spread = "" if len(values) == 1 else f" ± {statistics.stdev(values):.{digits}f}"
+        return mean + spread + unit
+
+
+def read_run(path: Path) -> Evaluated:
+    """Raises:
+    CheckpointError: If the run has not been evaluated, or its metrics.json cannot be read.
+    """
+    corpus, backbone, name, seed = path.parts[-4:]
+    try:
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        missing = [key for key in ("wer", "bleu", "data", "gflops") if key not in metrics]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return Evaluated(path, corpus, backbone, name, int(seed.removeprefix("seed")), metrics)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} has not been evaluated (no metrics.json); run python -m localgp.evaluate with the same options"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'metrics.json'} is not a metrics.json ({error}); evaluate that run again"
+        ) from error
 
 
 def collect(exp_dir: Path) -> list[Evaluated]:
     """Raises:
     CheckpointError: If nothing under ``exp_dir`` has been evaluated, or a metrics.json cannot be read.
     """
-    found = []
-    for path in sorted(exp_dir.glob("*/*/*/seed*/metrics.json")):
-        corpus, backbone, name, seed = path.parts[-5:-1]
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            found.append(
-                Evaluated(path.parent, corpus, backbone, name, int(seed.removeprefix("seed")), metrics)
-            )
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} is not a metrics.json ({error}); evaluate that run again"
-            ) from error
-    if not found:
+    paths = sorted(exp_dir.glob("*/*/*/seed*/metrics.json"))
+    if not paths:
         raise CheckpointError(
             f"no evaluated run under {exp_dir}; train and evaluate one: python -m localgp.train conf=row05, then "
             "python -m localgp.evaluate conf=row05"
         )
-    return found
+    return [read_run(path.parent) for path in paths]
 
 
 def data_label(metrics: dict[str, Any]) -> str:
@@ -83,16 +108,23 @@ def data_label(metrics: dict[str, Any]) -> str:
 
 
 def group(runs: Sequence[Evaluated]) -> dict[tuple[str, str], list[Group]]:
-    """(data label, backbone) to groups, in the order of their names."""
+    """(data label, backbone) to groups: the paper's rows by number, each before its variants, then ours."""
     tables: dict[tuple[str, str], dict[str, list[Evaluated]]] = {}
     for run in runs:
         table = tables.setdefault((data_label(run.metrics), run.backbone), {})
         table.setdefault(run.name, []).append(run)
     return {
-        key: [Group(name, tuple(members)) for name, members in sorted(table.items(), key=_row_first)]
+        key: [
+            Group(name, tuple(sorted(table[name], key=lambda run: run.seed)))
+            for name in sorted(table, key=_place)
+        ]
         for key, table in sorted(tables.items())
     }
 
 
-def _row_first(item: tuple[str, Any]) -> tuple[bool, str]:
-    return (not item[0].startswith("row"), item[0])
+def _place(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:
+    """Rows first, and numbers in names by value, so that 10 comes after 9 and 0.5 before 0.75."""
+    parts = re.findall(r"\d+(?:\.\d+)?|[^\d]+", name)
+    return not name.startswith("row"), [
+        (part[0].isdigit(), float(part) if part[0].isdigit() else 0.0, part) for part in parts
+    ]

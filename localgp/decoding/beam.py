@@ -49,6 +49,8 @@ class BeamSearch:
     sos, eos, notimestamps, first_time, last_time: Token ids.
     options: How to decode.
     blank: CTC's blank, 0 in ESPnet.
+    dtype: Type of weights, caches and products; default: the decoder's own. Given rather than by autocast,
+        which casts weights at every step; autocast is off inside.
 
     Raises:
         ConfigError: If a CTC weight is asked for without a CTC.
@@ -71,10 +73,11 @@ class BeamSearch:
         last_time: int,
         options: DecodeOptions,
         blank: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if options.ctc_weight > 0 and ctc is None:
             raise ConfigError(f"ctc_weight is {options.ctc_weight}, but the model has no CTC; set it to 0")
-        self.decoder = decoder if isinstance(decoder, CachedDecoder) else CachedDecoder(decoder)
+        self.decoder = decoder if isinstance(decoder, CachedDecoder) else CachedDecoder(decoder, dtype=dtype)
         self.ctc = ctc if options.ctc_weight > 0 else None
         self.rules = TimestampRules(sos, eos, notimestamps, first_time, last_time)
         self.eos, self.blank, self.options = eos, blank, options
@@ -94,7 +97,12 @@ class BeamSearch:
             The best hypotheses of each utterance, best first, at most ``options.nbest``; none if the length
             bounds leave none, as in ESPnet.
         """
-        lengths = [int(length) for length in memory_lengths_B.tolist()]
+        with torch.autocast(memory_BTD.device.type, enabled=False):
+            return self._decode(memory_BTD, memory_lengths_B.tolist(), primers)
+
+    def _decode(
+        self, memory_BTD: Tensor, lengths: list[int], primers: list[list[int]]
+    ) -> list[list[Hypothesis]]:
         ratio = self.options.minlenratio
         found: list[list[Hypothesis]] = [[] for _ in primers]
         todo = list(range(len(primers)))
@@ -141,7 +149,13 @@ class _Search:
         lengths_B = torch.tensor(lengths, device=device)
         self._ctc = None
         if parent.ctc is not None:
-            self._ctc = CTCPrefixScorer(parent.ctc, memory_BTD, lengths_B, blank=parent.blank, eos=parent.eos)
+            self._ctc = CTCPrefixScorer(
+                parent.ctc,
+                memory_BTD.to(self._decoder.dtype),
+                lengths_B,
+                blank=parent.blank,
+                eos=parent.eos,
+            )
         self._state: DecoderState | None = None
         if options.ctc_weight < 1:
             self._state, self._hidden_ND = self._decoder.start(memory_BTD, lengths_B, primers)
@@ -186,7 +200,7 @@ class _Search:
         choice_UW = chosen_UW % total_NK.shape[1]
         label_UW = labels_NK[row_UW, choice_UW]
 
-        forced_U1 = (step == self._max_U - 1).unsqueeze(1)
+        forced_U1 = (self._max_U == step + 1).unsqueeze(1)
         is_eos_UW = exists_UW & ((label_UW == self._eos) | forced_U1)
         ended_UW = is_eos_UW & (step >= self._min_U).unsqueeze(1)
         running_UW = exists_UW & ~is_eos_UW

@@ -14,6 +14,7 @@ K size of a head, V vocabulary, B utterances of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +56,20 @@ class GateState:
 class _Layer:
     """Weights of one decoder layer: projections of the same input fused, laid out for few rows."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         own, source, ffn = layer.self_attn, layer.src_attn, layer.feed_forward
         self.heads, self.head_size = own.h, own.d_k
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
-        self.own_qkv = _fuse(own.linear_q, own.linear_k, own.linear_v)
-        self.own_out = _fuse(own.linear_out)
-        self.source_q, self.source_kv = _fuse(source.linear_q), _fuse(source.linear_k, source.linear_v)
-        self.source_out = _fuse(source.linear_out)
+        self.own_qkv = _fuse(dtype, own.linear_q, own.linear_k, own.linear_v)
+        self.own_out = _fuse(dtype, own.linear_out)
+        self.source_q, self.source_kv = (
+            _fuse(dtype, source.linear_q),
+            _fuse(dtype, source.linear_k, source.linear_v),
+        )
+        self.source_out = _fuse(dtype, source.linear_out)
         self.own_norms, self.source_norms = (own.q_norm, own.k_norm), (source.q_norm, source.k_norm)
         relu = isinstance(ffn.activation, nn.ReLU)
-        self.ffn_in, self.ffn_out = _fuse(ffn.w_1, relu=relu), _fuse(ffn.w_2)
+        self.ffn_in, self.ffn_out = _fuse(dtype, ffn.w_1, relu=relu), _fuse(dtype, ffn.w_2)
         self.activation = nn.Identity() if relu else ffn.activation
 
     def heads_of(self, x_D: Tensor) -> Tensor:
@@ -75,15 +79,17 @@ class _Layer:
     def project_source(self, memory_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, T, K) of the encoder's output."""
         key, value = (self.heads_of(x).transpose(1, 2) for x in self.source_kv(memory_BTD).chunk(2, dim=-1))
-        return self.source_norms[1](key).contiguous(), value.contiguous()
+        return _head_norm(self.source_norms[1], key).contiguous(), value.contiguous()
 
     def feed_forward(self, x_ND: Tensor) -> Tensor:
         return self.ffn_out(self.activation(self.ffn_in(x_ND)))
 
 
-def _fuse(*linears: nn.Module, relu: bool = False) -> PackedLinear:
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    return PackedLinear(weight, torch.cat([linear.bias.detach() for linear in linears]), relu=relu)
+def _fuse(dtype: torch.dtype, *linears: Any, relu: bool = False) -> PackedLinear:
+    """Several linear layers of one input as one."""
+    weight = torch.cat([linear.weight.detach().to(dtype) for linear in linears])
+    bias = torch.cat([linear.bias.detach().to(dtype) for linear in linears])
+    return PackedLinear(weight, bias, relu=relu)
 
 
 class CachedDecoder:
@@ -91,19 +97,23 @@ class CachedDecoder:
     decoder: ``espnet2.asr.decoder.transformer_decoder.TransformerDecoder`` in eval mode. Its weights are
         read here (some are fused), so make a new wrapper after changing them.
     gates: Per-token gates of every layer, or None for the dense decoder.
+    dtype: Type that weights and caches are held in; default: the decoder's own. Norms and the residual
+        stream are fp32 always.
 
     Raises:
         BackboneError: If the decoder is not of the kind OWSM has.
     """
 
-    def __init__(self, decoder: nn.Module, gates: DecoderGates | None = None) -> None:
+    def __init__(
+        self, decoder: Any, gates: DecoderGates | None = None, *, dtype: torch.dtype | None = None
+    ) -> None:
         _check_supported(decoder)
-        self.layers = [_Layer(layer) for layer in decoder.decoders]
+        self.dtype: torch.dtype = dtype or decoder.output_layer.weight.dtype
+        self.layers = [_Layer(layer, self.dtype) for layer in decoder.decoders]
         self.embedding, self._encoding = decoder.embed[0], decoder.embed[1]
         self._positions_PD = self._encoding.pe[0].to(self.embedding.weight.device, torch.float32)
         self.after_norm = decoder.after_norm
-        self.output_layer = PackedLinear(decoder.output_layer.weight, decoder.output_layer.bias)
-        self.dtype = decoder.output_layer.weight.dtype
+        self.output_layer = _fuse(self.dtype, decoder.output_layer)
         self.vocabulary = decoder.output_layer.out_features
         self.gates = gates
 
@@ -252,7 +262,7 @@ class DecoderState:
     ) -> Tensor:
         normed = _norm(layer.norm1, own.take(x_ND), self._decoder.dtype)
         query, key, value = (layer.heads_of(part) for part in layer.own_qkv(normed).chunk(3, dim=-1))
-        query, key = layer.own_norms[0](query), layer.own_norms[1](key)
+        query, key = _head_norm(layer.own_norms[0], query), _head_norm(layer.own_norms[1], key)
         cache.write(own.rows.utterance_N, columns_N, key, value)
         keys, values = cache.read(bias.shape[-1])
         return own.add(x_ND, layer.own_out(_attend(query, keys, values, bias, own.rows)))
@@ -261,8 +271,9 @@ class DecoderState:
         self, layer: _Layer, source: tuple[Tensor, Tensor], x_ND: Tensor, open_: _Open
     ) -> Tensor:
         normed = _norm(layer.norm2, open_.take(x_ND), self._decoder.dtype)
-        query = layer.source_norms[0](layer.heads_of(layer.source_q(normed)))
-        attended = _attend(query, *source, self._source_bias, open_.rows)
+        query = _head_norm(layer.source_norms[0], layer.heads_of(layer.source_q(normed)))
+        alike = open_.rows.full or query.device.type != "cpu"
+        attended = (_attend if alike else _attend_one_by_one)(query, *source, self._source_bias, open_.rows)
         return open_.add(x_ND, layer.source_out(attended))
 
     def _feed_forward(self, layer: _Layer, x_ND: Tensor, open_: _Open) -> Tensor:
@@ -295,13 +306,37 @@ def _attend(query_NHK: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
     return rows.from_grid(attended.transpose(1, 2).flatten(2))
 
 
-def _norm(norm: nn.Module, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
+def _attend_one_by_one(
+    query_NHK: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rows: Rows
+) -> Tensor:
+    """`_attend` without empty slots, for utterances that differ in rows.
+
+    On a CPU the time grows with the rows (749 frames: 5 rows take 2.5 times as long as 1), and a call costs
+    little beside it; on a GPU it is the other way round.
+    """
+    attended = []
+    for u, query_WHK in enumerate(query_NHK.split(rows.counts)):
+        if query_WHK.shape[0]:
+            mine = slice(u, u + 1)
+            query_1HWK = query_WHK.transpose(0, 1).unsqueeze(0)
+            mask = None if bias is None else bias[mine]
+            out = F.scaled_dot_product_attention(query_1HWK, keys[mine], values[mine], attn_mask=mask)
+            attended.append(out.squeeze(0).transpose(0, 1).flatten(1))
+    return torch.cat(attended)
+
+
+def _head_norm(norm: Any, x: Tensor) -> Tensor:
+    """ESPnet's ``qk_norm`` where the model has it."""
+    return x if isinstance(norm, nn.Identity) else _norm(norm, x, x.dtype)
+
+
+def _norm(norm: Any, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
     """Layer normalisation in fp32, whatever the weights' type."""
     weight, bias = norm.weight.float(), norm.bias.float()
     return F.layer_norm(x_ND.float(), norm.normalized_shape, weight, bias, norm.eps).to(dtype)
 
 
-def _check_supported(decoder: nn.Module) -> None:
+def _check_supported(decoder: Any) -> None:
     from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
     from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 

@@ -22,8 +22,10 @@ Shape legend: N rows, U utterances, T frames, D model size, V vocabulary, K cand
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
+from localgp.decoding.linear import PackedLinear
 from localgp.decoding.rows import Rows
 
 LOG_ZERO = -1e10  # ESPnet's log of 0; finite, so that differences of impossible prefixes are no NaN
@@ -46,11 +48,13 @@ class CTCPrefixScorer:
     """
 
     def __init__(
-        self, ctc: nn.Module, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int
+        self, ctc: Any, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int
     ) -> None:
-        self._weight_VD, self._bias_V = ctc.ctc_lo.weight, ctc.ctc_lo.bias
+        # Products are computed in the encoder output's type, sums over them in fp32 or fp64.
+        self._weight_VD = ctc.ctc_lo.weight.to(memory_BTD.dtype)
+        self._bias_V = None if ctc.ctc_lo.bias is None else ctc.ctc_lo.bias.to(memory_BTD.dtype)
         self._blank, self._eos = blank, eos
-        self._memory_UTD = memory_BTD.to(self._weight_VD.dtype)
+        self._memory_UTD = memory_BTD
         self._lengths_U = lengths_B
         utterances, frames = memory_BTD.shape[:2]
         device = memory_BTD.device
@@ -165,10 +169,8 @@ class CTCPrefixScorer:
         for start in range(0, self.vocabulary, VOCABULARY_BLOCK):
             block = slice(start, start + VOCABULARY_BLOCK)
             bias = None if self._bias_V is None else self._bias_V[block]
-            logits = [
-                nn.functional.linear(memory, self._weight_VD[block], bias).float().logsumexp(-1)
-                for memory in self._memory_UTD
-            ]
+            linear = PackedLinear(self._weight_VD[block], bias)
+            logits = [linear(memory).float().logsumexp(-1) for memory in self._memory_UTD]
             parts.append(torch.stack(logits))
         return torch.stack(parts).logsumexp(0)
 
@@ -186,4 +188,4 @@ class CTCPrefixScorer:
 
 def _shift(x_NT: Tensor, first: float = LOG_ZERO) -> Tensor:
     """x[t-1] at t; ``first`` at 0."""
-    return torch.nn.functional.pad(x_NT[:, :-1], (1, 0), value=first)
+    return pad(x_NT[:, :-1], (1, 0), value=first)

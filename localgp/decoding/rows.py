@@ -34,12 +34,18 @@ class Rows:
         else:
             counts_U = torch.tensor(counts, device=device)
             self.width = max(counts)
+        self._counts_U = counts_U
         first_U = counts_U.cumsum(0) - counts_U
         self.index_N = torch.arange(self.size, device=device)
         self.slot_N = self.index_N - first_U.index_select(0, utterance_N)
         self.last_U = first_U + counts_U - 1
         self.full = self.size == utterances * self.width
         self.cell_N = self.utterance_N * self.width + self.slot_N
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each utterance."""
+        return self._counts_U.tolist()
 
     def subset(self, mask_N: Tensor) -> tuple[Tensor, Rows]:
         """Row indices where ``mask_N`` is set, and those rows in a grid of their own."""

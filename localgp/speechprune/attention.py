@@ -12,10 +12,12 @@ What it leaves open, and what is done here:
 * Biases, rotary positions, the causal mask and the norm before the layer are not in the formula and are left
   out. (An RMSNorm with positive weights would not change a sign.)
 * Saturation. Sums of D signs have a spread of sqrt(D), so the logits have one of about D (4096 for
-  Qwen2-Audio): the softmax is one-hot, and in any floating-point format most scores are exactly 0, so that the
-  top k is decided by token order. The ranking therefore uses the logarithm of the score (``log=True``), which
-  is the same order in exact arithmetic and has no underflow. ``scale="magnitude"`` is the alternative: the
-  signs times their mean magnitudes, which approximates the layer's true logits.
+  Qwen2-Audio) and the softmax is one-hot: a score is in effect how often a token is some query's favourite.
+  Equal counts are common and go to the earlier token. Tokens that are nobody's favourite underflow to exactly 0
+  (random weights, embeddings with a common offset: 34 % of 200 tokens with 4 heads, 4 % of 750 with 16, 1 % with
+  32), so ranking uses the logarithm of the score (``log=True``), the same order without underflow.
+  ``scale="magnitude"`` is the alternative: signs times their mean magnitudes, as in XNOR-Net, which come near
+  the layer's true logits.
 
 Shape legend: B batch, T tokens, D embedding size, H heads, K width of a head.
 """

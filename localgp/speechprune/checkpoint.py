@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,34 @@ HUB_IDS = {"qwen2_audio_7b": "Qwen/Qwen2-Audio-7B-Instruct"}
 # real one, and small enough for a CPU.
 _SIZES: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
-        "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "heads": 4, "kv_heads": 2},
+        "text": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+        },
         "audio": {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64},
     },
     "mid": {
-        "text": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "heads": 16, "kv_heads": 16},
+        "text": {
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 8,
+            "heads": 16,
+            "kv_heads": 16,
+        },
         "audio": {"d_model": 384, "encoder_layers": 6, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536},
     },
 }
+_MELS = {"tiny": 40, "mid": 128}
 _VOCABULARY = {"tiny": None, "mid": 32_000}  # None: as many as the tokenizer has
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
 
 
-def load(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 1) -> Any:
+def load(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 1
+) -> Any:
     """A Qwen2-Audio model in eval mode and its processor.
 
     Args:
@@ -72,16 +88,27 @@ def build(size: str, seed: int = 1, window: int = 30) -> Any:
         seed: Of the weights.
         window: Seconds of audio that the tower sees at once; 30 as in the real model.
     """
-    from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+    from transformers import Qwen2AudioForConditionalGeneration
 
-    processor = _processor(mels=128 if size == "mid" else 40, window=window)
+    processor = _processor(mels=_MELS[size], window=window)
     tokenizer = processor.tokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2AudioForConditionalGeneration(_random_config(size, tokenizer, window))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    return model.eval(), processor
+
+
+def _random_config(size: str, tokenizer: Any, window: int) -> Any:
+    from transformers import Qwen2AudioConfig
+
     text = dict(_SIZES[size]["text"])
-    config = Qwen2AudioConfig(
+    return Qwen2AudioConfig(
         audio_config={
             **_SIZES[size]["audio"],
             "model_type": "qwen2_audio_encoder",
-            "num_mel_bins": processor.feature_extractor.feature_size,
+            "num_mel_bins": _MELS[size],
             "max_source_positions": 50 * window,
         },
         text_config={
@@ -97,12 +124,6 @@ def build(size: str, seed: int = 1, window: int = 30) -> Any:
         },
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2AudioForConditionalGeneration(config)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return model.eval(), processor
 
 
 def _processor(mels: int, window: int) -> Any:
@@ -121,7 +142,9 @@ def _processor(mels: int, window: int) -> Any:
     )
     lines = files("localgp.speechprune").joinpath("samples", "data.jsonl").read_text("utf-8").split("\n")
     entries = [json.loads(line) for line in lines if line]
-    bpe.train_from_iterator((text for entry in entries for turn in entry["transcript"] for text in turn["text"]), trainer)
+    bpe.train_from_iterator(
+        (text for entry in entries for turn in entry["transcript"] for text in turn["text"]), trainer
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="left"
     )
@@ -129,38 +152,69 @@ def _processor(mels: int, window: int) -> Any:
     return Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer)
 
 
-def _pretrained(name: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoProcessor, Qwen2AudioForConditionalGeneration
+def load_config(name: str) -> Any:
+    """The configuration alone, as in `load`: nothing large is read or fetched.
 
-    hub_id = HUB_IDS.get(name, name)
-    local = Path(hub_id).is_dir()
-    if not local and "/" not in hub_id:
+    Raises:
+        BackboneError: As `load`.
+    """
+    require_transformers()
+    if name in _SIZES:
+        return _random_config(name, _processor(_MELS[name], window=30).tokenizer, window=30)
+    return _from_files(name, _read_config)
+
+
+def _pretrained(name: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+    def read(source: str) -> Any:
+        _read_config(source)  # first, so that a model of another kind is named before gigabytes are fetched
+        processor = AutoProcessor.from_pretrained(source)
+        # Only safetensors: a pickled checkpoint can run code when it is read.
+        model = Qwen2AudioForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        return model, processor
+
+    return _from_files(name, read)
+
+
+def _read_config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != "qwen2_audio":
+        raise BackboneError(
+            f"{source}: a model of type {config.model_type!r}; SpeechPrune runs on 'qwen2_audio' models, such as "
+            f"{HUB_IDS['qwen2_audio_7b']}"
+        )
+    return config
+
+
+def _from_files(name: str, read: Callable[[str], Any]) -> Any:
+    """``read(directory or hub id)``, with errors that say what to do."""
+    source = HUB_IDS.get(name, name)
+    local = Path(source).is_dir()
+    if not local and "/" not in source:
         raise BackboneError(
             f"model is {name!r}; valid: {', '.join([*_SIZES, *HUB_IDS])}, a hub id such as "
             f"{HUB_IDS['qwen2_audio_7b']}, or a directory with a model and its processor"
         )
-    if local and not (Path(hub_id) / "config.json").is_file():
+    if local and not (Path(source) / "config.json").is_file():
         raise BackboneError(
-            f"{hub_id}: no config.json; a model directory is what save_pretrained writes for the model and for the "
+            f"{source}: no config.json; a model directory is what save_pretrained writes for the model and for the "
             "processor (config.json, *.safetensors, preprocessor_config.json, tokenizer files)"
         )
     try:
-        config = AutoConfig.from_pretrained(hub_id)
-        if config.model_type != "qwen2_audio":
-            raise BackboneError(
-                f"{hub_id}: a model of type {config.model_type!r}; SpeechPrune runs on 'qwen2_audio' models, such as "
-                f"{HUB_IDS['qwen2_audio_7b']}"
-            )
-        processor = AutoProcessor.from_pretrained(hub_id)
-        # Only safetensors: a pickled checkpoint can run code when it is read.
-        model = Qwen2AudioForConditionalGeneration.from_pretrained(hub_id, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:  # transformers raises these for all that can go wrong
+        return read(source)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # transformers raises these for all that can go wrong
         first = str(error).strip().split("\n")[0]
         action = (
             "write it again with save_pretrained, model and processor"
             if local
-            else f"without a network, fetch it elsewhere (hf download {hub_id} --local-dir DIR) and give model=DIR; "
+            else f"without a network, fetch it elsewhere (hf download {source} --local-dir DIR) and give model=DIR; "
             "or use model=tiny"
         )
-        raise BackboneError(f"{hub_id}: cannot be loaded: {first}; {action}") from error
-    return model, processor
+        raise BackboneError(f"{source}: cannot be loaded: {first}; {action}") from error

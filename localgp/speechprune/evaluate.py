@@ -54,19 +54,23 @@ def evaluate(
         batch: Questions at a time. Times are per question of a batch.
         progress: Called with the number of questions done.
     """
-    if answer not in ANSWERS:
-        raise ConfigError(f"answer is {answer!r}; valid: {', '.join(ANSWERS)}")
-    if query not in QUERIES:
-        raise ConfigError(f"query is {query!r}; valid: {', '.join(QUERIES)}")
+    check(answer, query)
     dims = Dimensions.of(speech.model.config)
     tallies: list[dict[str, list[float]]] = [defaultdict(list) for _ in pruners]
     for start in range(0, len(questions), batch):
         some = questions[start : start + batch]
         requests = [
-            Request(read_audio(item.audio), item.prompt(), item.question if query == "question" else item.prompt(), item.id)
+            Request(
+                read_audio(item.audio),
+                item.prompt(),
+                item.question if query == "question" else item.prompt(),
+                item.id,
+            )
             for item in some
         ]
-        encodings: dict[bool, Encoded] = {}  # untouched: 30 s; otherwise the whole audio, once for all pruners
+        encodings: dict[
+            bool, Encoded
+        ] = {}  # untouched: 30 s; otherwise the whole audio, once for all pruners
         for pruner, tally in zip(pruners, tallies, strict=True):
             whole = not pruner.untouched
             if whole not in encodings:
@@ -74,6 +78,14 @@ def evaluate(
             _one(speech, some, encodings[whole], pruner, tally, dims, answer)
         progress(min(start + batch, len(questions)))
     return [_row(pruner, tally) for pruner, tally in zip(pruners, tallies, strict=True)]
+
+
+def check(answer: str, query: str) -> None:
+    """Raises ConfigError unless both are known."""
+    if answer not in ANSWERS:
+        raise ConfigError(f"answer is {answer!r}; valid: {', '.join(ANSWERS)}")
+    if query not in QUERIES:
+        raise ConfigError(f"query is {query!r}; valid: {', '.join(QUERIES)}")
 
 
 def _one(
@@ -91,7 +103,11 @@ def _one(
         began = speech._now()
         logits_BTV = speech.prefill(pruned)
         seconds = speech._now() - began
-    given = list(_likeliest(speech, logits_BTV)) if answer == "likelihood" else list(_generated(speech, pruned, some))
+    given = (
+        list(_likeliest(speech, logits_BTV))
+        if answer == "likelihood"
+        else list(_generated(speech, pruned, some))
+    )
     for index, (question, letter) in enumerate(zip(some, given, strict=True)):
         right = float(letter == question.letter)
         tally["accuracy"].append(right)
@@ -124,7 +140,11 @@ def _one(
 
 def _tokens_of_all(question: Question, tokens: int) -> int:
     """Tokens of the whole audio, also where only its first 30 s were encoded."""
-    return tokens if question.times is None else max(tokens, math.floor(question.times[-1][1] / _SECONDS_PER_TOKEN))
+    return (
+        tokens
+        if question.times is None
+        else max(tokens, math.floor(question.times[-1][1] / _SECONDS_PER_TOKEN))
+    )
 
 
 def key_tokens(times: tuple[float, float]) -> range:
@@ -142,7 +162,9 @@ def key_recall(kept: torch.Tensor, times: tuple[float, float]) -> float:
 def _likeliest(speech: SpeechPrune, logits_BTV: torch.Tensor) -> Iterator[str]:
     tokenizer = speech.processor.tokenizer
     letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in LETTERS]
-    for index in logits_BTV[:, -1, letters].argmax(-1).tolist():  # left padding: the last position is the prompt's
+    for index in (
+        logits_BTV[:, -1, letters].argmax(-1).tolist()
+    ):  # left padding: the last position is the prompt's
         yield LETTERS[index]
 
 
@@ -162,7 +184,9 @@ def read_answer(reply: str, question: Question) -> str | None:
     """
     if match := re.match(r"\W*([A-D])(?:[.):,]|\s*$)", reply):
         return match[1]
-    if match := re.search(r"\b([B-D])\b|\bA(?=[.):])|\b(?:is|answer|choice|option):? \(?(A)\b(?! [a-z])", reply):
+    if match := re.search(
+        r"\b([B-D])\b|\bA(?=[.):])|\b(?:is|answer|choice|option):? \(?(A)\b(?! [a-z])", reply
+    ):
         return match[1] or "A"
     said = [
         letter
@@ -177,7 +201,15 @@ def _row(pruner: Pruner, tally: dict[str, list[float]]) -> dict[str, Any]:
         return sum(tally[name]) / len(tally[name]) if tally[name] else None
 
     names = (
-        *("accuracy", "accuracy_hard", "unanswered", "audio_tokens", "kept_tokens", "kept_share", "key_recall"),
+        *(
+            "accuracy",
+            "accuracy_hard",
+            "unanswered",
+            "audio_tokens",
+            "kept_tokens",
+            "kept_share",
+            "key_recall",
+        ),
         *("tflops", "tflops_with_quadratic", "tflops_end_to_end"),
         *("seconds_audio", "seconds_prune", "seconds_prefill", "peak_mib"),
     )

@@ -79,9 +79,13 @@ class Pruner:
             if value not in valid
         ]
         if not 0 <= self.rate < 1:
-            wrong.append(f"rate is {self.rate}; valid: from 0 (the untouched model) to below 1 (everything removed)")
+            wrong.append(
+                f"rate is {self.rate}; valid: from 0 (the untouched model) to below 1 (everything removed)"
+            )
         if self.budget is not None and self.budget < 1:
-            wrong.append(f"budget is {self.budget}; valid: null, or a number of tokens above 0 (750 are 30 s)")
+            wrong.append(
+                f"budget is {self.budget}; valid: null, or a number of tokens above 0 (750 are 30 s)"
+            )
         if self.frame < 1:
             wrong.append(f"frame is {self.frame}; valid: a number of tokens above 0 (25 are 1 s)")
         if wrong:

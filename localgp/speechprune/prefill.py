@@ -26,7 +26,9 @@ _PROMPT = (
 )
 
 
-def measure(speech: SpeechPrune, pruners: Sequence[Pruner], seconds: float, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    speech: SpeechPrune, pruners: Sequence[Pruner], seconds: float, rounds: int
+) -> list[dict[str, Any]]:
     """One row per pruner, the first of which should be the untouched model (rate 0): the ratios refer to it.
 
     Args:

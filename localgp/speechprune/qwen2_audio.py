@@ -149,6 +149,11 @@ class SpeechPrune:
     def encode(self, requests: Sequence[Request], whole: bool = True) -> Encoded:
         """Runs audio tower and projector, and lets the model put the features into the prompts' embeddings."""
         began = self._now()
+        embed, tokenizer = self.model.get_input_embeddings(), self.processor.tokenizer
+        words = [tokenizer.encode(request.query, add_special_tokens=False) for request in requests]
+        for request, ids in zip(requests, words, strict=True):
+            if not ids:
+                raise ConfigError(f"{request.name or 'request'}: the query is empty; phase 1 compares with its words")
         windows = [self.windows(request.audio, whole) for request in requests]
         inputs = self.processor(
             text=[self.text(request.prompt, len(cut)) for request, cut in zip(requests, windows, strict=True)],
@@ -158,20 +163,11 @@ class SpeechPrune:
             return_tensors="pt",
         ).to(self.model.device)
         embeds_BTD, mask_BT = self._embed(inputs)
-        embed = self.model.get_input_embeddings()
-        tokenizer = self.processor.tokenizer
-        queries = [
-            embed(torch.tensor(tokenizer.encode(request.query, add_special_tokens=False), device=self.model.device))
-            for request in requests
-        ]
-        for request, query_LD in zip(requests, queries, strict=True):
-            if not len(query_LD):
-                raise ConfigError(f"{request.name or 'request'}: the query is empty; phase 1 needs its words")
         return Encoded(
             embeds_BTD=embeds_BTD,
             mask_BT=mask_BT,
             audio_BT=inputs["input_ids"] == self.model.config.audio_token_id,
-            queries=queries,
+            queries=[embed(torch.tensor(ids, device=self.model.device)) for ids in words],
             names=[request.name for request in requests],
             pad_D=embed(torch.tensor(tokenizer.pad_token_id, device=self.model.device)),
             seconds=self._now() - began,
@@ -200,7 +196,9 @@ class SpeechPrune:
         kept, rows = [], []  # of each sample: audio tokens that stay; positions in the prompt that stay
         for index, query_LD in enumerate(encoded.queries):
             audio_N = encoded.audio_BT[index].nonzero()[:, 0]
-            chosen = pruner.select(encoded.embeds_BTD[index, audio_N], query_LD, self.layer, encoded.names[index])
+            chosen = pruner.select(
+                encoded.embeds_BTD[index, audio_N], query_LD, self.layer, encoded.names[index]
+            )
             stays_T = encoded.mask_BT[index].bool().clone()
             stays_T[audio_N] = False
             stays_T[audio_N[chosen]] = True

@@ -85,7 +85,9 @@ def speak_sentences(sentences: Sequence[tuple[str, str]], key: str) -> Spoken:
     return Spoken((audio * (_PEAK / np.abs(audio).max())).astype(np.float32), times)
 
 
-def embedded(out: Path, limit: int | None = None, progress: Callable[[int], None] = lambda done: None) -> list[Question]:
+def embedded(
+    out: Path, limit: int | None = None, progress: Callable[[int], None] = lambda done: None
+) -> list[Question]:
     """The samples that come with the package, spoken into ``out`` (once)."""
     with as_file(files("localgp.speechprune") / "samples") as root:
         return spoken(root, out, limit, progress)
@@ -109,7 +111,9 @@ def spoken(
     lines = (root / "data.jsonl").read_text("utf-8").split("\n")
     entries = {entry["metadata"]["id"]: entry for entry in map(json.loads, filter(str.strip, lines))}
     has_hard = (root / "data_h.jsonl").is_file()
-    fingerprint = _fingerprint([entries[question.id] for question in questions], [q.id for q in questions if q.hard])
+    fingerprint = _fingerprint(
+        [entries[question.id] for question in questions], [q.id for q in questions if q.hard]
+    )
     if _is_there(out, fingerprint):
         return read(out)
 

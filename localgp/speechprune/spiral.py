@@ -74,7 +74,9 @@ class Question:
 
     def prompt(self) -> str:
         """What the user says to the model. The paper does not print its own."""
-        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True))
+        listed = "\n".join(
+            f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True)
+        )
         return f"{self.question}\n{listed}\nAnswer with the letter of the correct choice."
 
 
@@ -93,7 +95,7 @@ def read(root: str | Path, need_audio: bool = True) -> list[Question]:
     if not (root / "data.jsonl").is_file():
         raise CorpusError(
             f"{root}: no data.jsonl; expected data.jsonl, data_h.jsonl and wavs/ as published at {SOURCE}, or leave "
-            "corpus=null for the embedded samples"
+            "spiral=null for the embedded samples"
         )
     questions = [_parse(root, entry, source) for entry, source in _lines(root / "data.jsonl")]
     twice = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
@@ -106,7 +108,7 @@ def read(root: str | Path, need_audio: bool = True) -> list[Question]:
         raise CorpusError(
             f"{root}: {len(missing)} of {len(questions)} audio files are missing, the first is {missing[0]}; fetch the "
             f"audio that {SOURCE} links to into {root / 'wavs'}, or speak the transcripts: "
-            f"python -m localgp.speechprune speak=true corpus={root}"
+            f"python -m localgp.speechprune speak=true spiral={root}"
         )
     return questions
 
@@ -117,7 +119,9 @@ def _hard_ids(root: Path, known: set[str]) -> set[str]:
         return set()
     hard = {_field(entry, "metadata.id", str, source) for entry, source in _lines(path)}
     if hard - known:
-        raise CorpusError(f"{path}: id {min(hard - known)!r} is not in data.jsonl; the two files belong to different sets")
+        raise CorpusError(
+            f"{path}: id {min(hard - known)!r} is not in data.jsonl; the two files belong to different sets"
+        )
     return hard
 
 
@@ -130,9 +134,13 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise CorpusError(f"{source}: not JSON ({error}); the file may be cut off, fetch it again") from error
+            raise CorpusError(
+                f"{source}: not JSON ({error}); the file may be cut off, fetch it again"
+            ) from error
         if not isinstance(entry, dict):
-            raise CorpusError(f"{source}: a JSON {type(entry).__name__}, not an object; one question per line")
+            raise CorpusError(
+                f"{source}: a JSON {type(entry).__name__}, not an object; one question per line"
+            )
         entries.append((entry, source))
     if not entries:
         raise CorpusError(f"{path}: empty; expected one question per line")
@@ -166,7 +174,9 @@ def _parse(root: Path, entry: dict[str, Any], source: str) -> Question:
         )
     files = _field(entry, "audio_data.combined.audio_files", list, source)
     if len(files) != 1 or not isinstance(files[0], str) or Path(files[0]).name != files[0]:
-        raise CorpusError(f"{source}: combined.audio_files is {files}; expected one file name without a folder")
+        raise CorpusError(
+            f"{source}: combined.audio_files is {files}; expected one file name without a folder"
+        )
     return Question(
         id=_field(entry, "metadata.id", str, source),
         kind=_field(entry, "metadata.transcript_type", str, source),
@@ -185,7 +195,9 @@ def _times(entry: dict[str, Any], sentences: int, source: str) -> tuple[tuple[fl
     if times is None:
         return None
     if len(times) != sentences or any(not 0 <= start < end for start, end in times):
-        raise CorpusError(f"{source}: sentence_times does not give 0 <= start < end for each of {sentences} sentences")
+        raise CorpusError(
+            f"{source}: sentence_times does not give 0 <= start < end for each of {sentences} sentences"
+        )
     return tuple((float(start), float(end)) for start, end in times)
 
 
@@ -198,7 +210,9 @@ def _speakers(turns: list[Any], sentences: list[str], source: str) -> list[str]:
     speakers, position = [], 0
     for sentence in sentences:
         if position >= len(speaker_of_character):
-            raise CorpusError(f"{source}: combined.sentences has more words than the transcript; they must agree")
+            raise CorpusError(
+                f"{source}: combined.sentences has more words than the transcript; they must agree"
+            )
         speakers.append(speaker_of_character[position])
         position += len("".join(sentence.split()))
     return speakers

@@ -46,7 +46,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     samples = round(backbone.padded_seconds * backbone.sample_rate)
     silence = round(training.init_silence * backbone.sample_rate)
     examples = TrainingExamples(
-        rows["train"],
+        limit_per_language(rows["train"], training.limit),
         backbone.tokenizer,
         samples,
         group_tasks=training.group_tasks,

@@ -53,7 +53,9 @@ class German:
     def sentence(self, meaning: Meaning) -> str:
         text = getattr(self, meaning.pattern)(meaning)
         text = re.sub(
-            r"\b(" + "|".join(_CONTRACTIONS) + r")\b", lambda match: _CONTRACTIONS[match[0]], " ".join(text.split())
+            r"\b(" + "|".join(_CONTRACTIONS) + r")\b",
+            lambda match: _CONTRACTIONS[match[0]],
+            " ".join(text.split()),
         )
         text = text.replace(" ,", ",")
         if meaning.address:
@@ -67,7 +69,8 @@ class German:
         return self.clause(meaning.main, "main", link=link, voice=True)
 
     def report(self, meaning: Meaning) -> str:
-        assert meaning.teller and meaning.matrix
+        assert meaning.teller
+        assert meaning.matrix
         verb: Verb = self.choice.word(meaning.matrix, "de")
         subject = self.nominal(meaning.teller, "nom")
         if meaning.matrix_tense == "past" and self.choice.chance(0.6):
@@ -80,7 +83,8 @@ class German:
         return f"{head}, dass {self.clause(meaning.main, 'final', voice=True)}"
 
     def adverbial(self, meaning: Meaning) -> str:
-        assert meaning.second and meaning.conjunction
+        assert meaning.second
+        assert meaning.conjunction
         conjunction = self.choice.word(meaning.conjunction, "de")
         second = f"{conjunction} {self.clause(meaning.second, 'final', voice=True)}"
         if self.choice.chance(0.35):
@@ -99,7 +103,8 @@ class German:
         return f"{head}, {self.clause(meaning.main, 'zu')}"
 
     def request(self, meaning: Meaning) -> str:
-        assert meaning.teller and meaning.request
+        assert meaning.teller
+        assert meaning.request
         verb: Verb = self.choice.word(meaning.request, "de")
         asked = self.nominal(meaning.main.subject, "acc")
         head = f"{self.nominal(meaning.teller, 'nom')} {verb.present[meaning.teller.person]} {asked} {verb.prefix}"
@@ -152,7 +157,9 @@ class German:
             if order == "final" and given:
                 subject = ""
             target = self.nominal(clause.object, verb.case)
-            middle = self.middle(clause, f"{verb.government} {target}".strip(), after_negation=bool(verb.government))
+            middle = self.middle(
+                clause, f"{verb.government} {target}".strip(), after_negation=bool(verb.government)
+            )
         if order == "zu":
             infinitive = f"{verb.prefix}zu{verb.infinitive}" if verb.prefix else f"zu {verb.infinitive}"
             return " ".join([*(text for _, text in middle), infinitive])
@@ -171,7 +178,9 @@ class German:
                 middle.remove(movable[0])
             inverted = "" if front is subject else subject
             return " ".join([front, finite, inverted, link, *(text for _, text in middle), *tail])
-        return " ".join([finite, "" if order == "headless" else subject, *(text for _, text in middle), *tail])
+        return " ".join(
+            [finite, "" if order == "headless" else subject, *(text for _, text in middle), *tail]
+        )
 
     def predicate(self, verb: Verb, clause: Clause, person: str, passive: bool) -> tuple[str, str, str]:
         """``(finite verb, separable prefix, infinite rest)``."""
@@ -181,7 +190,11 @@ class German:
                 return _FORMS[tense][person], "", f"{verb.participle} werden"
             if tense == "past":
                 perfect = choice.chance(0.35)
-                return _FORMS["be" if perfect else "became"][person], "", verb.participle + " worden" * perfect
+                return (
+                    _FORMS["be" if perfect else "became"][person],
+                    "",
+                    verb.participle + " worden" * perfect,
+                )
             future = tense == "future"
             return _FORMS["become"][person], "", verb.participle + " werden" * future
         if tense in MODALS:
@@ -208,7 +221,11 @@ class German:
             order = choice.usual(["time place manner object negation", "time manner object place negation"])
         else:
             order = choice.of(
-                ["time place object negation manner", "time object negation place manner", "object time negation place manner"]
+                [
+                    "time place object negation manner",
+                    "time object negation place manner",
+                    "object time negation place manner",
+                ]
             )
         return [(kind, items[kind]) for kind in order.split() if items[kind]]
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from localgp.corpora.mini.french import French
 from localgp.corpora.mini.german import German
 from localgp.corpora.mini.italian import Italian
 from localgp.corpora.mini.lexicon import LANGUAGES, load_lexicon
 from localgp.corpora.mini.meaning import Choice, Meaning, draw_meaning
 
-RENDERERS = {"de": German, "fr": French, "it": Italian}
+RENDERERS: dict[str, Callable[[Choice], German | French | Italian]] = {
+    "de": German,
+    "fr": French,
+    "it": Italian,
+}
 
 
 def render(meaning: Meaning, language: str, key: str) -> str:

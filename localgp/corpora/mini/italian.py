@@ -74,7 +74,9 @@ class Italian(Romance):
             start = i
             if words[i][1] == "d" and i and words[i - 1] in _PREPOSITIONS:
                 resolved, start = contract(words[i - 1], resolved), i - 1
-            words[start : i + 2] = [resolved + words[i + 1]] if resolved.endswith("'") else [resolved, words[i + 1]]
+            words[start : i + 2] = (
+                [resolved + words[i + 1]] if resolved.endswith("'") else [resolved, words[i + 1]]
+            )
         return " ".join(words)
 
     def determiner(self, entity: Entity, noun: Noun, before: bool) -> str:
@@ -85,7 +87,9 @@ class Italian(Romance):
             forms = {**italian_agreement("nostro"), "mp": "nostri"}
             return f"@d{form} {forms[form]}"
         if kind == "indef" and entity.plural:
-            return self.choice.usual([italian_agreement("alcuno")[form], "diversi" if form == "mp" else "diverse"])
+            return self.choice.usual(
+                [italian_agreement("alcuno")[form], "diversi" if form == "mp" else "diverse"]
+            )
         return {"def": "@d", "this": "@q", "indef": "@u"}[kind] + form
 
     def pronoun(self, person: str) -> str:

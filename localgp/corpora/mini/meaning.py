@@ -42,7 +42,7 @@ class Choice:
     def of(self, options: Sequence[T]) -> T:
         return options[int(self.random.random() * len(options))]
 
-    def usual(self, options: Sequence[T], probability: float = 0.68) -> T:
+    def usual(self, options: Sequence[T], probability: float = 0.8) -> T:
         """The first option mostly, else one of the others."""
         if len(options) == 1 or self.chance(probability):
             return options[0]
@@ -132,7 +132,12 @@ class _Drawer:
             tense = "past" if teller.concept and choice.chance(0.5) else "present"
             main = self.clause(self.actor(0.2), rich=0.35)
             return Meaning(
-                pattern, main, teller=teller, matrix=choice.of(lexicon["matrix"]), matrix_tense=tense, address=address
+                pattern,
+                main,
+                teller=teller,
+                matrix=choice.of(lexicon["matrix"]),
+                matrix_tense=tense,
+                address=address,
             )
         if pattern == "adverbial":
             return self.adverbial()
@@ -144,15 +149,21 @@ class _Drawer:
             main = self.clause(Entity(pronoun="1p"), rich=0.5, tenses={"future": 1}, negatable=False)
             return Meaning(pattern, main, judgement=choice.of(lexicon["judgement"]), address=address)
         if pattern == "request":
-            main = self.clause(self.actor(0.1, definite=True), rich=0.4, tenses={"future": 1}, negatable=False)
+            main = self.clause(
+                self.actor(0.1, definite=True), rich=0.4, tenses={"future": 1}, negatable=False
+            )
             teller = choice.of([Entity(pronoun="1s"), Entity(pronoun="1p"), self.actor(0.0)])
-            return Meaning(pattern, main, teller=teller, request=choice.of(lexicon["request"]), address=address)
+            return Meaning(
+                pattern, main, teller=teller, request=choice.of(lexicon["request"]), address=address
+            )
         if pattern == "relative":
             subject = self.actor(0.0, definite=True)
             main = self.clause(subject, rich=0.25, negatable=False)
             second = self.clause(subject, rich=0.15, tenses={"past": 3, "present": 2, "must": 1})
             return Meaning(pattern, main, second=second)
-        main = self.clause(self.actor(0.2, definite=True), rich=0.4, tenses={"past": 4, "future": 4, "want": 2, "can": 2})
+        main = self.clause(
+            self.actor(0.2, definite=True), rich=0.4, tenses={"past": 4, "future": 4, "want": 2, "can": 2}
+        )
         return Meaning(pattern, main, question=choice.of(lexicon["question"]), address=address)
 
     def adverbial(self) -> Meaning:
@@ -161,7 +172,10 @@ class _Drawer:
         if conjunction.when == "past":
             tenses, main_tenses = {"past": 1}, {"past": 1}
         elif conjunction.name in ("when", "if"):
-            tenses, main_tenses = {"present": 3, "must": 1, "can": 1}, {"future": 4, "present": 2, "must": 2, "can": 2}
+            tenses, main_tenses = (
+                {"present": 3, "must": 1, "can": 1},
+                {"future": 4, "present": 2, "must": 2, "can": 2},
+            )
         else:
             tenses = main_tenses = {"past": 4, "present": 4, "must": 1, "can": 1, "want": 1}
         main = self.clause(self.subject(), rich=0.2, tenses=main_tenses)
@@ -201,7 +215,9 @@ class _Drawer:
             concept,
             plural=plural,
             determiner=determiner,
-            adjective=choice.of(self.lexicon["adjectives"]) if inner is None and choice.chance(adjective) else None,
+            adjective=choice.of(self.lexicon["adjectives"])
+            if inner is None and choice.chance(adjective)
+            else None,
             count=self.number() if determiner == "count" else 0,
             of=inner,
         )
@@ -222,7 +238,9 @@ class _Drawer:
         negated = negatable and choice.chance(0.1)
         thing = self.entity(choice.of(things), 0.2 + 0.3 * rich, of=0.1 + 0.35 * rich, definite=negated)
         when = "future" if tense in MODALS else tense
-        time = choice.of([c for c in lexicon["time"] if c.when == when]) if choice.chance(0.6 * rich) else None
+        time = (
+            choice.of([c for c in lexicon["time"] if c.when == when]) if choice.chance(0.6 * rich) else None
+        )
         return Clause(
             subject,
             verb,

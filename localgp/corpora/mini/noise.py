@@ -5,6 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 KINDS = ("clean", "white", "pink", "babble", "hum", "modulated")
+_MAX_PEAK = 0.95
+
+
+def draw_noise(rng: np.random.Generator) -> tuple[str, float]:
+    """A kind and a signal-to-noise ratio in dB, infinite for ``clean``."""
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    return kind, float("inf") if kind == "clean" else float(rng.uniform(5, 30))
+
+
+def add_noise(
+    samples: np.ndarray, kind: str, snr_db: float, rate: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Samples (time,) in noise; the ratio counts the speech alone, not its pauses (which are exact zeros)."""
+    if kind != "clean":
+        speech_rms = np.sqrt(np.mean(samples[samples != 0] ** 2))
+        samples = samples + speech_rms * 10 ** (-snr_db / 20) * make_noise(kind, len(samples), rate, rng)
+    return samples * min(1.0, _MAX_PEAK / float(np.abs(samples).max()))
 
 
 def make_noise(kind: str, length: int, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -24,7 +41,10 @@ def make_noise(kind: str, length: int, rate: int, rng: np.random.Generator) -> n
         noise = _shaped(length, rate, rng, exponent=0.5)
     elif kind == "babble":
         noise = sum(
-            (_shaped(length, rate, rng, exponent=1.0, low=120, high=3800) * _syllables(length, rate, rng) for _ in range(4)),
+            (
+                _shaped(length, rate, rng, exponent=1.0, low=120, high=3800) * _syllables(length, rate, rng)
+                for _ in range(4)
+            ),
             np.zeros(length),
         )
     elif kind == "hum":
@@ -41,7 +61,12 @@ def make_noise(kind: str, length: int, rate: int, rng: np.random.Generator) -> n
 
 
 def _shaped(
-    length: int, rate: int, rng: np.random.Generator, exponent: float, low: float = 20.0, high: float | None = None
+    length: int,
+    rate: int,
+    rng: np.random.Generator,
+    exponent: float,
+    low: float = 20.0,
+    high: float | None = None,
 ) -> np.ndarray:
     """Gaussian noise with amplitude falling as frequency to the ``exponent``, within a band."""
     from scipy.fft import irfft, next_fast_len, rfft

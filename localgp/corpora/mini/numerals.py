@@ -1,19 +1,18 @@
 """Numbers from two to ninety-nine in words."""
+# ruff: noqa: SIM905 (word lists read better as text)
 
 from __future__ import annotations
 
 _DE = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split()
-_DE_TENS = ["", "zehn", "zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
-_FR = (
-    "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize "
-    "dix-sept dix-huit dix-neuf"
-).split()
+_DE_TENS = "null zehn zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
+_FR_UNITS = "zéro un deux trois quatre cinq six sept huit neuf".split()
+_FR_TEENS = "dix onze douze treize quatorze quinze seize dix-sept dix-huit dix-neuf".split()
+_FR = [*_FR_UNITS, *_FR_TEENS]
 _FR_TENS = {20: "vingt", 30: "trente", 40: "quarante", 50: "cinquante", 60: "soixante"}
-_IT = (
-    "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici "
-    "sedici diciassette diciotto diciannove"
-).split()
-_IT_TENS = ["", "", "venti", "trenta", "quaranta", "cinquanta", "sessanta", "settanta", "ottanta", "novanta"]
+_IT_UNITS = "zero uno due tre quattro cinque sei sette otto nove".split()
+_IT_TEENS = "dieci undici dodici tredici quattordici quindici sedici diciassette diciotto diciannove".split()
+_IT = [*_IT_UNITS, *_IT_TEENS]
+_IT_TENS = "zero dieci venti trenta quaranta cinquanta sessanta settanta ottanta novanta".split()
 
 
 def spell(number: int, language: str) -> str:

@@ -66,7 +66,7 @@ class Romance(ABC):
 
     @abstractmethod
     def judgement(self, meaning: Meaning) -> str:
-        """"It is important to …"."""
+        """ "It is important to …"."""
 
     @abstractmethod
     def question(self, meaning: Meaning) -> str:
@@ -91,7 +91,8 @@ class Romance(ABC):
         return self.choice.word(meaning.link, self.language) if meaning.link else ""
 
     def report(self, meaning: Meaning) -> str:
-        assert meaning.teller and meaning.matrix
+        assert meaning.teller
+        assert meaning.matrix
         verb: Verb = self.choice.word(meaning.matrix, self.language)
         person = meaning.teller.person
         past = f"{self.have[person]} {verb.participle}"
@@ -100,7 +101,8 @@ class Romance(ABC):
         return f"{self.nominal(meaning.teller)} {finite} {self.that} {inner}"
 
     def adverbial(self, meaning: Meaning) -> str:
-        assert meaning.second and meaning.conjunction
+        assert meaning.second
+        assert meaning.conjunction
         first = self.choice.chance(0.35)
         words = meaning.conjunction.words[self.language]
         conjunction = self.choice.usual(words)
@@ -114,13 +116,18 @@ class Romance(ABC):
 
     def coordination(self, meaning: Meaning) -> str:
         assert meaning.second
-        return f"{self.clause(meaning.main)} {self.both} {self.clause(meaning.second, subject='', fronting=0.0)}"
+        return (
+            f"{self.clause(meaning.main)} {self.both} {self.clause(meaning.second, subject='', fronting=0.0)}"
+        )
 
     def request(self, meaning: Meaning) -> str:
-        assert meaning.teller and meaning.request
+        assert meaning.teller
+        assert meaning.request
         verb: Verb = self.choice.word(meaning.request, self.language)
         head = f"{self.nominal(meaning.teller)} {verb.present[meaning.teller.person]}"
-        return f"{head} {self.nominal(meaning.main.subject)} {verb.government} {self.infinitive(meaning.main)}"
+        return (
+            f"{head} {self.nominal(meaning.main.subject)} {verb.government} {self.infinitive(meaning.main)}"
+        )
 
     def relative(self, meaning: Meaning) -> str:
         assert meaning.second

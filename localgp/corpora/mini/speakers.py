@@ -12,10 +12,23 @@ from localgp.errors import ConfigError
 # (f2, f3, f5, Alicia, ...), whose noise differs from run to run. The groups share none, so a test speaker's timbre
 # was never heard in training, in any language.
 _VARIANTS = {
-    "pretrain": "m1 f1 m2 aunty m4 Mario anika Denis shelby max steph adam".split(),
-    "train": "m3 steph2 m5 Andrea Gene Lee linda Marco Jacky robert".split(),
-    "dev": "m6 Annie".split(),
-    "test": "m7 f4 Michael belinda".split(),
+    "pretrain": [
+        "m1",
+        "f1",
+        "m2",
+        "aunty",
+        "m4",
+        "Mario",
+        "anika",
+        "Denis",
+        "shelby",
+        "max",
+        "steph",
+        "adam",
+    ],
+    "train": ["m3", "steph2", "m5", "Andrea", "Gene", "Lee", "linda", "Marco", "Jacky", "robert"],
+    "dev": ["m6", "Annie"],
+    "test": ["m7", "f4", "Michael", "belinda"],
 }
 GROUPS = tuple(_VARIANTS)
 
@@ -33,7 +46,9 @@ class Voice:
 def speakers(language: str, group: str) -> tuple[str, ...]:
     """Speaker identities (``de-m3``) of a group: ``pretrain``, ``train``, ``dev`` or ``test``."""
     if language not in LANGUAGES:
-        raise ConfigError(f"language {language!r} is not in the mini corpus; valid are {', '.join(LANGUAGES)}")
+        raise ConfigError(
+            f"language {language!r} is not in the mini corpus; valid are {', '.join(LANGUAGES)}"
+        )
     if group not in _VARIANTS:
         raise ConfigError(f"speaker group {group!r} does not exist; valid are {', '.join(GROUPS)}")
     return tuple(f"{language}-{variant}" for variant in _VARIANTS[group])

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import multiprocessing
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 
 from localgp.corpora.mini.grammar import draw_sentence
-from localgp.corpora.mini.noise import KINDS, make_noise
+from localgp.corpora.mini.noise import add_noise, draw_noise
 from localgp.corpora.mini.speakers import voice_of
 from localgp.corpora.mini.voices import ESPEAK_RATE, Speech, speak
+from localgp.corpora.parallel import _no_main_module, _start_worker
+from localgp.errors import ConfigError
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 _SPEECH_RMS = 0.06  # root mean square of the speech where there is speech: about -24 dBFS
 _MIN_GAP_S = 0.1  # a silence at least this long interrupts the intervals of true speech
+_MAX_ATTEMPTS = 60
 _WORD = re.compile(r"\S+")
 
 
@@ -55,16 +64,32 @@ class Utterance:
 
 
 def draw_utterance(
-    key: str, language: str, speaker: str, *, lexicon: str = "full", sample_rate: int = 16000, max_seconds: float = 7.8
+    key: str,
+    language: str,
+    speaker: str,
+    *,
+    lexicon: str = "full",
+    sample_rate: int = 16000,
+    max_seconds: float = 7.8,
+    noisy: bool = True,
 ) -> Utterance:
-    """The utterance that belongs to ``key``; too long ones are drawn again, under a key derived from it."""
-    for attempt in itertools.count():
-        utterance = _draw(f"{key}#{attempt}" if attempt else key, language, speaker, lexicon, sample_rate)
+    """The utterance that belongs to ``key``; too long ones are drawn again, under a key derived from it.
+
+    Args:
+        key: Any text; utterances of different keys are independent.
+        noisy: Whether background noise is added.
+
+    Raises:
+        ConfigError: ``max_seconds`` is too short for any sentence.
+    """
+    for attempt in range(_MAX_ATTEMPTS):
+        fresh = f"{key}#{attempt}" if attempt else key
+        utterance = _draw(fresh, language, speaker, lexicon, sample_rate, noisy)
         if utterance.seconds <= max_seconds:
-            return Utterance(**{**utterance.__dict__, "utt_id": key.replace("/", "-")})
-        if attempt == 200:
-            raise ValueError(f"no sentence within max_seconds={max_seconds}; 5 and more always work")
-    raise AssertionError
+            return replace(utterance, utt_id=key.replace("/", "-"))
+    raise ConfigError(
+        f"max_seconds={max_seconds}: none of {_MAX_ATTEMPTS} sentences was that short; 4 and more always work"
+    )
 
 
 def synthesize_split(
@@ -80,29 +105,50 @@ def synthesize_split(
 ) -> Iterator[Utterance]:
     """Utterances ``0 … count - 1`` of a seed, the speakers taking turns.
 
-    The i-th depends on the arguments and i alone: not on ``count``, ``workers`` or what was made before.
+    With ``lexicon="core"`` the sentences come from three quarters of the words and of the patterns. The i-th
+    depends on the arguments and i alone: not on ``count``, ``workers`` or what was made before.
     """
     jobs = [
-        (f"{seed}/{lexicon}/{language}/{index:06d}", language, speakers[index % len(speakers)], lexicon, sample_rate, max_seconds)
+        (
+            f"{seed}/{lexicon}/{language}/{index:06d}",
+            language,
+            speakers[index % len(speakers)],
+            lexicon,
+            sample_rate,
+            max_seconds,
+        )
         for index in range(count)
     ]
     if workers <= 1:
         yield from map(_draw_job, jobs)
         return
-    import multiprocessing
+    yield from map_in_processes(_draw_job, jobs, workers, chunksize=16)
 
+
+def map_in_processes(
+    function: Callable[[J], R], jobs: Sequence[J], workers: int, chunksize: int = 1
+) -> Iterator[R]:
+    """``map`` over processes, in order."""
     # spawn: a fork would inherit the locks of a parent that runs torch threads.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_draw_job, jobs, chunksize=16)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        with _no_main_module():
+            results = pool.map(function, jobs, chunksize=chunksize)
+        yield from results
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _draw_job(job: tuple[str, str, str, str, int, float]) -> Utterance:
     key, language, speaker, lexicon, sample_rate, max_seconds = job
-    return draw_utterance(key, language, speaker, lexicon=lexicon, sample_rate=sample_rate, max_seconds=max_seconds)
+    return draw_utterance(
+        key, language, speaker, lexicon=lexicon, sample_rate=sample_rate, max_seconds=max_seconds
+    )
 
 
-def _draw(key: str, language: str, speaker: str, lexicon: str, sample_rate: int) -> Utterance:
-    rng = _generator(key + "/sound")
+def _draw(key: str, language: str, speaker: str, lexicon: str, sample_rate: int, noisy: bool) -> Utterance:
+    rng = generator(key + "/sound")
     texts = draw_sentence(key, lexicon)
     voice = voice_of(speaker)
     speech = speak(
@@ -113,18 +159,13 @@ def _draw(key: str, language: str, speaker: str, lexicon: str, sample_rate: int)
         pitch_range=voice.pitch_range,
     )
     speech = _with_pauses(speech, rng)
-    samples, scale = _resample(speech.samples, sample_rate), sample_rate / ESPEAK_RATE
+    samples, scale = resample(speech.samples, ESPEAK_RATE, sample_rate), sample_rate / ESPEAK_RATE
     phones = [(start, end, name) for start, end, name in speech.phones if name]
     intervals = _intervals(phones)
     active = np.concatenate([samples[int(a * scale) : int(b * scale)] for a, b in intervals])
     samples = samples * (_SPEECH_RMS * 10 ** (rng.uniform(-4, 4) / 20) / np.sqrt(np.mean(active**2)))
-    noise_kind = KINDS[rng.choice(len(KINDS), p=[0.15, 0.17, 0.17, 0.17, 0.17, 0.17])]
-    snr_db = float("inf") if noise_kind == "clean" else float(rng.uniform(5, 30))
-    if noise_kind != "clean":
-        level = np.sqrt(np.mean(samples[samples != 0] ** 2)) * 10 ** (-snr_db / 20)
-        samples = samples + level * make_noise(noise_kind, len(samples), sample_rate, rng)
-    peak = float(np.abs(samples).max())
-    samples = samples * min(1.0, 0.95 / peak)
+    noise, snr_db = draw_noise(rng) if noisy else ("clean", float("inf"))
+    samples = add_noise(samples, noise, snr_db, sample_rate, rng)
     return Utterance(
         utt_id=key,
         language=language,
@@ -136,13 +177,12 @@ def _draw(key: str, language: str, speaker: str, lexicon: str, sample_rate: int)
         phones=[(_seconds(start), _seconds(end), name) for start, end, name in phones],
         speech=[(_seconds(start), _seconds(end)) for start, end in intervals],
         snr_db=snr_db,
-        noise=noise_kind,
+        noise=noise,
     )
 
 
-def _generator(key: str) -> np.random.Generator:
-    import hashlib
-
+def generator(key: str) -> np.random.Generator:
+    """Random numbers that belong to ``key``."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
 
 
@@ -174,12 +214,13 @@ def _with_pauses(speech: Speech, rng: np.random.Generator) -> Speech:
     )
 
 
-def _resample(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    if sample_rate == ESPEAK_RATE:
+def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Samples (time,) at another rate, float64."""
+    if rate == wanted:
         return samples.astype(np.float64)
     from scipy.signal import resample_poly
 
-    ratio = Fraction(sample_rate, ESPEAK_RATE)
+    ratio = Fraction(wanted, rate)
     return resample_poly(samples.astype(np.float64), ratio.numerator, ratio.denominator)
 
 
@@ -212,5 +253,7 @@ def _word_times(text: str, speech: Speech, end: int) -> list[tuple[float, float,
         stop = min(stop, max(spoken, default=stop))
         letters = np.array([0.0, *(len(matches[i][0]) for i in range(index, following))]).cumsum()
         edges = start + (stop - start) * letters / letters[-1]
-        times += [(float(a), float(b), matches[index + i][0]) for i, (a, b) in enumerate(itertools.pairwise(edges))]
+        times += [
+            (float(a), float(b), matches[index + i][0]) for i, (a, b) in enumerate(itertools.pairwise(edges))
+        ]
     return [(_seconds(round(a)), _seconds(round(b)), word.strip(".,;:?!")) for a, b, word in times]

@@ -23,7 +23,7 @@ _WORD, _PHONEME, _LIST_END = 1, 7, 0  # espeak_EVENT_TYPE
 
 
 class _Event(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("type", ctypes.c_int),
         ("unique_identifier", ctypes.c_uint),
         ("text_position", ctypes.c_int),
@@ -61,7 +61,9 @@ def _fresh_library() -> Iterator[ctypes.CDLL]:
     try:
         data = espeakng_loader.get_data_path().encode()
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS) != ESPEAK_RATE:
-            raise RuntimeError(f"eSpeak NG did not start with its data at {data.decode()}: reinstall espeakng-loader")
+            raise RuntimeError(
+                f"eSpeak NG did not start with its data at {data.decode()}: reinstall espeakng-loader"
+            )
         yield library
     finally:
         library.espeak_Terminate()
@@ -106,7 +108,9 @@ def speak(text: str, voice: str, rate: int, pitch: int, pitch_range: int = 50) -
         library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _UTF8, None, None)
     samples = np.frombuffer(b"".join(chunks), dtype="<i2").astype(np.float32) / 32768
     ends = [start for start, _ in starts[1:]] + [len(samples)]
-    phones = [(start, end, _symbol(name)) for (start, name), end in zip(starts, ends, strict=True) if end > start]
+    phones = [
+        (start, end, _symbol(name)) for (start, name), end in zip(starts, ends, strict=True) if end > start
+    ]
     return Speech(samples, words, phones)
 
 

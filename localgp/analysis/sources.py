@@ -1,0 +1,138 @@
+"""What the figures need besides metrics: the utterances' audio and texts, the truth about them, the hypotheses.
+
+Nothing here makes anything: a corpus that is not prepared is left out, never generated for a picture's sake.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from localgp.analysis.collect import Evaluated
+from localgp.errors import CorpusError
+
+SAMPLE_RATE = 16_000  # of prepared samples
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the corpus's maker knows about a segment; times are seconds from its start."""
+
+    speech: tuple[tuple[float, float], ...]
+    words: tuple[tuple[float, float, str], ...] = ()
+    snr_db: float | None = None  # None: no noise was added, or it is unknown
+    noise: str | None = None
+
+
+@dataclass
+class Utterances:
+    """The rows of one prepared split by utterance id, with the truth where it is known.
+
+    Attributes:
+        rows: The prepared split; ``rows[i]["samples"]`` is int16 at 16 kHz.
+        index: Utterance id to row number.
+        texts: Utterance id to its other columns, without samples.
+        truth: Utterance id to `Truth`; empty for a corpus that has none.
+    """
+
+    rows: Any
+    index: dict[str, int]
+    texts: dict[str, dict[str, Any]]
+    truth: dict[str, Truth] = field(default_factory=dict)
+
+    def samples(self, utt_id: str) -> np.ndarray:
+        """(N,) float32, full scale 1."""
+        return np.asarray(self.rows[self.index[utt_id]]["samples"], dtype=np.float32) / 32768.0
+
+    def references(self, utt_id: str) -> dict[str, str]:
+        """Task name to reference text."""
+        row = self.texts[utt_id]
+        source = row["language"]
+        translations = dict(zip(row["targets"], row["translations"], strict=True))
+        return {source: row["transcript"]} | {f"{source}-{t}": text for t, text in translations.items()}
+
+
+_TEXT_COLUMNS = [
+    "utt_id", "recording", "start", "end", "speaker", "language", "seconds", "transcript", "targets", "translations",
+]  # fmt: skip
+
+
+def find_utterances(run: Evaluated, data_dir: Path, utt_ids: Iterable[str]) -> Utterances | None:
+    """The newest prepared split under ``data_dir`` that holds all of ``utt_ids``, or None.
+
+    Args:
+        run: Says which corpus and split, and (by its config.yaml) where the corpus's truth may lie.
+    """
+    from localgp.corpora.prepared import PreparedCorpus
+
+    wanted = set(utt_ids)
+    split = run.metrics["data"]["split"]
+    pattern = re.compile(rf"{re.escape(run.corpus)}-[0-9a-f]{{12}}")
+    folders = [p for p in (data_dir / "prepared").glob(f"{run.corpus}-*") if pattern.fullmatch(p.name)]
+    for folder in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True):
+        if not (folder / split).is_dir():
+            continue
+        rows = PreparedCorpus(folder, {}, fresh=False).load()[split]
+        texts = {row["utt_id"]: row for row in rows.select_columns(_TEXT_COLUMNS).with_format(None)}
+        if wanted <= texts.keys():
+            index = {utt_id: number for number, utt_id in enumerate(texts)}
+            return Utterances(rows, index, texts, read_truth(corpus_root(run, data_dir), split, texts))
+    return None
+
+
+def corpus_root(run: Evaluated, data_dir: Path) -> Path:
+    """Where the run's configuration says that its corpus lies, if that is still there, else the usual place."""
+    from omegaconf import OmegaConf
+
+    usual = data_dir / run.corpus
+    stored = run.path / "config.yaml"
+    if not stored.exists():
+        return usual
+    configured = OmegaConf.select(OmegaConf.load(stored), "corpus.root")
+    return Path(configured) if configured and Path(configured).is_dir() else usual
+
+
+def read_truth(root: Path, split: str, texts: dict[str, dict[str, Any]]) -> dict[str, Truth]:
+    """Reads ``<root>/truth/<split>.<language>.jsonl`` and matches its segments by recording and start.
+
+    Raises:
+        CorpusError: A line that is not what the generator writes.
+    """
+    by_place = {(row["recording"], round(row["start"] * 100)): utt_id for utt_id, row in texts.items()}
+    found = {}
+    for path in sorted((root / "truth").glob(f"{split}.*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                utt_id = by_place.get((entry["speech"], round(entry["start"] * 100)))
+                if utt_id is not None:
+                    snr = entry.get("snr_db")
+                    found[utt_id] = Truth(
+                        speech=tuple((float(a), float(b)) for a, b in entry["speech_intervals"]),
+                        words=tuple((float(a), float(b), str(w)) for a, b, w in entry["words"]),
+                        snr_db=None if snr is None or not np.isfinite(snr) else float(snr),
+                        noise=entry.get("noise"),
+                    )
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorpusError(
+                    f"{path}:{number} is not the truth about a segment ({error!r}); generate the corpus again "
+                    "(remove it, then python -m localgp.prepare), or remove the truth folder to go without"
+                ) from error
+    return found
+
+
+def read_hypotheses(run: Evaluated) -> dict[str, dict[str, str]]:
+    """Task name to utterance id to hypothesis, from the run's ``hyp/<split>.<src>-<tgt>.txt``."""
+    split = run.metrics["data"]["split"]
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted((run.path / "hyp").glob(f"{split}.*-*.txt")):
+        source, _, target = path.name.removeprefix(f"{split}.").removesuffix(".txt").partition("-")
+        lines = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines() if line)
+        found[source if source == target else f"{source}-{target}"] = {u: text for u, _, text in lines}
+    return found

@@ -1,0 +1,19 @@
+"""``python -m localgp.analyze conf=row05``: what a run's gates do: figures, statistics, agreement with true speech."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from localgp.cli import entry_point
+
+
+def main(cfg: DictConfig) -> None:
+    from localgp.analysis.analyze import analyze
+
+    text, files = analyze(cfg)
+    print(text)
+    print("\nwritten:", *files, sep="\n  ")
+
+
+if __name__ == "__main__":
+    entry_point(main)()

@@ -1,0 +1,84 @@
+"""Which decoder module ran for which token, for a whole split in one small file.
+
+``gates/<split>.decoder.npz`` holds, for the N tokens of all best hypotheses, L decoder layers and M modules:
+
+| array      | type, shape         | content                                                                |
+|------------|---------------------|------------------------------------------------------------------------|
+| `modules`  | str (M,)            | `self_attention`, `source_attention`, `ffn`                            |
+| `bits`     | uint8 (N, ceil(L M / 8)) | `numpy.packbits` over layers, then modules; 1 where the module ran |
+| `layers`   | int ()              | L                                                                      |
+| `pieces`   | str (P,)            | the distinct tokens, as in the BPE vocabulary: `▁` begins a word       |
+| `tokens`   | int32 (N,)          | index into `pieces`; hypotheses one after the other, without prompt and end |
+| `utt_ids`  | str (H,)            | of every hypothesis                                                    |
+| `tasks`    | str (H,)            | `de`, `de-fr`, …                                                       |
+| `lengths`  | int32 (H,)          | tokens of every hypothesis; they add up to N                           |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class DecoderGateRecord:
+    """The file's content, unpacked: ``open`` is bool (N, L, M), ``pieces`` has one entry a token."""
+
+    modules: list[str]
+    open: np.ndarray
+    pieces: list[str]
+    utt_ids: list[str]
+    tasks: list[str]
+    lengths: np.ndarray
+
+    def task_of_token(self) -> np.ndarray:
+        """(N,) str."""
+        return np.repeat(np.array(self.tasks), self.lengths)
+
+
+def write_decoder_gates(path: Path, record: DecoderGateRecord) -> None:
+    """Writes aside and renames.
+
+    Raises:
+        ValueError: The parts do not fit together.
+    """
+    tokens, layers, modules = record.open.shape
+    if not (tokens == len(record.pieces) == int(np.sum(record.lengths)) and modules == len(record.modules)):
+        raise ValueError(
+            f"{tokens} tokens x {modules} modules of gates, {len(record.pieces)} pieces, hypotheses of "
+            f"{int(np.sum(record.lengths))} tokens, {len(record.modules)} module names"
+        )
+    pieces, index = np.unique(np.array(record.pieces, dtype=np.str_), return_inverse=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+    np.savez_compressed(
+        temporary,
+        modules=np.array(record.modules),
+        bits=np.packbits(record.open.reshape(tokens, -1), axis=-1),
+        layers=np.array(layers),
+        pieces=pieces,
+        tokens=index.astype(np.int32),
+        utt_ids=np.array(record.utt_ids),
+        tasks=np.array(record.tasks),
+        lengths=np.asarray(record.lengths, dtype=np.int32),
+    )
+    os.replace(temporary, path)
+
+
+def read_decoder_gates(path: Path) -> DecoderGateRecord:
+    """Reads what `write_decoder_gates` wrote; nothing is unpickled."""
+    with np.load(path, allow_pickle=False) as file:
+        modules = [str(m) for m in file["modules"]]
+        layers, lengths = int(file["layers"]), file["lengths"]
+        bits = np.unpackbits(file["bits"], axis=-1, count=layers * len(modules)).astype(bool)
+        return DecoderGateRecord(
+            modules,
+            bits.reshape(-1, layers, len(modules)),
+            [str(p) for p in file["pieces"][file["tokens"]]],
+            [str(u) for u in file["utt_ids"]],
+            [str(t) for t in file["tasks"]],
+            lengths,
+        )

@@ -1,0 +1,85 @@
+"""Greedy scores of a model on generated speech.
+
+Shape legend: B utterances, F feature frames, M mel bins, T encoder frames, Q sequences, L tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jiwer
+import numpy as np
+import sacrebleu
+import torch
+from speech import EDGE, MELS, SILENCE, SpeechSet
+from torch import Tensor
+
+from localgp.backbone.owsm import Backbone
+
+
+@torch.inference_mode()
+def score(backbone: Backbone, speech: SpeechSet, *, per_language: int, batch_size: int = 30) -> dict[str, Any]:
+    """WER and BLEU by task with greedy decoding of input padded to the backbone's length.
+
+    Args:
+        per_language: Utterances of each language, from the front.
+    """
+    model, training = backbone.model, backbone.model.training
+    model.eval()
+    chosen: list[int] = []
+    for language in sorted({item["language"] for item in speech.items}):
+        chosen += [i for i, item in enumerate(speech.items) if item["language"] == language][:per_language]
+    texts: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+    for begin in range(0, len(chosen), batch_size):
+        rows = chosen[begin : begin + batch_size]
+        encoded_BTD = _encode(backbone, speech, rows)
+        tasks = [(row, speech.items[i]["language"], target) for row, i in enumerate(rows) for target in speech.items[i]["texts"]]
+        primers = torch.tensor(
+            [[backbone.tokenizer.sos, *backbone.tokenizer.prompt(source, target)] for _, source, target in tasks]
+        )
+        owner = torch.tensor([row for row, _, _ in tasks])
+        for (row, source, target), tokens in zip(tasks, _greedy(backbone, encoded_BTD[owner], primers), strict=True):
+            references, hypotheses = texts.setdefault((source, target), ([], []))
+            references.append(speech.items[rows[row]]["texts"][target])
+            hypotheses.append(backbone.tokenizer.decode(tokens))
+    model.train(training)
+    wer = {s: round(100 * jiwer.wer(*pair), 2) for (s, t), pair in texts.items() if s == t}
+    bleu = {
+        f"{s}-{t}": round(sacrebleu.corpus_bleu(pair[1], [pair[0]]).score, 2)
+        for (s, t), pair in texts.items()
+        if s != t
+    }
+    return {
+        "wer": {**wer, "mean": round(float(np.mean(list(wer.values()))), 2)},
+        "bleu": {**bleu, "mean": round(float(np.mean(list(bleu.values()))), 2)},
+        "utterances": len(chosen),
+        "decoding": "greedy, ctc_weight 0, no text normalisation (lower-cased, punctuation kept)",
+    }
+
+
+def _encode(backbone: Backbone, speech: SpeechSet, indices: list[int]) -> Tensor:
+    frames = round(backbone.padded_seconds * 100) + 1
+    feats_BFM = np.full((len(indices), frames, MELS), SILENCE, np.float32)
+    for row, index in enumerate(indices):
+        span = slice(speech.starts[index] + EDGE, speech.starts[index + 1])
+        feats_BFM[row, : span.stop - span.start] = speech.feats[span]
+    lengths = torch.full((len(indices),), frames)
+    feats, _ = backbone.model.normalize(torch.from_numpy(feats_BFM), lengths)
+    return backbone.model.encoder(feats, lengths)[0]
+
+
+def _greedy(backbone: Backbone, encoded_QTD: Tensor, tokens_QL: Tensor, limit: int = 90) -> list[list[int]]:
+    """The likeliest token at each step; timestamps are not to come after ``<notimestamps>``."""
+    tokenizer, decoder = backbone.tokenizer, backbone.model.decoder
+    start, cache = tokens_QL.shape[1], None
+    done = torch.zeros(len(tokens_QL), dtype=torch.bool)
+    while tokens_QL.shape[1] < start + limit and not done.all():
+        length = tokens_QL.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()[None]
+        logits, cache = decoder.forward_one_step(tokens_QL, causal, encoded_QTD, cache=cache)
+        logits[:, tokenizer.first_time : tokenizer.last_time + 1] = -torch.inf
+        chosen = logits.argmax(-1).masked_fill(done, tokenizer.eos)
+        done |= chosen == tokenizer.eos
+        tokens_QL = torch.cat([tokens_QL, chosen[:, None]], 1)
+    sequences = tokens_QL[:, start:].tolist()
+    return [s[: s.index(tokenizer.eos)] if tokenizer.eos in s else s for s in sequences]
