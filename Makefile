@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_SEGMENTS ?= 60# test segments per language that the demo scores
 
-.PHONY: demo install test lint docs clean
+.PHONY: demo install test lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m localgp.prepare corpus=mini
@@ -20,11 +20,11 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[test,dev,speechprune]'
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[test,dev]'
 	touch $@
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

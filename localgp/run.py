@@ -72,11 +72,9 @@ class Run:
     def finished(self) -> bool:
         return self.weights.exists()
 
-    def start(self) -> None:
-        """Creates the directory, or checks that the run in it is this one.
-
-        Raises:
-            CheckpointError: If the directory holds a run with another configuration.
+    def check(self) -> None:
+        """Raises:
+        CheckpointError: If the directory holds a run with another configuration.
         """
         resolved = OmegaConf.to_container(self.cfg, resolve=True)
         stored = self.path / "config.yaml"
@@ -92,8 +90,13 @@ class Run:
                     f"{self.path} holds a run with another configuration ({shown}). Remove the directory to start "
                     "over, or give this run its own name (name=...) or place (exp_dir=...)."
                 )
-        else:
-            write_atomically(stored, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+    def start(self) -> None:
+        """Creates the directory with its config.yaml, or checks that the run in it is this one."""
+        self.check()
+        stored = self.path / "config.yaml"
+        if not stored.exists():
+            write_atomically(stored, OmegaConf.to_yaml(self.cfg, resolve=True))
 
     def require_weights(self) -> Path:
         if not self.finished:

@@ -69,7 +69,8 @@ def add_run(
     pairs = {}
     for task, texts in references.items():
         spoilt = {
-            u: " ".join("<b>&" if rng.random() < 0.3 else w for w in text.split()) for u, text in texts.items()
+            u: " ".join("<b>&" if rng.random() < 0.3 else w for w in text.split())
+            for u, text in texts.items()
         }
         ids = sorted(texts)
         pairs[task] = ([texts[i] for i in ids], [spoilt[i] for i in ids])
@@ -104,6 +105,15 @@ def add_run(
     return run.path
 
 
+def shared_place(tmp_path_factory) -> Place:
+    """One place for all tests of a process."""
+    path = tmp_path_factory.getbasetemp() / "runs"
+    if not (path / "complete").exists():
+        build_place(path)
+        (path / "complete").touch()
+    return Place(path)
+
+
 def build_place(path: Path) -> Place:
     """A tiny mini corpus and six evaluated runs of four experiments, two of them variants of one."""
     from localgp.analysis.sources import read_truth
@@ -117,7 +127,15 @@ def build_place(path: Path) -> Place:
     add_run(place, rows, fake_gates(rows, truth, 1), "conf=row05", gflops=0.9, seconds=2.8)
     add_run(place, rows, fake_gates(rows, truth, 2), "conf=row05", "seed=2", gflops=0.88, seconds=2.7)
     add_run(
-        place, rows, fake_gates(rows, truth, 3, 0.1, 0.6), "conf=row05", "pruning.target=0.5", gflops=0.7, seconds=2.0
+        place,
+        rows,
+        fake_gates(rows, truth, 3, 0.1, 0.6),
+        "conf=row05",
+        "pruning.target=0.5",
+        gflops=0.7,
+        seconds=2.0,
     )
-    add_run(place, rows, fake_gates(rows, truth, 4, 0.7, 0.7), "conf=control_random", gflops=0.87, seconds=2.6)
+    add_run(
+        place, rows, fake_gates(rows, truth, 4, 0.7, 0.7), "conf=control_random", gflops=0.87, seconds=2.6
+    )
     return place

@@ -265,7 +265,8 @@ def test_random_weights_have_the_shape_of_the_directory(written):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("owsm_v3.1_base", 101e6), ("owsm_v3.1_small", 367e6), ("owsm_v3.1_medium", 1.02e9)]
+    ("name", "parameters"),
+    [("owsm_v3.1_base", 101e6), ("owsm_v3.1_small", 367e6), ("owsm_v3.1_medium", 1.02e9)],
 )
 def test_published_shapes_have_the_published_number_of_parameters(name, parameters):
     """Without download and, on the meta device, without memory."""

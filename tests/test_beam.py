@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +176,37 @@ def test_longer_than_the_encoder_output_with_ctc() -> None:
     options = DecodeOptions(beam=3, ctc_weight=0.3, maxlenratio=-12)
     hypotheses = decode(make_model(1), options, [9, 5], [PRIMER] * 2)
     assert [bool(h) for h in hypotheses] == [True, True]
+
+
+def test_autocast_around_the_search_changes_nothing() -> None:
+    """The type is the search's ``dtype``; casting by autocast, weights at every step, is off inside."""
+    model = make_model(8)
+    options = DecodeOptions(beam=3, ctc_weight=0.3, maxlenratio=-6)
+    plain = decode(model, options, LENGTHS, [PRIMER] * 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decode(model, options, LENGTHS, [PRIMER] * 3) == plain
+
+
+def test_dtype_of_the_search_is_that_of_cast_weights() -> None:
+    model = make_model(8)
+    cast = Model(copy.deepcopy(model.decoder).bfloat16(), copy.deepcopy(model.ctc).bfloat16())
+    options = DecodeOptions(beam=3, ctc_weight=0.3, maxlenratio=-6)
+    memory, lengths = make_memory(0, LENGTHS)
+    search = BeamSearch(model.decoder, model.ctc, options=options, dtype=torch.bfloat16, **TOKENS)
+    assert search(memory, lengths, [PRIMER] * 3) == decode(cast, options, LENGTHS, [PRIMER] * 3)
+    assert model.decoder.output_layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+@pytest.mark.parametrize("utterances", [24, pytest.param(200, marks=pytest.mark.slow)])
+def test_generated_speech_as_speech2text(utterances: int, ctc_weight: float) -> None:
+    """The embedded backbone, end to end through ESPnet's own inference class."""
+    script = Path(__file__).parents[1] / "scripts" / "compare_with_espnet.py"
+    tool = runpy.run_path(str(script))
+    report = tool["compare"](tool["generate"](utterances), ctc_weight)
+    assert report["identical"] == report["utterances"] == utterances
+    assert report["max_score_difference"] < 1e-3
+    assert report["tokens"] > 6 * utterances, "outputs should be more than primer and eos"
 
 
 @pytest.mark.parametrize(

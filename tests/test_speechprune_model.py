@@ -36,7 +36,12 @@ def noise(seconds: float, seed: int) -> np.ndarray:
 def requests():
     """One audio of three windows and one shorter than a window."""
     return [
-        Request(noise(5.1, 1), "Which pump is bought?\nA. The red one\nB. The blue one", "Which pump is bought?", "a"),
+        Request(
+            noise(5.1, 1),
+            "Which pump is bought?\nA. The red one\nB. The blue one",
+            "Which pump is bought?",
+            "a",
+        ),
         Request(noise(1.3, 2), "When?", "When?", "b"),
     ]
 
@@ -64,7 +69,12 @@ def test_rate_zero_is_the_untouched_model_bit_for_bit(speech, requests, method):
 
 def test_rate_zero_generates_what_the_untouched_model_does(speech, requests):
     inputs = processed(speech, requests)
-    options = {"max_new_tokens": 12, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
     untouched = speech.model.generate(**inputs, **options)
     pruned = speech.prune(speech.encode(requests, whole=False), Pruner(rate=0.0))
     ours = speech.generate(pruned, **options)
@@ -108,7 +118,12 @@ def test_only_audio_is_removed_and_order_is_kept(speech, requests, method):
 def test_a_batch_gives_what_each_sample_gives_alone(parts, requests, positions):
     speech = SpeechPrune(*parts, positions=positions)
     pruner = Pruner("both", 0.4, budget=BUDGET)
-    options = {"max_new_tokens": 6, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
     together = speech.generate(speech.prune(speech.encode(requests), pruner), **options)
     for index, request in enumerate(requests):
         alone = speech.generate(speech.prune(speech.encode([request]), pruner), **options)
@@ -122,7 +137,12 @@ def test_generation_with_the_cache_equals_a_forward_pass_over_everything(parts, 
     """The positions of generated tokens continue from the prompt's last one, with gaps or without."""
     speech = SpeechPrune(*parts, positions=positions)
     pruned = speech.prune(speech.encode(requests[:1]), Pruner("both", 0.6, budget=BUDGET))
-    options = {"max_new_tokens": 6, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
     made = speech.generate(pruned, **options)
     embeds_BTD, mask_BT = pruned.embeds_BTD, pruned.mask_BT
     position_BT = pruned.positions_BT if positions == "original" else torch.arange(embeds_BTD.shape[1])[None]
@@ -191,7 +211,9 @@ def test_a_saved_directory_loads_and_answers_the_same(parts, requests, tmp_path)
 def test_what_is_wrong_with_a_model_is_said(tmp_path, monkeypatch):
     with pytest.raises(BackboneError, match=r"'huge'; valid: tiny, mid, qwen2_audio_7b"):
         load("huge")
-    with pytest.raises(BackboneError, match=r"no config\.json; a model directory is what save_pretrained writes"):
+    with pytest.raises(
+        BackboneError, match=r"no config\.json; a model directory is what save_pretrained writes"
+    ):
         load(str(tmp_path))
     transformers.Qwen2Config(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="type 'qwen2'; SpeechPrune runs on 'qwen2_audio'"):

@@ -87,10 +87,18 @@ def damaged(entry, path, value):
         ("metadata.id", "conversation_7", r"id 'conversation_7' more than once"),
         ("test_question.choices", ["A. x", "B. y"], r"expected four, 'A\. …' to 'D\. …'"),
         ("test_question.correct_answer", "C. 1912", r"'C\. 1912' is none of the choices"),
-        ("audio_data.key_sentences.indices", [1, 3], r"\[1, 3\]; expected \[first, last \+ 1\) within 2 sentences"),
+        (
+            "audio_data.key_sentences.indices",
+            [1, 3],
+            r"\[1, 3\]; expected \[first, last \+ 1\) within 2 sentences",
+        ),
         ("audio_data.combined.audio_files", ["../x.wav"], r"one file name without a folder"),
         ("audio_data.combined.sentence_times", [[0, 1]], r"for each of 2 sentences"),
-        ("audio_data.combined.sentences", ["A hedge is slow. This one is from 1911.", "Yes."], r"more words than"),
+        (
+            "audio_data.combined.sentences",
+            ["A hedge is slow. This one is from 1911.", "Yes."],
+            r"more words than",
+        ),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, entries, path, value, message):

@@ -55,7 +55,12 @@ def test_source_that_is_no_target_is_named(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "text", ["die kommission hat 12 vorschläge geprüft, nicht wahr?", "l'été où ça naît: œuvre.", "perché no? è così!"]
+    "text",
+    [
+        "die kommission hat 12 vorschläge geprüft, nicht wahr?",
+        "l'été où ça naît: œuvre.",
+        "perché no? è così!",
+    ],
 )
 def test_text_survives_and_symbols_do_not(tokenizer, text):
     ids = tokenizer.encode(text)
@@ -121,8 +126,8 @@ def test_published_vocabularies_have_their_size_and_work(name, tokenizer):
 
 
 def test_token_list_of_another_kind_of_model_is_refused(tokenizer):
+    tokens = [t for t in tokenizer.token_list if t not in ("<sop>", "<na>")]
     with pytest.raises(BackboneError, match=r"not an OWSM model's: it lacks <sop>, <na>"):
-        tokens = [t for t in tokenizer.token_list if t not in ("<sop>", "<na>")]
         OwsmTokenizer(tokens, tokenizer.bpe_model)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from localgp.analysis.collect import Evaluated, read_run
-from localgp.analysis.figures import agreement_figure, kept_figure, mask_figure, relations_figure
+from localgp.analysis.figures import agreement_figure, kept_figure, mask_figure, relations_figure, varied
 from localgp.analysis.options import AnalyzeOptions
 from localgp.analysis.study import Corpora, Study, study, telling_utterance
 from localgp.analysis.style import save_figure
@@ -78,7 +78,7 @@ def _encoder_figures(found: Study, corpora: Corpora, options: AnalyzeOptions, fo
     figures = {"figure1": mask_figure(found, chosen, samples, truth), "kept": kept_figure(found)}
     if found.agreement is not None:
         figures["vad_agreement"] = agreement_figure(found)
-    if any(np.isfinite(values).sum() >= 3 for values in found.properties.values()):
+    if varied(found):
         figures["relations"] = relations_figure(found)
     return [save_figure(figure, folder / f"{name}.{options.format}") for name, figure in figures.items()]
 
@@ -162,20 +162,20 @@ def token_test_rows(tests: dict[str, dict[str, Any]]) -> tuple[list[str], list[l
     rows = []
     for task, by_module in tests.items():
         for module, t in by_module.items():
-            cells = ["-"] * 10
-            if t is not None:
-                cells = [
-                    str(t["n_initial"]),
-                    str(t["n_other"]),
-                    f"{t['mean_initial']:.3f}",
-                    f"{t['mean_other']:.3f}",
-                    f"{t['u']:.4g}",
-                    f"{t['u_p']:.2g}",
-                    f"{t['rank_biserial']:+.3f}",
-                    f"{t['t']:.2f}",
-                    f"{t['t_p']:.2g}",
-                    f"{t['cohens_d']:+.2f}",
-                ]
+            formats = {
+                "n_initial": "d",
+                "n_other": "d",
+                "mean_initial": ".3f",
+                "mean_other": ".3f",
+                "u": ".4g",
+                "u_p": ".2g",
+                "rank_biserial": "+.3f",
+                "t": ".2f",
+                "t_p": ".2g",
+                "cohens_d": "+.2f",
+            }
+            values = {key: None if t is None else t[key] for key in formats}
+            cells = ["-" if v is None else format(v, formats[key]) for key, v in values.items()]
             rows.append([task, module, *cells])
     return header, rows
 

@@ -102,7 +102,10 @@ def _draw_log_mel(axes: Any, samples: np.ndarray, seconds: float) -> None:
     axes.set_xlim(0, seconds)
     centres = band_centres()
     marks = (500, 1000, 2000, 4000)
-    axes.set_yticks([float(np.interp(hz, centres, np.arange(bands) + 0.5)) for hz in marks], [f"{hz / 1000:g}" for hz in marks])
+    axes.set_yticks(
+        [float(np.interp(hz, centres, np.arange(bands) + 0.5)) for hz in marks],
+        [f"{hz / 1000:g}" for hz in marks],
+    )
     axes.set_ylabel("log-mel\nkHz")
 
 
@@ -133,7 +136,9 @@ def kept_figure(study: Study) -> Any:
         )
         for (layer, module), value in np.ndenumerate(kept_LM):
             colour = "white" if not value > 0.55 else "black"
-            axes.text(module, layer + 1, _share_text(value), ha="center", va="center", color=colour, fontsize=8)
+            axes.text(
+                module, layer + 1, _share_text(value), ha="center", va="center", color=colour, fontsize=8
+            )
         axes.set_xticks(range(len(modules)), modules, rotation=30, ha="right")
         axes.set_title(f"{region} frames")
         _layer_ticks(axes, layers)
@@ -159,7 +164,9 @@ def agreement_figure(study: Study) -> Any:
         mask_LM, energy_LM = getattr(a, title), getattr(a, f"energy_{title}")
         for m, name in enumerate(study.counts.modules):
             colour, marker = SERIES[m % len(SERIES)], MARKERS[m % len(MARKERS)]
-            axes.plot(layers, mask_LM[:, m], color=colour, marker=marker, markersize=4, linewidth=1.3, label=name)
+            axes.plot(
+                layers, mask_LM[:, m], color=colour, marker=marker, markersize=4, linewidth=1.3, label=name
+            )
             axes.plot(layers, energy_LM[:, m], color=colour, linestyle=":", linewidth=1.1)
         if chance is not None:
             axes.axhline(chance, color=FAINT, linewidth=1, zorder=0)
@@ -168,15 +175,24 @@ def agreement_figure(study: Study) -> Any:
         axes.set_xticks(layers if len(layers) <= 9 else layers[::3])
         axes.set_ylim(-0.02, 1.02)
     grid[0].plot([], [], color=INK, linestyle=":", linewidth=1.1, label="energy VAD")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(study.counts.modules) + 1)
+    figure.legend(
+        *grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(study.counts.modules) + 1
+    )
     return figure
+
+
+def varied(study: Study) -> list[str]:
+    """The properties of utterances that differ among at least three of them."""
+    return [
+        name for name, values in study.properties.items() if len(np.unique(values[np.isfinite(values)])) >= 3
+    ]
 
 
 def relations_figure(study: Study) -> Any:
     """Share of real frames that runs in an utterance, over its word rate and its signal-to-noise ratio."""
     plt = pyplot()
     kept_U = study.counts.kept_by_utterance("real").mean(1)
-    names = [name for name in PROPERTIES if np.isfinite(study.properties[name]).sum() >= 3]
+    names = varied(study)
     figure, grid = plt.subplots(
         1, len(names), squeeze=False, sharey=True, figsize=(3.7 * len(names), 2.5), layout="constrained"
     )
@@ -186,7 +202,9 @@ def relations_figure(study: Study) -> Any:
         for index, language in enumerate(sorted(set(codes))):
             chosen = np.array([code == language for code in codes]) & np.isfinite(values)
             style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
-            axes.scatter(values[chosen], kept_U[chosen], s=9, alpha=0.55, linewidths=0, label=language, **style)
+            axes.scatter(
+                values[chosen], kept_U[chosen], s=9, alpha=0.55, linewidths=0, label=language, **style
+            )
         centres, means = binned_means(values, kept_U)
         axes.plot(centres, means, color=INK, linewidth=1.6, marker="o", markersize=3.5)
         found = study.relations[name]["all"]

@@ -76,7 +76,9 @@ class GateCounts:
                 for gates_LMT, inside_RT in zip(record.open, inside_URT, strict=True)
             ]
         )
-        return cls(tuple(record.modules), regions, inside_URT.sum(-1).astype(int), np.rint(opened).astype(int))
+        return cls(
+            tuple(record.modules), regions, inside_URT.sum(-1).astype(int), np.rint(opened).astype(int)
+        )
 
     def _columns(self, region: str) -> list[int]:
         if region == "all":

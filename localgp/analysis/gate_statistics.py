@@ -57,7 +57,9 @@ def agreement(
     energy = _rates(energy_true_LM, energy_false_LM, speech_total, pause_total)
     real_UT = record.real_mask()
     # Levels relative to each utterance's loud parts, so that one threshold serves all of them.
-    relative = np.concatenate([x[r] - np.quantile(x[r], 0.95) for x, r in zip(levels_UT, real_UT, strict=True) if r.any()])
+    relative = np.concatenate(
+        [x[r] - np.quantile(x[r], 0.95) for x, r in zip(levels_UT, real_UT, strict=True) if r.any()]
+    )
     labels = np.concatenate([s[r] for s, r in zip(speech_UT, real_UT, strict=True)])
     return Agreement(
         speech_share=float(speech_total / max(1, speech_total + pause_total)),
@@ -131,9 +133,7 @@ def relation(kept_U: np.ndarray, property_U: np.ndarray) -> Relation | None:
     return Relation(len(x), float(result.statistic), float(result.pvalue))
 
 
-def word_rates(
-    transcripts: Sequence[str], speech_seconds: Sequence[float]
-) -> np.ndarray:
+def word_rates(transcripts: Sequence[str], speech_seconds: Sequence[float]) -> np.ndarray:
     """Words per second of speech (of the segment, where its speech is not known); NaN without any."""
     words = np.array([len(t.split()) for t in transcripts], dtype=float)
     seconds = np.asarray(speech_seconds, dtype=float)

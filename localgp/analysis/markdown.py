@@ -1,80 +1,20 @@
-"""Results as Markdown tables; every number comes from a metrics.json, or is the paper's and says so."""
+"""RESULTS.md and the tables of a README."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from localgp.analysis.collect import Evaluated, Group, group
-from localgp.analysis.paper import BLEU_TASKS, TABLE_1, WER_TASKS
+from localgp.analysis.tables import kept, paper_table, scores, short_scores, side_by_side
+from localgp.errors import ConfigError
+from localgp.run import write_atomically
 
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """GitHub's table, first column left, the others right."""
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines)
-
-
-def _tasks(groups: Sequence[Group], kind: str) -> list[str]:
-    names = {task for g in groups for run in g.runs for task in run.metrics[kind]}
-    return [*sorted(names - {"average"}), *(["average"] if "average" in names else [])]
-
-
-def scores(groups: Sequence[Group]) -> str:
-    """WER and BLEU per task, skipped shares and GFLOPs of one corpus part and backbone."""
-    wer, bleu = _tasks(groups, "wer"), _tasks(groups, "bleu")
-    header = ["run", "seeds", *(f"WER {t}" for t in wer), *(f"BLEU {t}" for t in bleu)]
-    header += ["skipped, all frames", "skipped, real frames", "encoder GFLOPs"]
-    rows = []
-    for g in groups:
-        row = [g.name, str(len(g.runs)), *(g.show("wer", t) for t in wer), *(g.show("bleu", t) for t in bleu)]
-        row += [
-            g.show("sparsity", "all_frames", scale=100)
-            + (" %" if g.values("sparsity", "all_frames") else ""),
-            g.show("sparsity", "real_frames", scale=100)
-            + (" %" if g.values("sparsity", "real_frames") else ""),
-            g.show("gflops", "encoder", digits=3),
-        ]
-        rows.append(row)
-    return markdown_table(header, rows)
-
-
-def kept(groups: Sequence[Group]) -> str:
-    """Share of frames that run, per module kind, over all frames and over those with signal."""
-    names = sorted({n for g in groups for run in g.runs for n in run.metrics["kept"]})
-    if not names:
-        return ""
-    header = ["run", *(f"{n}, all" for n in names), *(f"{n}, real" for n in names), "skipped that is padding"]
-    rows = [
-        [
-            g.name,
-            *(g.show("kept", n, digits=2) for n in names),
-            *(g.show("kept_real", n, digits=2) for n in names),
-            g.show("sparsity", "skipped_that_is_padding", digits=2),
-        ]
-        for g in groups
-        if g.values("sparsity", "all_frames")
-    ]
-    return markdown_table(header, rows)
-
-
-def paper_table() -> str:
-    """The paper's Table 1, as printed there."""
-    header = ["row", "pruned", "LocalGP", "context", *(f"WER {t}" for t in WER_TASKS)]
-    header += [*(f"BLEU {t}" for t in BLEU_TASKS), "encoder GFLOPs"]
-    rows = [
-        [
-            name,
-            pruned,
-            "yes" if local else "-",
-            context,
-            *(f"{v:.1f}" for v in wer),
-            *(f"{v:.1f}" for v in bleu),
-            "-" if gflops is None else f"{gflops:.1f}",
-        ]
-        for name, (pruned, local, context, wer, bleu, gflops) in TABLE_1.items()
-    ]
-    return markdown_table(header, rows)
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ORIENTATION = (
+    "For orientation only: another corpus and, unless it says owsm_v3.1_medium above, another backbone. Compare the "
+    "changes against row 1, never number by number."
+)
 
 
 def results(runs: Sequence[Evaluated]) -> str:
@@ -85,20 +25,54 @@ def results(runs: Sequence[Evaluated]) -> str:
         "± is the standard deviation over seeds.",
     ]
     for (label, backbone), groups in group(runs).items():
-        parts += [f"## Ours: {label}; backbone {backbone}", describe(groups), scores(groups)]
+        parts += [f"## Ours: {label}; backbone {backbone}", describe(groups), scores(groups).markdown()]
         table = kept(groups)
-        if table:
+        if table is not None:
             parts += [
                 "Share of frames on which a module runs, and how much of what is skipped is padding:",
-                table,
+                table.markdown(),
             ]
     parts += [
         "## The paper's, on Europarl-ST v1.1 with OWSM-v3.1-medium",
-        "For orientation only: another corpus and a backbone 300 times as large. Never to be compared number by "
-        "number with the tables above.",
-        paper_table(),
+        ORIENTATION,
+        paper_table().markdown(),
+        "## Both, as changes against row 1",
     ]
+    for (label, backbone), groups in group(runs).items():
+        parts += [f"Ours: {label}; backbone {backbone}.", side_by_side(groups).markdown()]
     return "\n\n".join(parts) + "\n"
+
+
+def readme_section(runs: Sequence[Evaluated]) -> str:
+    """The averages of what has been run, for a README."""
+    parts = []
+    for (label, backbone), groups in group(runs).items():
+        parts += [
+            f"{label}; backbone {backbone} (± is the standard deviation over seeds):",
+            short_scores(groups).markdown(),
+            describe(groups),
+        ]
+    return "\n\n".join(parts)
+
+
+def replace_between_markers(path: Path, text: str) -> None:
+    """Puts ``text`` between the results markers of a file; the file is replaced whole or not at all.
+
+    Raises:
+        ConfigError: There is no such file, or not exactly one pair of markers in it.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"report.readme is {path}, which does not exist; name a file with the lines {BEGIN} and {END}"
+        )
+    content = path.read_text(encoding="utf-8")
+    head, begun, rest = content.partition(BEGIN)
+    _, ended, tail = rest.partition(END)
+    if not begun or not ended or BEGIN in rest or END in tail or END in head:
+        raise ConfigError(
+            f"{path} has not exactly one {BEGIN} followed by one {END}; put them on lines of their own"
+        )
+    write_atomically(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
 
 
 def describe(groups: Sequence[Group]) -> str:

@@ -18,7 +18,9 @@ def _read(cfg: DictConfig, key: str, names: Sequence[str]) -> dict[str, Any]:
     values = {} if given is None else dict(OmegaConf.to_container(given, resolve=True))  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(names))
     if unknown:
-        raise ConfigError(f"{key}.{unknown[0]} does not exist; valid: {', '.join(f'{key}.{n}' for n in names)}")
+        raise ConfigError(
+            f"{key}.{unknown[0]} does not exist; valid: {', '.join(f'{key}.{n}' for n in names)}"
+        )
     return values
 
 

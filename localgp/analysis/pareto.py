@@ -68,7 +68,9 @@ def points(groups: Sequence[Group], cost: str, score: str) -> list[Point]:
             x, y = np.array(pairs, dtype=float).T
             spread = (x.std(ddof=1), y.std(ddof=1)) if len(pairs) > 1 else (0.0, 0.0)
             family, _, variant = g.name.partition("-")
-            found.append(Point(family, variant, float(x.mean()), float(y.mean()), float(spread[0]), float(spread[1])))
+            found.append(
+                Point(family, variant, float(x.mean()), float(y.mean()), float(spread[0]), float(spread[1]))
+            )
     return found
 
 

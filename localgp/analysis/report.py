@@ -2,110 +2,239 @@
 
 from __future__ import annotations
 
-import html
+import json
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from localgp.analysis.collect import Evaluated, collect, group
-from localgp.analysis.figures import kept_by_layer, mask_figure
-from localgp.analysis.markdown import describe, kept, paper_table, results, scores
-from localgp.evaluation.gates_file import read_gates
+from localgp.analysis.collect import Evaluated, Group, collect, group
+from localgp.analysis.gates_section import gates_section
+from localgp.analysis.html import Page, caption, details, viewer
+from localgp.analysis.markdown import ORIENTATION, describe, readme_section, replace_between_markers, results
+from localgp.analysis.options import ReportOptions
+from localgp.analysis.pareto import COSTS, SCORES, pareto_figure, usual_machine
+from localgp.analysis.sources import read_hypotheses
+from localgp.analysis.study import Corpora, Study, study
+from localgp.analysis.tables import Table, kept, paper_table, scores, side_by_side, speed
+from localgp.analysis.viewer import choose, palette, run_entry, utterance_entry
+from localgp.errors import ConfigError
 from localgp.run import write_atomically
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; }
-figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption { font-size: .85rem; opacity: .8; }
-.paper { background: var(--soft); padding: .5rem 1rem; border-left: 4px solid var(--line); }
-"""
-
-
-def html_table(markdown: str) -> str:
-    """The Markdown tables of `localgp.analysis.markdown` as HTML, so that both say the same."""
-    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if not line.startswith("|---")]
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in lines[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in lines[1:])
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def gate_figures(run: Evaluated, samples: dict[str, Any]) -> list[str]:
-    """Figures of one run's stored gates; none for a dense one."""
-    path = run.path / "gates" / f"{run.metrics['data']['split']}.npz"
-    if not path.exists():
-        return []
-    record = read_gates(path)
-    figures = [
-        (
-            kept_by_layer(record, run.name),
-            f"{run.name}, seed {run.seed}: share of frames with signal on which each module of each layer runs, "
-            f"over {len(record.utt_ids)} utterances.",
-        )
-    ]
-    utterance = next((i for i, u in enumerate(record.utt_ids) if u in samples), None)
-    if utterance is not None and "attention" in record.modules:
-        utt_id = record.utt_ids[utterance]
-        figures.append(
-            (
-                mask_figure(record, utterance, "attention", samples[utt_id] / 32768.0),
-                f"{run.name}, seed {run.seed}, {utt_id}: spectrogram, and the frames on which self-attention runs "
-                "in each layer (the paper's Figure 1).",
-            )
-        )
-    return [f"<figure>{svg}<figcaption>{html.escape(text)}</figcaption></figure>" for svg, text in figures]
 
 
 def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
-    """Writes ``<exp_dir>/report.html`` and ``<exp_dir>/RESULTS.md``.
+    """Writes ``<exp_dir>/report.html`` and ``<exp_dir>/RESULTS.md``, and what ``report`` of the configuration asks for.
 
     Returns:
         Both paths, and RESULTS.md's text.
     """
+    options = ReportOptions.of(cfg)
     exp_dir = Path(cfg.exp_dir)
     runs = collect(exp_dir)
-    samples = _samples(cfg, runs)
-    parts = ["<h1>localgp: results</h1>"]
-    for (label, backbone), groups in group(runs).items():
-        parts += [
-            f"<h2>{html.escape(label)}; backbone {html.escape(backbone)}</h2>",
-            html_table(scores(groups)),
-        ]
-        parts.append(f"<p>{html.escape(describe(groups))}</p>")
-        table = kept(groups)
-        if table:
-            parts += ["<h3>What runs</h3>", html_table(table)]
-        for g in groups:
-            parts += gate_figures(g.runs[0], samples)
-    parts.append(
-        '<div class="paper"><h2>The paper\'s Table 1 (Europarl-ST v1.1, OWSM-v3.1-medium)</h2><p>Another corpus and '
-        "another backbone; not to be compared number by number.</p>" + html_table(paper_table()) + "</div>"
-    )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>localgp: results</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
     text = results(runs)
-    write_atomically(exp_dir / "report.html", page)
     write_atomically(exp_dir / "RESULTS.md", text)
+    if options.results:
+        write_atomically(Path(options.results), text)
+    if options.readme:
+        replace_between_markers(Path(options.readme), readme_section(runs))
+    write_atomically(
+        exp_dir / "report.html", build_page(runs, exp_dir, Path(cfg.data_dir), options.utterances).html()
+    )
     return exp_dir / "report.html", exp_dir / "RESULTS.md", text
 
 
-def _samples(cfg: DictConfig, runs: list[Evaluated]) -> dict[str, Any]:
-    """Samples of a few test utterances of this configuration's corpus, where it is prepared."""
-    from localgp.corpora.prepared import load_prepared
-    from localgp.errors import LocalGPError
+def build_page(runs: Sequence[Evaluated], exp_dir: Path, data_dir: Path, utterances: int) -> Page:
+    """Args:
+    utterances: In the mask viewer, for every scored split.
+    """
+    corpora = Corpora(data_dir)
+    studies = {run.key: study(run, corpora) for run in runs if run.gates.exists()}
+    page = Page("localgp: results")
+    page.text(
+        "Every number on this page was computed from the files of the runs in "
+        + str(exp_dir)
+        + "; the paper's "
+        "numbers are marked as the paper's. ± is the standard deviation over seeds."
+    )
+    for (label, backbone), groups in group(runs).items():
+        page.section(f"{label}; backbone {backbone}")
+        _score_parts(page, groups)
+        _pareto_parts(page, groups)
+        gates_section(page, groups, studies, corpora)
+    sets = viewer_sets(runs, studies, corpora, utterances)
+    if sets:
+        page.section("Mask viewer")
+        page.text(
+            "Choose an utterance, hear it, and see on which frames each gated module of each layer runs (orange). "
+            "Layer 1 is at the bottom of each mask. Utterances are taken from the languages in turn, those with most "
+            "pause between words first; hypotheses mark words that are wrong and words that are missing."
+        )
+        page.raw(viewer({"palette": palette(), "sets": sets}))
+    bench_parts(page, exp_dir)
+    page.section("The paper's Table 1")
+    page.text("Europarl-ST v1.1 with OWSM-v3.1-medium, as printed there. " + ORIENTATION)
+    page.raw(paper_table().html())
+    page.section("Configurations")
+    page.raw(runs_table(runs).html())
+    for run in runs:
+        stored = run.path / "config.yaml"
+        if stored.exists():
+            page.raw(details(run.key, f"<pre>{escape(stored.read_text(encoding='utf-8'))}</pre>"))
+    return page
 
-    if not any(run.corpus == cfg.corpus.name for run in runs):
-        return {}
-    try:
-        rows = load_prepared(cfg)["test"]
-    except LocalGPError:
-        return {}  # a report needs no corpus: only the spectrograms are left out
-    return {rows[i]["utt_id"]: rows[i]["samples"] for i in range(min(3, len(rows)))}
+
+def _score_parts(page: Page, groups: Sequence[Group]) -> None:
+    page.heading("Table 1, side by side")
+    page.raw(f'<div class="sides">{side_by_side(groups).html()}</div>')
+    page.raw(
+        caption(
+            "Averages over tasks. Left the paper (Europarl-ST v1.1, OWSM-v3.1-medium), right ours. "
+            + ORIENTATION
+        )
+    )
+    page.heading("Scores by task")
+    page.raw(scores(groups).html())
+    page.raw(caption(describe(groups)))
+    seeds = seeds_table(groups)
+    if seeds is not None:
+        page.raw(details("Every seed", seeds.html()))
+    running = kept(groups)
+    if running is not None:
+        page.heading("What runs")
+        page.raw(running.html())
+        page.raw(
+            caption(
+                "Share of frames on which a kind of module runs, over all layers and utterances: of all frames, "
+                "padding included, and of those with signal. The last column is how much of what is skipped is "
+                "padding."
+            )
+        )
+    times = speed(groups)
+    if times is not None:
+        page.heading("Time")
+        page.raw(times.html())
+        page.raw(
+            caption(
+                "Wall time of the evaluation itself, spent in encoder and decoder, with whatever else the machine "
+                "did at the time; for measured comparisons see the benchmarks."
+            )
+        )
+
+
+def _pareto_parts(page: Page, groups: Sequence[Group]) -> None:
+    where = usual_machine(groups)
+    made = []
+    for cost in COSTS:
+        for score, (label, higher) in SCORES.items():
+            figure = pareto_figure(groups, cost, score)
+            if figure is None:
+                continue
+            text = (
+                f"{label}, average over tasks ({'higher' if higher else 'lower'} is better), over {COSTS[cost]}. "
+                "A point is an experiment, bars its standard deviation over seeds; points of a sweep are joined and "
+                "carry their target sparsity. Dotted: the dense row01. The grey line joins what no other run beats."
+            )
+            if cost == "seconds":
+                text += f" Only runs measured on {where}."
+            made.append(page.figure(figure, text))
+    if made:
+        page.heading("Quality against cost")
+        page.raw(f'<div class="figures">{"".join(made)}</div>')
+
+
+def seeds_table(groups: Sequence[Group]) -> Table | None:
+    """Averages of every seed, where an experiment has several."""
+    several = [g for g in groups if len(g.runs) > 1]
+    if not several:
+        return None
+    rows = [
+        [
+            g.name,
+            str(run.seed),
+            one.show("wer", "average", digits=2),
+            one.show("bleu", "average", digits=2),
+            one.show("sparsity", "all_frames", scale=100, unit=" %"),
+            one.show("gflops", "encoder", digits=3),
+        ]
+        for g in several
+        for run in g.runs
+        for one in [Group(g.name, (run,))]
+    ]
+    return Table(["run", "seed", "WER", "BLEU", "skipped, all frames", "encoder GFLOPs"], rows)
+
+
+def runs_table(runs: Sequence[Evaluated]) -> Table:
+    rows = [
+        [
+            run.key,
+            run.metrics.get("commit", "unknown"),
+            str(run.metrics.get("device", "-")),
+            str(run.metrics.get("threads", "-")),
+            ", ".join(f"{k} {v}" for k, v in run.metrics.get("decode", {}).items()),
+        ]
+        for run in runs
+    ]
+    return Table(["run", "commit of the evaluation", "device", "threads", "decoding"], rows)
+
+
+def bench_parts(page: Page, exp_dir: Path) -> None:
+    """Benchmarks stored as ``<exp_dir>/bench/*.json``, each the JSON object that ``localgp.bench`` ends with."""
+    paths = sorted((exp_dir / "bench").glob("*.json"))
+    if not paths:
+        return
+    page.section("Benchmarks")
+    for path in paths:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            rows: list[dict[str, Any]] = found["rows"]
+            header = list(dict.fromkeys(key for row in rows for key in row))
+            cells = [[_bench_cell(row.get(key)) for key in header] for row in rows]
+            page.heading(f"{found['bench']} on {found['machine']}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is not the last line of python -m localgp.bench ({error!r}); write it again or remove it"
+            ) from error
+        page.raw(Table(header, cells).html())
+        page.raw(caption(f"From {path.name}: measured by python -m localgp.bench, pairs in one run."))
+
+
+def _bench_cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_bench_cell(v) for v in value[:8]) + (", …" if len(value) > 8 else "")
+    return str(value)
+
+
+def viewer_sets(
+    runs: Sequence[Evaluated], studies: dict[str, Study], corpora: Corpora, count: int
+) -> list[dict[str, Any]]:
+    """One set for every split of a corpus; runs whose utterances are not prepared here have none to show."""
+    splits: dict[tuple[str, str], list[Evaluated]] = {}
+    for run in runs:
+        splits.setdefault((run.corpus, run.metrics["data"]["split"]), []).append(run)
+    sets = []
+    for (corpus, split), members in splits.items():
+        ids: dict[str, set[str]] = {run.key: set().union(*read_hypotheses(run).values()) for run in members}
+        known = [run for run in members if ids[run.key] and corpora.of(run, sorted(ids[run.key])) is not None]
+        if not known or not count:
+            continue
+        utterances = corpora.of(known[0], sorted(ids[known[0].key]))
+        assert utterances is not None
+        together = [run for run in known if ids[run.key] <= utterances.texts.keys()]
+        shared = sorted(set.intersection(*(ids[run.key] for run in together)))
+        gated = [studies[run.key] for run in together if run.key in studies]
+        chosen = choose(gated, utterances, shared, count)
+        if chosen:
+            sets.append(
+                {
+                    "label": f"{corpus}, {split}",
+                    "utterances": [utterance_entry(utterances, u) for u in chosen],
+                    "runs": [run_entry(run, studies.get(run.key), chosen) for run in together],
+                }
+            )
+    return sets

@@ -94,7 +94,8 @@ def token_summary(record: DecoderGateRecord) -> dict[str, Any]:
         "tokens": len(record.pieces),
         "tests": {
             task or "all": {
-                m: None if test is None else asdict(test) for m, test in token_tests(record, task).items()
+                m: None if test is None else _plain(asdict(test))
+                for m, test in token_tests(record, task).items()
             }
             for task in [None, *tasks]
         },
@@ -106,6 +107,11 @@ def token_summary(record: DecoderGateRecord) -> dict[str, Any]:
             for kind, opened in kept.items()
         },
     }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """What is not finite is None: JSON has no infinity."""
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def typical_tokens(record: DecoderGateRecord, count: int = 2) -> list[str]:

@@ -29,7 +29,12 @@ from localgp.errors import BackboneError, ConfigError
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("pretrained", "random")
-CONFIG_FILE, BPE_FILE, STATS_FILE, WEIGHTS_FILE = "config.yaml", "bpe.model", "feats_stats.npz", "valid.acc.ave.pth"
+CONFIG_FILE, BPE_FILE, STATS_FILE, WEIGHTS_FILE = (
+    "config.yaml",
+    "bpe.model",
+    "feats_stats.npz",
+    "valid.acc.ave.pth",
+)
 
 # Components of ESPnet's S2T task: key in the configuration, and the choices' name in espnet2.tasks.s2t.
 _COMPONENTS = ("frontend", "specaug", "normalize", "preencoder", "encoder", "postencoder", "decoder", "model")
@@ -140,7 +145,9 @@ def build_model(config: Mapping[str, Any]) -> Any:
         try:
             kind = choices.get_class(chosen)
         except ValueError as error:
-            raise BackboneError(f"config.yaml: {component}: {chosen!r} is unknown to ESPnet ({error})") from error
+            raise BackboneError(
+                f"config.yaml: {component}: {chosen!r} is unknown to ESPnet ({error})"
+            ) from error
         arguments[f"{component}_conf"] = _accepted(kind, arguments, component)
     arguments["ctc_conf"] = _accepted(CTC, arguments, "ctc")
     try:
@@ -185,11 +192,15 @@ def load_weights(model: Any, files: ModelFiles) -> None:
             f"({str(error).splitlines()[0]}); get a checkpoint that holds only tensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BackboneError(f"{files.weights}: damaged or not a checkpoint ({error}); copy it again") from error
+        raise BackboneError(
+            f"{files.weights}: damaged or not a checkpoint ({error}); copy it again"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("module"), dict):
         state = state["module"]  # DeepSpeed's wrapping
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise BackboneError(f"{files.weights}: not a state dictionary of tensors; give a model, not a trainer's state")
+        raise BackboneError(
+            f"{files.weights}: not a state dictionary of tensors; give a model, not a trainer's state"
+        )
     own = model.state_dict()
     problems = [f"{key}: not in the checkpoint" for key in own if key not in state]
     problems += [f"{key}: not in the model" for key in state if key not in own]
@@ -259,7 +270,9 @@ def espnet_arguments(path: str | Path, work_directory: Path) -> dict[str, str]:
     files = locate(str(path))
     work_directory.mkdir(parents=True, exist_ok=True)
     config = work_directory / CONFIG_FILE
-    config.write_text(yaml.safe_dump(read_config(files), allow_unicode=True, sort_keys=False), encoding="utf-8")
+    config.write_text(
+        yaml.safe_dump(read_config(files), allow_unicode=True, sort_keys=False), encoding="utf-8"
+    )
     return {"s2t_train_config": str(config), "s2t_model_file": str(files.weights)}
 
 

@@ -199,4 +199,3 @@ class OwsmTokenizer:
                 f"unknown language {language!r}: this model has {', '.join(self.languages)} (two-letter codes work too)"
             )
         return code
-

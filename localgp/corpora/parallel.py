@@ -53,9 +53,9 @@ def run_jobs(jobs: list[Job], schema: Any, workers: int, name: str) -> None:
 def _run_in_pool(jobs: list[Job], schema: Any, workers: int, bar: Any) -> None:
     # spawn: the caller may hold threads (PyTorch, Arrow) that a fork would copy in an undefined state.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
-        with _no_main_module():
+        with no_main_module():
             futures = [executor.submit(run_job, job, schema) for job in jobs]
         for future in as_completed(futures):
             bar.update(future.result())
@@ -69,7 +69,7 @@ def _run_in_pool(jobs: list[Job], schema: Any, workers: int, bar: Any) -> None:
 
 
 @contextmanager
-def _no_main_module() -> Iterator[None]:
+def no_main_module() -> Iterator[None]:
     """Keeps new processes from importing the caller's main module, of which they need nothing.
 
     It may be a script without ``if __name__ == "__main__"``, a notebook, or standard input; importing it again
@@ -83,7 +83,7 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends with it: a killed parent would otherwise leave idle processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

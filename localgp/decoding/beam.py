@@ -49,8 +49,8 @@ class BeamSearch:
     sos, eos, notimestamps, first_time, last_time: Token ids.
     options: How to decode.
     blank: CTC's blank, 0 in ESPnet.
-    dtype: Type of weights, caches and products; default: the decoder's own. Given rather than by autocast,
-        which casts weights at every step; autocast is off inside.
+    dtype: Type of weights, caches and products; default: the decoder's own, and a `CachedDecoder` keeps its
+        own. Given here rather than by autocast, which casts weights at every step and is off inside.
 
     Raises:
         ConfigError: If a CTC weight is asked for without a CTC.

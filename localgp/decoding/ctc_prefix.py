@@ -21,6 +21,8 @@ Shape legend: N rows, U utterances, T frames, D model size, V vocabulary, K cand
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -47,12 +49,11 @@ class CTCPrefixScorer:
         eos: Ends a hypothesis: its score is that of all frames spelling the hypothesis so far.
     """
 
-    def __init__(
-        self, ctc: Any, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int
-    ) -> None:
+    def __init__(self, ctc: Any, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int) -> None:
         # Products are computed in the encoder output's type, sums over them in fp32 or fp64.
-        self._weight_VD = ctc.ctc_lo.weight.to(memory_BTD.dtype)
-        self._bias_V = None if ctc.ctc_lo.bias is None else ctc.ctc_lo.bias.to(memory_BTD.dtype)
+        self._weight_VD = ctc.ctc_lo.weight.detach().to(memory_BTD.dtype)
+        bias = ctc.ctc_lo.bias
+        self._bias_V = None if bias is None else bias.detach().to(memory_BTD.dtype)
         self._blank, self._eos = blank, eos
         self._memory_UTD = memory_BTD
         self._lengths_U = lengths_B

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from localgp.evaluation.gates_file import GateRecord
@@ -26,6 +27,66 @@ class Decoded:
     text: dict[str, dict[str, str]] = field(default_factory=dict)
     gates: GateRecord | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"encoder": 0.0, "decoder": 0.0})
+
+
+class TaskSearches:
+    """One beam search for transcripts and one for translations.
+
+    OWSM's CTC head writes the transcript whatever the task, so ``ctc_weight`` is used for transcripts alone;
+    translations are decoded by attention.
+
+    Args:
+        espnet: ``ESPnetS2TModel``.
+        tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
+        options: `localgp.decoding.DecodeOptions`.
+        dtype: Arithmetic of the decoder.
+    """
+
+    def __init__(self, espnet: Any, tokenizer: Any, options: Any, dtype: torch.dtype) -> None:
+        from localgp.decoding.beam import BeamSearch
+        from localgp.decoding.cached_decoder import CachedDecoder
+
+        self._espnet, self._tokenizer = espnet, tokenizer
+        decoder = CachedDecoder(espnet.decoder, dtype=dtype)
+        symbols = {
+            "sos": espnet.sos,
+            "eos": espnet.eos,
+            "notimestamps": tokenizer.notimestamps,
+            "first_time": tokenizer.first_time,
+            "last_time": tokenizer.last_time,
+        }
+        ctc = espnet.ctc if options.ctc_weight > 0 else None
+        self._transcripts = BeamSearch(decoder, ctc, options=options, **symbols)
+        without = replace(options, ctc_weight=0.0)
+        self._translations = (
+            BeamSearch(decoder, None, options=without, **symbols) if ctc else self._transcripts
+        )
+
+    def __call__(
+        self, memory_BTD: Tensor, lengths_B: Tensor, owners: Sequence[int], tasks: Sequence[Task]
+    ) -> list[list[int]]:
+        """Token ids of the best hypothesis of each task, without its prompt.
+
+        Args:
+            owners: Row of ``memory_BTD`` that each task belongs to.
+        """
+        tokens: list[list[int]] = [[] for _ in tasks]
+        kinds: dict[int, list[int]] = {}
+        for index, task in enumerate(tasks):
+            kinds.setdefault(id(self._search_for(task)), []).append(index)
+        for indices in kinds.values():
+            rows = torch.tensor([owners[i] for i in indices], device=memory_BTD.device)
+            primers = [
+                [self._espnet.sos, *self._tokenizer.prompt(tasks[i].source, tasks[i].target)] for i in indices
+            ]
+            search = self._search_for(tasks[indices[0]])
+            found = search(memory_BTD.index_select(0, rows), lengths_B.index_select(0, rows), primers)
+            for index, nbest, primer in zip(indices, found, primers, strict=True):
+                tokens[index] = nbest[0].tokens[len(primer) :] if nbest else []
+        return tokens
+
+    def _search_for(self, task: Task) -> Any:
+        return self._transcripts if task.source == task.target else self._translations
 
 
 @torch.inference_mode()
@@ -49,21 +110,10 @@ def decode_rows(
     batch: Utterances encoded together; their tasks are decoded together.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
     """
-    from localgp.decoding.beam import BeamSearch
-
     espnet, tokenizer = model.espnet, backbone.tokenizer
     device = next(espnet.parameters()).device
     samples = round(backbone.padded_seconds * backbone.sample_rate)
-    search = BeamSearch(
-        espnet.decoder,
-        espnet.ctc if options.ctc_weight > 0 else None,
-        sos=espnet.sos,
-        eos=espnet.eos,
-        notimestamps=tokenizer.notimestamps,
-        first_time=tokenizer.first_time,
-        last_time=tokenizer.last_time,
-        options=options,
-    )
+    searches = TaskSearches(espnet, tokenizer, options, dtype)
     by_row: dict[int, list[Task]] = {}
     for task in tasks:
         by_row.setdefault(task.row, []).append(task)
@@ -105,19 +155,13 @@ def decode_rows(
                 opened[index] = mask[:, :, position].cpu().numpy()
                 where = signalled[position].nonzero().squeeze(1)
                 real[index] = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
-        sequences = [(position, task) for position, index in enumerate(chunk) for task in by_row[index]]
-        owner = torch.tensor([position for position, _ in sequences], device=device)
-        primers = [[espnet.sos, *tokenizer.prompt(task.source, task.target)] for _, task in sequences]
+        owners = [position for position, index in enumerate(chunk) for _ in by_row[index]]
+        chunk_tasks = [task for index in chunk for task in by_row[index]]
         began = _now(device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            hypotheses = search(
-                encoded.x.index_select(0, owner), encoded.lengths.index_select(0, owner), primers
-            )
+        found = searches(encoded.x, encoded.lengths, owners, chunk_tasks)
         result.seconds["decoder"] += _now(device) - began
-        for (_, task), nbest, primer in zip(sequences, hypotheses, primers, strict=True):
-            tokens = nbest[0].tokens[len(primer) :] if nbest else []
-            text = tokenizer.decode(tokens)
-            result.text.setdefault(task.name, {})[utt_ids[task.row]] = text
+        for task, tokens in zip(chunk_tasks, found, strict=True):
+            result.text.setdefault(task.name, {})[utt_ids[task.row]] = tokenizer.decode(tokens)
     if opened:
         indices = sorted(opened)
         result.gates = GateRecord(

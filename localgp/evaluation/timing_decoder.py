@@ -22,7 +22,7 @@ from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates
 from localgp.decoding.options import DecodeOptions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PEAK = 10.0  # random output layers are flat; this far apart, the best tokens are no matter of rounding
+PEAK = 8.0  # random output layers are flat; this far apart, the best are no matter of rounding. 2^3: undone exactly
 
 
 def bench_decoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -203,6 +204,8 @@ def _from_files(name: str, read: Callable[[str], Any]) -> Any:
             f"{source}: no config.json; a model directory is what save_pretrained writes for the model and for the "
             "processor (config.json, *.safetensors, preprocessor_config.json, tokenizer files)"
         )
+    # The hub's library logs every retry through a handler of its own; without this Hydra's would print it again.
+    logging.getLogger("huggingface_hub").propagate = False
     try:
         return read(source)
     except (

@@ -6,7 +6,7 @@ and looks for a letter or the text of a choice; what has neither counts as wrong
 
 The row at rate 0 is the untouched model on the first 30 s. For audio whose sentence times are known,
 ``key_recall`` is the share of the answer's audio tokens that the language model still sees; a method that chooses
-by chance has ``kept_share``.
+by chance has ``kept_share``, of the whole audio.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from localgp.errors import ConfigError
 from localgp.speechprune.dimensions import Dimensions, flops_row
 from localgp.speechprune.memory import peak_memory
 from localgp.speechprune.methods import Pruner
-from localgp.speechprune.qwen2_audio import Encoded, Pruned, Request, SpeechPrune
+from localgp.speechprune.qwen2_audio import SAMPLE_RATE, Encoded, Pruned, Request, SpeechPrune
 from localgp.speechprune.spiral import LETTERS, Question
 
 ANSWERS = ("likelihood", "generate")
 QUERIES = ("question", "prompt")
 _SECONDS_PER_TOKEN = 0.04
+_TOKENS_PER_SAMPLE = 1 / (_SECONDS_PER_TOKEN * SAMPLE_RATE)
 
 
 def evaluate(
@@ -75,7 +76,7 @@ def evaluate(
             whole = not pruner.untouched
             if whole not in encodings:
                 encodings[whole] = speech.encode(requests, whole)
-            _one(speech, some, encodings[whole], pruner, tally, dims, answer)
+            _one(speech, some, requests, encodings[whole], pruner, tally, dims, answer)
         progress(min(start + batch, len(questions)))
     return [_row(pruner, tally) for pruner, tally in zip(pruners, tallies, strict=True)]
 
@@ -91,6 +92,7 @@ def check(answer: str, query: str) -> None:
 def _one(
     speech: SpeechPrune,
     some: Sequence[Question],
+    requests: Sequence[Request],
     encoded: Encoded,
     pruner: Pruner,
     tally: dict[str, list[float]],
@@ -100,9 +102,9 @@ def _one(
     pruned = speech.prune(encoded, pruner)
     device = speech.model.device
     with peak_memory(device) as peak:
-        began = speech._now()
+        began = speech.now()
         logits_BTV = speech.prefill(pruned)
-        seconds = speech._now() - began
+        seconds = speech.now() - began
     given = (
         list(_likeliest(speech, logits_BTV))
         if answer == "likelihood"
@@ -116,7 +118,7 @@ def _one(
         tokens, kept = encoded.audio_tokens()[index], len(pruned.kept[index])
         tally["audio_tokens"].append(tokens)
         tally["kept_tokens"].append(kept)
-        tally["kept_share"].append(kept / _tokens_of_all(question, tokens))
+        tally["kept_share"].append(kept / max(tokens, len(requests[index].audio) * _TOKENS_PER_SAMPLE))
         if question.key_times is not None:
             tally["key_recall"].append(key_recall(pruned.kept[index], question.key_times))
         other = int(pruned.mask_BT[index].sum()) - kept
@@ -136,15 +138,6 @@ def _one(
         tally["seconds_prefill"].append(seconds / len(some))
         if peak["mib"] is not None:
             tally["peak_mib"].append(peak["mib"])
-
-
-def _tokens_of_all(question: Question, tokens: int) -> int:
-    """Tokens of the whole audio, also where only its first 30 s were encoded."""
-    return (
-        tokens
-        if question.times is None
-        else max(tokens, math.floor(question.times[-1][1] / _SECONDS_PER_TOKEN))
-    )
 
 
 def key_tokens(times: tuple[float, float]) -> range:

@@ -48,9 +48,9 @@ def measure(
             encoded = encodings[not pruner.untouched]
             pruned = speech.prune(encoded, pruner)
             with peak_memory(speech.model.device) as peak:
-                began = speech._now()
+                began = speech.now()
                 speech.prefill(pruned)
-                took = speech._now() - began
+                took = speech.now() - began
             if turn == 0:  # warms up, and says what is being measured
                 kept = len(pruned.kept[0])
                 method = None if pruner.untouched else pruner.method

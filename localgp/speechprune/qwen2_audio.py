@@ -148,15 +148,19 @@ class SpeechPrune:
     @torch.no_grad()
     def encode(self, requests: Sequence[Request], whole: bool = True) -> Encoded:
         """Runs audio tower and projector, and lets the model put the features into the prompts' embeddings."""
-        began = self._now()
+        began = self.now()
         embed, tokenizer = self.model.get_input_embeddings(), self.processor.tokenizer
         words = [tokenizer.encode(request.query, add_special_tokens=False) for request in requests]
         for request, ids in zip(requests, words, strict=True):
             if not ids:
-                raise ConfigError(f"{request.name or 'request'}: the query is empty; phase 1 compares with its words")
+                raise ConfigError(
+                    f"{request.name or 'request'}: the query is empty; phase 1 compares with its words"
+                )
         windows = [self.windows(request.audio, whole) for request in requests]
         inputs = self.processor(
-            text=[self.text(request.prompt, len(cut)) for request, cut in zip(requests, windows, strict=True)],
+            text=[
+                self.text(request.prompt, len(cut)) for request, cut in zip(requests, windows, strict=True)
+            ],
             audio=[window for cut in windows for window in cut],
             audio_kwargs={"sampling_rate": SAMPLE_RATE},
             text_kwargs={"padding": True, "padding_side": "left"},
@@ -170,7 +174,7 @@ class SpeechPrune:
             queries=[embed(torch.tensor(ids, device=self.model.device)) for ids in words],
             names=[request.name for request in requests],
             pad_D=embed(torch.tensor(tokenizer.pad_token_id, device=self.model.device)),
-            seconds=self._now() - began,
+            seconds=self.now() - began,
         )
 
     def _embed(self, inputs: Any) -> tuple[Tensor, Tensor]:
@@ -192,7 +196,7 @@ class SpeechPrune:
     @torch.no_grad()
     def prune(self, encoded: Encoded, pruner: Pruner) -> Pruned:
         """Removes audio tokens and pads anew on the left; everything else stays."""
-        began = self._now()
+        began = self.now()
         kept, rows = [], []  # of each sample: audio tokens that stay; positions in the prompt that stay
         for index, query_LD in enumerate(encoded.queries):
             audio_N = encoded.audio_BT[index].nonzero()[:, 0]
@@ -216,7 +220,7 @@ class SpeechPrune:
             positions_BT[index, longest - len(row) :] = (encoded.mask_BT[index].cumsum(0) - 1)[row]
         # With compact positions none are given: transformers numbers the shortened prompt like any other.
         original = self.positions == "original"
-        return Pruned(embeds_BTD, mask_BT, positions_BT if original else None, kept, self._now() - began)
+        return Pruned(embeds_BTD, mask_BT, positions_BT if original else None, kept, self.now() - began)
 
     @torch.no_grad()
     def prefill(self, pruned: Pruned) -> Tensor:
@@ -228,7 +232,8 @@ class SpeechPrune:
         """`transformers`' own ``generate`` on the shortened prompts: the new tokens only, (B, new)."""
         return self.model.generate(**pruned.inputs(), **options)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, with the device's work finished."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -87,7 +87,8 @@ def most_similar(
     frames = int(frame_N[-1]) + 1
     scores_F = similarity_N.new_zeros(frames).index_add_(0, frame_N, similarity_N)
     lengths_F = torch.bincount(frame_N, minlength=frames)
-    budgets_F = frame_budgets(scores_F, lengths_F, keep, remainder)
+    # A few dozen numbers and a loop over them: on the CPU, so that a GPU is asked once and not every round.
+    budgets_F = frame_budgets(scores_F.cpu(), lengths_F.cpu(), keep, remainder).to(audio_ND.device)
 
     # A token's rank within its frame: sort by similarity, then, stably, by frame.
     by_similarity_N = similarity_N.argsort(descending=True, stable=True)

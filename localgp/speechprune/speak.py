@@ -135,7 +135,11 @@ def spoken(
         (temporary / _MARKER).write_text(json.dumps(fingerprint) + "\n")
         if out.exists():
             shutil.rmtree(out)
-        os.replace(temporary, out)
+        try:
+            os.replace(temporary, out)
+        except OSError:  # another process may have finished the same meanwhile
+            if not _is_there(out, fingerprint):
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return read(out)

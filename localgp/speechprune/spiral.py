@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,11 +195,17 @@ def _times(entry: dict[str, Any], sentences: int, source: str) -> tuple[tuple[fl
     times = entry["audio_data"]["combined"].get("sentence_times")
     if times is None:
         return None
-    if len(times) != sentences or any(not 0 <= start < end for start, end in times):
+    pairs = times if isinstance(times, list) else []
+    sound = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2 and _ascending(*pair)]
+    if len(sound) != sentences or len(pairs) != sentences:
         raise CorpusError(
             f"{source}: sentence_times does not give 0 <= start < end for each of {sentences} sentences"
         )
-    return tuple((float(start), float(end)) for start, end in times)
+    return tuple((float(start), float(end)) for start, end in sound)
+
+
+def _ascending(start: Any, end: Any) -> bool:
+    return isinstance(start, (int, float)) and isinstance(end, (int, float)) and 0 <= start < end
 
 
 def _speakers(turns: list[Any], sentences: list[str], source: str) -> list[str]:
@@ -227,7 +234,7 @@ def shuffled(question: Question, seed: int) -> Question:
     )
 
 
-def always_one_letter(questions: list[Question]) -> dict[str, float]:
+def always_one_letter(questions: Sequence[Question]) -> dict[str, float]:
     """Accuracy of answering one letter always, per letter; the best of them is the baseline to beat."""
     counts = Counter(question.letter for question in questions)
     return {letter: counts[letter] / len(questions) for letter in LETTERS}

@@ -138,7 +138,7 @@ class ResumeCheckpoint(Callback):
         at_boundary = (index + 1) % trainer.accumulate_grad_batches == 0
         if step and at_boundary and step % self.every == 0:
             temporary = self.directory / ".last.ckpt.tmp"
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)  # optimizer and all
             if trainer.is_global_zero:
                 last = self.directory / "last.ckpt"
                 if last.exists():

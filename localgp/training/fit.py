@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,13 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         The last dev metrics, and the objects: ``run``, ``model``, ``trainer`` (None if it was finished before).
     """
     run = Run(cfg)
-    run.start()
+    run.check()
     if run.finished:
         print(f"{run.path} is finished; remove it to train again")
         return {}, {"run": run, "model": None, "trainer": None}
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # tips and device notes
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")  # deprecations inside of it
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
@@ -62,16 +68,19 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     max_steps = training.max_steps or training.max_epochs * steps_per_epoch
     val_every = min(training.val_every or steps_per_epoch, max_steps)
 
+    run.start()  # only now: a configuration that fails above leaves no directory behind
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
     device = resolve_device(cfg.device)
     dtype = resolve_precision(training.precision, device)
     callbacks: list[Callback] = [
-        TQDMProgressBar(refresh_rate=10),
         DenseLog(run.path / "metrics.jsonl", training.log_every),
         BestWeights(run.checkpoints, training.average),
         ResumeCheckpoint(run.checkpoints, training.checkpoint_every),
     ]
+    progress_bar = sys.stderr.isatty()  # a log file gets the dense lines alone
+    if progress_bar:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
     if training.val_decode:
         callbacks.append(
             DevScores(limit_per_language(rows["dev"], training.val_decode), backbone, cfg.evaluate.normalizer)
@@ -90,6 +99,8 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         logger=build_logger(training.logger, run.path),
         callbacks=callbacks,
         enable_checkpointing=False,
+        enable_progress_bar=progress_bar,
+        log_every_n_steps=1,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=run.path,

@@ -52,7 +52,7 @@ def build_optimizer(model: GatedS2T, training: DictConfig, max_steps: int) -> di
     optimizer = optimizers[training.optimizer](groups, weight_decay=training.weight_decay, **fused)
     schedules = {
         "warmup": lambda step: warmup_factor(step + 1, training.warmup_steps),
-        "linear": lambda step: linear_factor(step + 1, training.warmup_steps, max_steps),
+        "linear": lambda step: linear_factor(step, training.warmup_steps, max_steps),
         "constant": lambda step: 1.0,
     }
     if training.scheduler not in schedules:

@@ -17,6 +17,7 @@ from localgp.backbone.tokens import OwsmTokenizer
 from localgp.training.data import pad_tokens
 
 POOL = 24  # batches that are sorted by length together
+TEXT_START = 3  # where the text begins: after language, task, and <notimestamps> or the first timestamp
 TIMESTAMPS, PREVIOUS = 0.15, 0.1  # share of decoder sequences with timestamps, and with a previous sentence
 
 
@@ -90,10 +91,14 @@ class Batches:
         transcripts = [self.tokens[i][self.speech.items[i]["language"]] for i in indices]
         batch["text_ctc"], batch["text_ctc_lengths"] = pad_tokens(transcripts)
         if decoder:
-            batch |= self._sequences(indices, shifts, rng)
+            batch |= self.sequences(indices, shifts, rng)
         return batch
 
-    def _sequences(self, indices: np.ndarray, shifts: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+    def sequences(
+        self, indices: np.ndarray, shifts: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Prompts and texts for the decoder: transcript and translations of each utterance, in the order of
+        ``tokens``."""
         texts, previous, owners = [], [], []
         tok = self.tokenizer
         for row, (index, shift) in enumerate(zip(indices, shifts, strict=True)):

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from batches import Batches
+from decoder import EncodedSpeech, train_decoder
+from filelock import FileLock, Timeout
 from network import Pretraining, make_fast_on_cpu
 from scoring import score
 from speech import SpeechSet, synthesize, write_statistics
@@ -34,15 +35,23 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyzàâäáçèéêëìíîïñòóôöùúû
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="features, state and log are kept here")
     parser.add_argument("--export", type=Path, required=True, help="where the finished model is written")
     parser.add_argument("--preview", type=Path, help="also write the model here whenever the state is saved")
     parser.add_argument("--seed", type=int, default=1999, help="of speech, order and initialisation")
     parser.add_argument("--utterances", type=int, default=5400, help="per language, for training")
-    parser.add_argument("--steps", type=int, default=5400, help="in all")
+    parser.add_argument("--steps", type=int, default=2950, help="of encoder and decoder")
     parser.add_argument("--encoder-steps", type=int, default=800, help="first of them, without the decoder")
-    parser.add_argument("--full-share", type=float, default=0.15, help="last of them, padded to the full length")
+    parser.add_argument(
+        "--full-share", type=float, default=0.15, help="last of them, padded to the full length"
+    )
+    parser.add_argument(
+        "--decoder-steps", type=int, nargs="+", default=[2600, 1900], help="after them, rounds of the decoder alone"
+    )
+    parser.add_argument("--decoder-utterances", type=int, default=12000, help="that those are on")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak, after 300 steps; then linear to 0")
     parser.add_argument("--pieces", type=int, default=260, help="text pieces of the BPE model")
@@ -58,7 +67,11 @@ def make_backbone(args: argparse.Namespace, speech: SpeechSet) -> Backbone:
     dimensions = DIMENSIONS["mini"]
     if not bpe.exists():
         symbols = special_symbols(["deu", "fra", "ita"], dimensions.padded_seconds)
-        drawn = [draw_sentence(f"bpe/{args.seed}/{i}", lexicon) for lexicon in ("core", "full") for i in range(4000)]
+        drawn = [
+            draw_sentence(f"bpe/{args.seed}/{i}", lexicon)
+            for lexicon in ("core", "full")
+            for i in range(4000)
+        ]
         texts = [normalize_text(text) for sentence in drawn for text in sentence.values()]
         train_bpe([*texts, " ".join(ALPHABET)], bpe, symbols, args.pieces)
     if not stats.exists():
@@ -68,31 +81,41 @@ def make_backbone(args: argparse.Namespace, speech: SpeechSet) -> Backbone:
     return assemble(build_model(config), config, "mini", "recipes/mini/pretrain.py")
 
 
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def learning_rate(step: int, args: argparse.Namespace, warmup: int = 300) -> float:
     if step < warmup:
         return args.lr * (step + 1) / warmup
     return args.lr * (args.steps - step) / (args.steps - warmup)
 
 
-def save_state(path: Path, network: Pretraining, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
+def save_state(
+    path: Path, network: Pretraining, optimizer: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
+    state = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "seconds": seconds,
+    }
     torch.save(state, path.with_suffix(".partial"))
     os.replace(path.with_suffix(".partial"), path)
 
 
-def train(args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: SpeechSet) -> float:
-    """Trains in place; returns the seconds it took, those before an interruption included."""
+def train(
+    args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: SpeechSet, batches: Batches
+) -> float:
+    """Trains encoder and decoder in place; returns the seconds it took, those before an interruption included."""
     network = Pretraining(backbone.model, len(speech.symbols)).train()
     make_fast_on_cpu(backbone.model)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    dimensions = DIMENSIONS["mini"]
-    batches = Batches(
-        speech,
-        backbone.tokenizer,
-        batch_size=args.batch_size,
-        full_seconds=dimensions.padded_seconds,
-        init_silence=dimensions.init_silence,
-        seed=args.seed,
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     dtype = torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
     path, begin, before = args.work / "state.pt", 0, 0.0
@@ -104,6 +127,7 @@ def train(args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: 
         print(f"resumed at step {begin}", flush=True)
     full_from = round(args.steps * (1 - args.full_share))
     began = saved = marked = time.perf_counter()
+    counted = begin
     for step in range(begin, args.steps):
         batch = batches.batch(step, full=step >= full_from, decoder=step >= args.encoder_steps)
         for group in optimizer.param_groups:
@@ -117,9 +141,14 @@ def train(args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: 
         optimizer.step()
         now = time.perf_counter()
         if (step + 1) % 50 == 0:
-            line = {"step": step + 1, **terms, "grad_norm": float(norm), "steps_per_second": 50 / (now - marked)}
+            line = {
+                "step": step + 1,
+                **terms,
+                "grad_norm": float(norm),
+                "steps_per_second": (step + 1 - counted) / (now - marked),
+            }
             print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
-            marked = now
+            marked, counted = now, step + 1
         if now - saved > args.save_seconds or step + 1 == args.steps:
             save_state(path, network, optimizer, step + 1, before + now - began)
             if step >= args.encoder_steps:
@@ -127,7 +156,32 @@ def train(args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: 
                 if args.preview:
                     write_espnet_directory(backbone, args.preview, half=True)
             saved = marked = time.perf_counter()
+            counted = step + 1
     return before + time.perf_counter() - began
+
+
+def train_decoder_rounds(args: argparse.Namespace, backbone: Backbone, batches: Batches) -> float:
+    """Trains the decoder in place, skipping rounds that an interrupted run has finished; returns the seconds."""
+    dtype = torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
+    encoded = EncodedSpeech(backbone.model, batches, dtype)
+    path, done = args.work / "decoder.pt", 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        backbone.model.decoder.load_state_dict(state["decoder"])
+        done = state["rounds"]
+    began = time.perf_counter()
+    for number, steps in enumerate(args.decoder_steps[done:], start=done):
+        train_decoder(
+            backbone.model,
+            encoded,
+            utterances=args.decoder_utterances,
+            steps=steps,
+            lr=args.lr,
+            seed=args.seed + number,
+        )
+        torch.save({"decoder": backbone.model.decoder.state_dict(), "rounds": number + 1}, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -138,7 +192,9 @@ def main() -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise SystemExit(f"another pretraining runs in {args.work}; wait for it, or choose another --work") from None
+        raise SystemExit(
+            f"another pretraining runs in {args.work}; wait for it, or choose another --work"
+        ) from None
     sets = {}
     for name, group, seed, count, lexicon in (
         ("dev_core", "dev", args.seed + 1, 100, "core"),
@@ -146,7 +202,12 @@ def main() -> None:
         ("train", "pretrain", args.seed, args.utterances, "core"),
     ):
         sets[name] = synthesize(
-            args.work / name, seed=seed, group=group, per_language=count, lexicon=lexicon, workers=args.threads
+            args.work / name,
+            seed=seed,
+            group=group,
+            per_language=count,
+            lexicon=lexicon,
+            workers=args.threads,
         )
         print(f"{name}: {len(sets[name])} utterances, {sets[name].starts[-1] / 360000:.1f} h", flush=True)
     backbone = make_backbone(args, sets["train"])
@@ -154,7 +215,17 @@ def main() -> None:
     if args.random:
         write_espnet_directory(backbone, args.export, half=True)
         return
-    seconds = train(args, backbone, sets["train"], sets["dev_core"])
+    dimensions = DIMENSIONS["mini"]
+    batches = Batches(
+        sets["train"],
+        backbone.tokenizer,
+        batch_size=args.batch_size,
+        full_seconds=dimensions.padded_seconds,
+        init_silence=dimensions.init_silence,
+        seed=args.seed,
+    )
+    seconds = train(args, backbone, sets["train"], sets["dev_core"], batches)
+    seconds += train_decoder_rounds(args, backbone, batches)
     write_espnet_directory(backbone, args.export, half=True)
     scores: dict[str, Any] = {
         name: score(backbone, sets[name], per_language=100) for name in ("dev_core", "dev_full")
@@ -165,11 +236,12 @@ def main() -> None:
             "utterances": len(sets["train"]),
             "hours": round(sets["train"].starts[-1] / 360000, 1),
             "steps": args.steps,
+            "decoder_steps": args.decoder_steps,
             "batch_size": args.batch_size,
             "minutes": round(seconds / 60, 1),
             "threads": args.threads,
             "bf16": cpu_multiplies_bf16(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": f"{cpu_name()}, {os.cpu_count()} cores",
             "torch": torch.__version__,
         }
     }

@@ -15,10 +15,14 @@ from speech import EDGE, MELS, SILENCE, SpeechSet
 from torch import Tensor
 
 from localgp.backbone.owsm import Backbone
+from localgp.decoding.beam import BeamSearch
+from localgp.decoding.options import DecodeOptions
 
 
 @torch.inference_mode()
-def score(backbone: Backbone, speech: SpeechSet, *, per_language: int, batch_size: int = 30) -> dict[str, Any]:
+def score(
+    backbone: Backbone, speech: SpeechSet, *, per_language: int, batch_size: int = 30
+) -> dict[str, Any]:
     """WER and BLEU by task with greedy decoding of input padded to the backbone's length.
 
     Args:
@@ -33,14 +37,20 @@ def score(backbone: Backbone, speech: SpeechSet, *, per_language: int, batch_siz
     for begin in range(0, len(chosen), batch_size):
         rows = chosen[begin : begin + batch_size]
         encoded_BTD = _encode(backbone, speech, rows)
-        tasks = [(row, speech.items[i]["language"], target) for row, i in enumerate(rows) for target in speech.items[i]["texts"]]
-        primers = torch.tensor(
-            [[backbone.tokenizer.sos, *backbone.tokenizer.prompt(source, target)] for _, source, target in tasks]
-        )
+        items = [speech.items[i] for i in rows]
+        tasks = [
+            (row, item["language"], target) for row, item in enumerate(items) for target in item["texts"]
+        ]
+        primers = [
+            [backbone.tokenizer.sos, *backbone.tokenizer.prompt(source, target)]
+            for _, source, target in tasks
+        ]
         owner = torch.tensor([row for row, _, _ in tasks])
-        for (row, source, target), tokens in zip(tasks, _greedy(backbone, encoded_BTD[owner], primers), strict=True):
+        for (row, source, target), tokens in zip(
+            tasks, _greedy(backbone, encoded_BTD[owner], primers), strict=True
+        ):
             references, hypotheses = texts.setdefault((source, target), ([], []))
-            references.append(speech.items[rows[row]]["texts"][target])
+            references.append(items[row]["texts"][target])
             hypotheses.append(backbone.tokenizer.decode(tokens))
     model.train(training)
     wer = {s: round(100 * jiwer.wer(*pair), 2) for (s, t), pair in texts.items() if s == t}
@@ -68,18 +78,19 @@ def _encode(backbone: Backbone, speech: SpeechSet, indices: list[int]) -> Tensor
     return backbone.model.encoder(feats, lengths)[0]
 
 
-def _greedy(backbone: Backbone, encoded_QTD: Tensor, tokens_QL: Tensor, limit: int = 90) -> list[list[int]]:
-    """The likeliest token at each step; timestamps are not to come after ``<notimestamps>``."""
-    tokenizer, decoder = backbone.tokenizer, backbone.model.decoder
-    start, cache = tokens_QL.shape[1], None
-    done = torch.zeros(len(tokens_QL), dtype=torch.bool)
-    while tokens_QL.shape[1] < start + limit and not done.all():
-        length = tokens_QL.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()[None]
-        logits, cache = decoder.forward_one_step(tokens_QL, causal, encoded_QTD, cache=cache)
-        logits[:, tokenizer.first_time : tokenizer.last_time + 1] = -torch.inf
-        chosen = logits.argmax(-1).masked_fill(done, tokenizer.eos)
-        done |= chosen == tokenizer.eos
-        tokens_QL = torch.cat([tokens_QL, chosen[:, None]], 1)
-    sequences = tokens_QL[:, start:].tolist()
-    return [s[: s.index(tokenizer.eos)] if tokenizer.eos in s else s for s in sequences]
+def _greedy(backbone: Backbone, encoded_QTD: Tensor, primers: list[list[int]], limit: int = 90) -> list[list[int]]:
+    """The likeliest token at each step."""
+    tokenizer = backbone.tokenizer
+    search = BeamSearch(
+        backbone.model.decoder,
+        None,
+        sos=tokenizer.sos,
+        eos=tokenizer.eos,
+        notimestamps=tokenizer.notimestamps,
+        first_time=tokenizer.first_time,
+        last_time=tokenizer.last_time,
+        options=DecodeOptions(beam=1, maxlenratio=limit / encoded_QTD.shape[1]),
+    )
+    lengths = torch.full((len(primers),), encoded_QTD.shape[1])
+    found = search(encoded_QTD, lengths, primers)
+    return [nbest[0].tokens[len(primer) :] if nbest else [] for nbest, primer in zip(found, primers, strict=True)]

@@ -85,17 +85,23 @@ def _write(directory: Path, seed: int, group: str, per_language: int, lexicon: s
             labels.append(_frame_phones(utterance.phones, len(feats), symbols))
             texts = {code: normalize_text(text) for code, text in utterance.texts.items()}
             speech = (utterance.speech[0][0], utterance.speech[-1][1])
-            items.append({"language": language, "texts": texts, "speech": speech, "speaker": utterance.speaker})
+            items.append(
+                {"language": language, "texts": texts, "speech": speech, "speaker": utterance.speaker}
+            )
     np.save(directory / "starts.npy", np.array(starts))
     np.save(directory / "phones.npy", np.concatenate(labels))
     meta = {"items": items, "symbols": list(symbols), "seed": seed, "seconds": time.perf_counter() - began}
     (directory / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 
-def _utterances(seed: int, group: str, per_language: int, lexicon: str, workers: int) -> Iterator[tuple[str, Any]]:
+def _utterances(
+    seed: int, group: str, per_language: int, lexicon: str, workers: int
+) -> Iterator[tuple[str, Any]]:
     for language in LANGUAGES:
         voices = speakers(language, group)
-        for utterance in synthesize_split(seed, language, voices, per_language, lexicon=lexicon, workers=workers):
+        for utterance in synthesize_split(
+            seed, language, voices, per_language, lexicon=lexicon, workers=workers
+        ):
             yield language, utterance
 
 
@@ -130,6 +136,8 @@ def write_statistics(speech: SpeechSet, path: Path, limit: int = 1500) -> None:
     """ESPnet's ``feats_stats.npz`` over up to ``limit`` utterances spread over the set."""
     count, total, square = 0, np.zeros(MELS), np.zeros(MELS)
     for index in np.unique(np.linspace(0, len(speech) - 1, limit).astype(int)):
-        feats = np.asarray(speech.feats[speech.starts[index] + EDGE : speech.starts[index + 1] - EDGE], np.float64)
+        feats = np.asarray(
+            speech.feats[speech.starts[index] + EDGE : speech.starts[index + 1] - EDGE], np.float64
+        )
         count, total, square = count + len(feats), total + feats.sum(0), square + (feats**2).sum(0)
     np.savez(path, count=count, sum=total, sum_square=square)

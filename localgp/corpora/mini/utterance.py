@@ -18,7 +18,7 @@ from localgp.corpora.mini.grammar import draw_sentence
 from localgp.corpora.mini.noise import add_noise, draw_noise
 from localgp.corpora.mini.speakers import voice_of
 from localgp.corpora.mini.voices import ESPEAK_RATE, Speech, speak
-from localgp.corpora.parallel import _no_main_module, _start_worker
+from localgp.corpora.parallel import no_main_module, start_worker
 from localgp.errors import ConfigError
 
 J = TypeVar("J")
@@ -131,9 +131,9 @@ def map_in_processes(
     """``map`` over processes, in order."""
     # spawn: a fork would inherit the locks of a parent that runs torch threads.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
-        with _no_main_module():
+        with no_main_module():
             results = pool.map(function, jobs, chunksize=chunksize)
         yield from results
     finally:
