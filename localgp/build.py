@@ -10,19 +10,20 @@ from torch import nn
 from localgp.errors import ConfigError
 from localgp.pruning.encoder import MODULES
 
-POLICIES = ("local", "global", "random", "vad", "open")
+POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
 
 
-def build_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
+def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
     """The encoder's gate policy that ``cfg.pruning`` describes, or None for the dense encoder.
 
     Args:
-        layers: Encoder layers; size: their width.
+        encoder: ESPnet's E-Branchformer encoder that the policy is for.
     """
     from localgp.contexts import context_size
-    from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates
+    from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
 
     pruning = cfg.pruning
+    layers, size = len(encoder.encoders), encoder.output_size()
     if pruning.encoder is None:
         return None
     modules = list(pruning.encoder_modules)
@@ -44,10 +45,18 @@ def build_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
         return RandomGates(modules, pruning.target, cfg.seed)
     if pruning.encoder == "vad":
         return EnergyGates(modules, pruning.target)
-    predictor = {"temperature": pruning.temperature, "threshold": pruning.threshold, "bias": pruning.gate_bias}
+    if pruning.encoder == "speechprune":
+        return SpeechPruneGates(modules, pruning.target, encoder)
+    predictor = {
+        "temperature": pruning.temperature,
+        "threshold": pruning.threshold,
+        "bias": pruning.gate_bias,
+    }
     if pruning.encoder == "global":
         if list(pruning.context) != ["front"]:
-            raise ConfigError(f"pruning.context is {list(pruning.context)}; GlobalGP pools [front] and nothing else")
+            raise ConfigError(
+                f"pruning.context is {list(pruning.context)}; GlobalGP pools [front] and nothing else"
+            )
         return GlobalGates(layers, size, modules, **predictor)
     if pruning.encoder == "local":
         return LocalGates(
@@ -72,9 +81,8 @@ def build_model(cfg: DictConfig) -> tuple[Any, Any]:
     from localgp.model import GatedS2T, use_fast_kernels
 
     backbone = load_backbone(cfg.backbone)
-    encoder = backbone.model.encoder
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the gates' initial weights depend on the seed alone
-        policy = build_policy(cfg, len(encoder.encoders), encoder.output_size())
+        policy = build_policy(cfg, backbone.model.encoder)
     use_fast_kernels(backbone.model)
     return GatedS2T(backbone.model, policy), backbone

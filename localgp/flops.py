@@ -26,9 +26,10 @@ def count(cfg: DictConfig) -> dict:
     seconds = float(config["preprocessor_conf"]["speech_length"])
     feature_frames = feature_frames_of(config, seconds)
     with torch.device("meta"):  # shapes without memory
-        cost = EncoderCost.of(build_encoder(config), feature_frames)
+        encoder = build_encoder(config)
+    cost = EncoderCost.of(encoder, feature_frames)
     dense = cost.encoder(feature_frames)
-    policy = build_policy(cfg, cost.layers, cost.size)
+    policy = build_policy(cfg, encoder)
     pruned, gates = dense, 0.0
     if policy is not None and cfg.pruning.encoder != "open":
         target, modules = cfg.pruning.target, list(cfg.pruning.encoder_modules)
@@ -48,12 +49,12 @@ def count(cfg: DictConfig) -> dict:
         "saved by gates": pruned - dense,
         "gates": gates,
     }
-    encoder = pruned + gates
+    total = pruned + gates
     return {
         "gflops": {
-            "encoder": round(encoder / 1e9, 3),
+            "encoder": round(total / 1e9, 3),
             "context": 0.0,
-            "total": round(encoder / 1e9, 3),
+            "total": round(total / 1e9, 3),
             "convention": f"{CONVENTION}, {seconds:g} s",
         },
         "terms": {name: round(value / 1e9, 3) for name, value in terms.items()},

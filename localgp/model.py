@@ -106,7 +106,7 @@ def use_fast_kernels(espnet: nn.Module) -> None:
         if hasattr(child, "use_sdpa"):
             child.use_sdpa = True  # type: ignore[assignment]
         if isinstance(child, nn.Conv2d):
-            child.to(memory_format=torch.channels_last)
+            child.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if isinstance(child, nn.Conv1d) and child.groups == child.in_channels > 1:
             child.forward = partial(_depthwise, child)  # type: ignore[method-assign]
 

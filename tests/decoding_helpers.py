@@ -58,10 +58,10 @@ def make_memory(seed: int, lengths: list[int], size: int = 32) -> tuple[Tensor, 
 @torch.no_grad()
 def espnet_search(model: Model, memory_TD: Tensor, primer: list[int], options: DecodeOptions) -> list[Any]:
     """Hypotheses of ESPnet's BatchBeamSearch with the scorers of ``espnet2.bin.s2t_inference.Speech2Text``."""
-    from espnet2.bin.s2t_inference import ScoreFilter
     from espnet.nets.batch_beam_search import BatchBeamSearch
     from espnet.nets.scorers.ctc import CTCPrefixScorer
     from espnet.nets.scorers.length_bonus import LengthBonus
+    from espnet2.bin.s2t_inference import ScoreFilter
 
     vocabulary = model.decoder.output_layer.out_features
     scorers = {

@@ -18,7 +18,7 @@ from localgp.errors import ConfigError
 
 CONFS = sorted(p.stem for p in (CONF_DIR / "conf").glob("*.yaml"))
 BACKBONES = sorted(p.stem for p in (CONF_DIR / "backbone").glob("*.yaml"))
-ENTRY_POINTS = ["prepare", "train", "evaluate", "flops", "report"]
+ENTRY_POINTS = ["prepare", "train", "evaluate", "flops", "bench", "analyze", "report"]
 
 
 def composed(*overrides: str):
@@ -27,12 +27,12 @@ def composed(*overrides: str):
 
 
 @pytest.mark.parametrize("conf", CONFS)
-def test_every_experiment_composes_and_builds(conf):
+def test_every_experiment_composes_and_builds(conf, encoder):
     cfg = composed(f"conf={conf}")
     assert cfg.name == conf
     base = composed()
     assert set(_keys(cfg)) == set(_keys(base)), "an experiment may set keys, not invent them"
-    policy = build_policy(cfg, layers=3, size=32)
+    policy = build_policy(cfg, encoder)
     assert (policy is None) == (cfg.pruning.encoder is None)
 
 
@@ -84,9 +84,9 @@ def test_options_are_a_contract():
         (["pruning.encoder=global", "pruning.context=[]"], "GlobalGP pools"),
     ],
 )
-def test_bad_values_are_explained(overrides, message):
+def test_bad_values_are_explained(overrides, message, encoder):
     with pytest.raises(ConfigError, match=message):
-        build_policy(composed(*overrides), layers=2, size=16)
+        build_policy(composed(*overrides), encoder)
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -143,6 +143,27 @@ def test_energy_gates_skip_the_quietest(encoder, feats):
     assert mask[:, :28].all()
 
 
+def test_speechprune_gates_skip_what_attention_ignores(encoder, feats):
+    from localgp.gates import SpeechPruneGates
+    from localgp.speechprune.attention import binarised_attention_scores
+
+    seen = []
+    layer = encoder.encoders[0]
+    handle = layer.norm_ff_macaron.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].detach())
+    )
+    try:
+        gates = encode(encoder, *feats, SpeechPruneGates(MODULES, 0.4, encoder), path="masked").gates
+    finally:
+        handle.remove()
+    mask = gates[0]["ffn1"].mask
+    assert mask.sum(1).tolist() == [59 - round(0.4 * 59)] * 3
+    assert torch.equal(mask, gates[2]["attention"].mask)  # decided once
+    weights = layer.attn.linear_q.weight, layer.attn.linear_k.weight
+    scores = binarised_attention_scores(layer.norm_mha(seen[0]), *weights, layer.attn.h, log=True)
+    assert scores[mask].view(3, -1).min(1).values.ge(scores[~mask].view(3, -1).max(1).values).all()
+
+
 def test_random_gates_do_not_depend_on_batch_mates(encoder, feats):
     policy = RandomGates(MODULES, 0.3, seed=5).eval()
     together = encode(encoder, *feats, policy).gates[1]["ffn2"].mask

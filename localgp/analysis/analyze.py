@@ -55,7 +55,7 @@ def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
                 f"analyze.tokens: {', '.join(unknown)} not among the tokens of {decoder_gates}; common ones are "
                 f"{', '.join(typical_tokens(record, 5))}"
             )
-        files.append(save_figure(token_figure(record, pieces), folder / f"figure2.{options.format}"))
+        files.append(save_figure(token_figure(record, list(pieces)), folder / f"figure2.{options.format}"))
     write_atomically(folder / "analysis.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return "\n\n".join(texts), [folder / "analysis.json", *files]
 

@@ -65,7 +65,8 @@ class GateCounts:
     def of(cls, record: GateRecord, speech_UT: np.ndarray | None) -> GateCounts:
         real_UT = record.real_mask()
         if speech_UT is None:
-            regions, parts = ("signal", "padding"), [real_UT, ~real_UT]
+            regions: tuple[str, ...] = ("signal", "padding")
+            parts = [real_UT, ~real_UT]
         else:
             regions, parts = REGIONS, [speech_UT, real_UT & ~speech_UT, ~real_UT]
         inside_URT = np.stack(parts, axis=1).astype(np.float32)

@@ -82,7 +82,7 @@ def mask_picture(levels_FS: np.ndarray, masks_MLT: np.ndarray, signal_share: flo
     blocks = [(colormaps["cividis"](shown)[..., :3] * 255).astype(np.uint8)]
     for mask_LT in masks_MLT:
         pixels = mask_LT[::-1].repeat(_LAYER_PIXELS, axis=0).repeat(_FRAME_PIXELS, axis=1)
-        block = np.where(pixels[..., None], np.uint8(_OPEN), np.uint8(_CLOSED))
+        block = np.where(pixels[..., None], np.array(_OPEN, np.uint8), np.array(_CLOSED, np.uint8))
         block[_LAYER_PIXELS - 1 :: _LAYER_PIXELS] = _LINE
         blocks += [np.full((_GAP_PIXELS, width, 3), _LINE, dtype=np.uint8), block]
     picture = np.concatenate(blocks)

@@ -147,9 +147,8 @@ def read_config(files: ModelFiles) -> dict[str, Any]:
     config["bpemodel"] = str(_resolve(files, config.get("bpemodel"), "bpemodel", "the BPE model"))
     if isinstance(config["token_list"], str):
         listed = _resolve(files, config["token_list"], "token_list", "the token list")
-        config["token_list"] = listed.read_text(encoding="utf-8").split("\n")
-        if config["token_list"][-1] == "":
-            config["token_list"].pop()
+        tokens = listed.read_text(encoding="utf-8").split("\n")
+        config["token_list"] = tokens[:-1] if tokens[-1] == "" else tokens
     if config.get("normalize") == "global_mvn":
         stats = (config.get("normalize_conf") or {}).get("stats_file")
         resolved = _resolve(files, stats, "normalize_conf.stats_file", "the feature statistics")

@@ -4,7 +4,7 @@ A gate policy is a module with ``begin(contexts) -> state`` and ``gate(layer, x_
 `localgp.pruning.encoder` asks it at every layer.
 """
 
-from localgp.gates.control import EnergyGates, OpenGates, RandomGates
+from localgp.gates.control import EnergyGates, OpenGates, RandomGates, SpeechPruneGates
 from localgp.gates.global_ import GlobalGates
 from localgp.gates.gumbel import Gate, gumbel_gate
 from localgp.gates.local import LocalGatePredictor, LocalGates
@@ -18,6 +18,7 @@ __all__ = [
     "LocalGates",
     "OpenGates",
     "RandomGates",
+    "SpeechPruneGates",
     "gumbel_gate",
     "kept_ratio",
     "sparsity_loss",

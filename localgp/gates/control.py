@@ -86,3 +86,39 @@ class EnergyGates(ControlGates):
         skipped = round(self.target * int(energy_BT.shape[1]))
         decision = torch.ones_like(energy_BT)
         return decision.scatter(1, energy_BT.argsort(dim=1, stable=True)[:, :skipped], 0.0)
+
+
+class SpeechPruneGates(ControlGates):
+    """SpeechPrune's second phase as a frame selector: the frames that a binarised first self-attention looks at
+    least are skipped, the same ones in every module and layer; no training.
+
+    Args:
+        encoder: ESPnet's E-Branchformer, whose first layer's query and key weights are read when they are
+            needed, so that they are the fine-tuned ones.
+    """
+
+    def __init__(self, modules: Sequence[str], target: float, encoder: Any) -> None:
+        super().__init__(modules)
+        self.target = target
+        self._encoder = (encoder,)  # in a tuple: the encoder is not a part of the policy
+
+    def begin(self, contexts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def decide(self, layer: int, name: str, x_BTD: Tensor, state: dict[str, Tensor]) -> Tensor:
+        from localgp.speechprune.attention import binarised_attention_scores
+
+        if "decision" not in state:  # the first module of the first layer: x is what that layer is given
+            first = self._encoder[0].encoders[0]
+            with torch.no_grad():
+                scores_BT = binarised_attention_scores(
+                    first.norm_mha(x_BTD),
+                    first.attn.linear_q.weight,
+                    first.attn.linear_k.weight,
+                    first.attn.h,
+                    log=True,
+                )
+            skipped = round(self.target * int(x_BTD.shape[1]))
+            least = scores_BT.argsort(dim=1, stable=True)[:, :skipped]
+            state["decision"] = torch.ones_like(scores_BT).scatter(1, least, 0.0)
+        return state["decision"]

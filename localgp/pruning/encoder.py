@@ -109,9 +109,7 @@ class _Runner:
         return torch.zeros_like(x, dtype=kept.dtype).index_copy(0, index, kept)
 
 
-def run_layer(
-    layer: Any, x_BTD: Tensor, mask_B1T: Tensor, gates: dict[str, Gate], runner: _Runner
-) -> Tensor:
+def run_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, gates: dict[str, Gate], runner: _Runner) -> Tensor:
     """One E-Branchformer layer (ESPnet's EBranchformerEncoderLayer) with its gates.
 
     x ─ +0.5 FFN1 ─┬─ attention ─┐

@@ -43,7 +43,9 @@ class EncodedSpeech:
     def shifts(self, indices: np.ndarray) -> np.ndarray:
         """Feature frames of silence on the left of each."""
         room = [self._batches.full_frames - self._batches.speech.frames(i) for i in indices]
-        drawn = [np.random.default_rng([7, int(i)]).integers(0, self._batches.init_frames + 1) for i in indices]
+        drawn = [
+            np.random.default_rng([7, int(i)]).integers(0, self._batches.init_frames + 1) for i in indices
+        ]
         return np.minimum(drawn, room)
 
     @torch.no_grad()
@@ -69,7 +71,11 @@ class EncodedSpeech:
 
 
 def guided_frames(
-    batches: Batches, guides: Guides, indices: np.ndarray, spans: list[np.ndarray], sequences: dict[str, Tensor]
+    batches: Batches,
+    guides: Guides,
+    indices: np.ndarray,
+    spans: list[np.ndarray],
+    sequences: dict[str, Tensor],
 ) -> Tensor:
     """(Q, L, 2) frames for every decoder query, that is, for the token it predicts; negative where not guided."""
     previous = sequences["text_prev_lengths"] + 1  # <sop> previous <sos>: the texts begin so much later
@@ -97,8 +103,8 @@ def train_decoder(
     seed: int,
     state: Path,
     save_seconds: float,
-) -> None:
-    """Trains ``espnet.decoder`` in place.
+) -> float:
+    """Trains ``espnet.decoder`` in place; returns the seconds it took, those before an interruption included.
 
     Args:
         utterances: So many of the training set, spread over it.
@@ -115,18 +121,20 @@ def train_decoder(
         [{code: [tokens[i] for i in ids] for code, ids in texts.items()} for texts in batches.tokens],
         [item["language"] for item in items],
     )
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    begin = 0
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    begin, before = 0, 0.0
     if state.exists():
         saved_state = torch.load(state, weights_only=True)
         decoder.load_state_dict(saved_state["decoder"])
         optimizer.load_state_dict(saved_state["optimizer"])
-        begin = saved_state["step"]
+        begin, before = saved_state["step"], saved_state["seconds"]
         print(f"resumed at decoder step {begin}", flush=True)
     chosen = np.linspace(0, len(items) - 1, utterances).astype(int)
     size = batches.batch_size
     per_epoch = len(chosen) // size
-    marked = saved = time.perf_counter()
+    began = marked = saved = time.perf_counter()
     counted = begin
     for step in range(begin, steps):
         epoch, position = divmod(step, per_epoch)
@@ -148,7 +156,9 @@ def train_decoder(
         loss = loss.float() * len(owner) / (sequences["text_lengths"].sum() + len(owner))
         attention = torch.cat([layer.src_attn.attn[:, :GUIDED_HEADS] for layer in decoder.decoders[1:]], 1)
         guide = guide_loss(attention, guided_frames(batches, guides, indices, spans, sequences))
-        strength = min(1.0, max(0.0, (0.8 - step / steps) / 0.3))  # whole to the middle, none in the last fifth
+        strength = min(
+            1.0, max(0.0, (0.8 - step / steps) / 0.3)
+        )  # whole to the middle, none in the last fifth
         optimizer.zero_grad()
         (loss + strength * guide).backward()
         norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -168,8 +178,9 @@ def train_decoder(
             marked, counted = now, step + 1
         if now - saved > save_seconds or step + 1 == steps:
             partial = state.with_suffix(".partial")
-            torch.save(
-                {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial
-            )
+            seconds = before + now - began
+            training = {"optimizer": optimizer.state_dict(), "step": step + 1, "seconds": seconds}
+            torch.save({"decoder": decoder.state_dict(), **training}, partial)
             os.replace(partial, state)
             saved = now
+    return before + time.perf_counter() - began

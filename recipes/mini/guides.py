@@ -68,7 +68,9 @@ def stems(text: str) -> list[str]:
     return [word.split("'")[-1].strip(".,;:?!")[:6] or word for word in text.split()]
 
 
-def align_words(sources: Sequence[list[str]], targets: Sequence[list[str]], rounds: int = 6) -> list[np.ndarray]:
+def align_words(
+    sources: Sequence[list[str]], targets: Sequence[list[str]], rounds: int = 6
+) -> list[np.ndarray]:
     """IBM model 1 on sentence pairs.
 
     Returns:
@@ -78,7 +80,9 @@ def align_words(sources: Sequence[list[str]], targets: Sequence[list[str]], roun
     target_ids = {word: i for i, word in enumerate(sorted(set(itertools.chain(*targets))))}
     heads, left, right, begin = [], [], [], 0
     for source, target in zip(sources, targets, strict=True):
-        s, t = (np.array([ids[w] for w in words]) for ids, words in ((source_ids, source), (target_ids, target)))
+        s, t = (
+            np.array([ids[w] for w in words]) for ids, words in ((source_ids, source), (target_ids, target))
+        )
         left.append(np.tile(s, len(t)))
         right.append(np.repeat(t, len(s)))
         heads.append(np.repeat(np.arange(begin, begin + len(t)), len(s)))
@@ -116,9 +120,7 @@ class Guides:
         self._languages = languages
         codes = sorted(texts[0])
         cut = {code: [stems(text[code]) for text in texts] for code in codes}
-        self._aligned = {
-            (a, b): align_words(cut[a], cut[b]) for a, b in itertools.permutations(codes, 2)
-        }
+        self._aligned = {(a, b): align_words(cut[a], cut[b]) for a, b in itertools.permutations(codes, 2)}
 
     def frames(self, index: int, target: str, span_L2: np.ndarray) -> np.ndarray:
         """(L, 2) first and last frame for each token of the target text, `UNGUIDED` where not known.

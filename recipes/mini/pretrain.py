@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from batches import Batches
-from decoder import EncodedSpeech, train_decoder
+from decoder import train_decoder
 from filelock import FileLock, Timeout
 from network import Pretraining, make_fast_on_cpu
 from scoring import score
@@ -48,9 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--full-share", type=float, default=0.15, help="last of them, padded to the full length"
     )
-    parser.add_argument(
-        "--decoder-steps", type=int, nargs="+", default=[2600, 1900], help="after them, rounds of the decoder alone"
-    )
+    parser.add_argument("--decoder-steps", type=int, default=2400, help="after them, of the decoder alone")
     parser.add_argument("--decoder-utterances", type=int, default=12000, help="that those are on")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak, after 300 steps; then linear to 0")
@@ -160,30 +158,6 @@ def train(
     return before + time.perf_counter() - began
 
 
-def train_decoder_rounds(args: argparse.Namespace, backbone: Backbone, batches: Batches) -> float:
-    """Trains the decoder in place, skipping rounds that an interrupted run has finished; returns the seconds."""
-    dtype = torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
-    encoded = EncodedSpeech(backbone.model, batches, dtype)
-    path, done = args.work / "decoder.pt", 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        backbone.model.decoder.load_state_dict(state["decoder"])
-        done = state["rounds"]
-    began = time.perf_counter()
-    for number, steps in enumerate(args.decoder_steps[done:], start=done):
-        train_decoder(
-            backbone.model,
-            encoded,
-            utterances=args.decoder_utterances,
-            steps=steps,
-            lr=args.lr,
-            seed=args.seed + number,
-        )
-        torch.save({"decoder": backbone.model.decoder.state_dict(), "rounds": number + 1}, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
-    return time.perf_counter() - began
-
-
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
@@ -225,7 +199,17 @@ def main() -> None:
         seed=args.seed,
     )
     seconds = train(args, backbone, sets["train"], sets["dev_core"], batches)
-    seconds += train_decoder_rounds(args, backbone, batches)
+    seconds += train_decoder(
+        backbone.model,
+        batches,
+        utterances=args.decoder_utterances,
+        steps=args.decoder_steps,
+        lr=args.lr,
+        dtype=torch.bfloat16 if cpu_multiplies_bf16() else torch.float32,
+        seed=args.seed,
+        state=args.work / "decoder_state.pt",
+        save_seconds=args.save_seconds,
+    )
     write_espnet_directory(backbone, args.export, half=True)
     scores: dict[str, Any] = {
         name: score(backbone, sets[name], per_language=100) for name in ("dev_core", "dev_full")

@@ -34,10 +34,15 @@ def score(
     for language in sorted({item["language"] for item in speech.items}):
         chosen += [i for i, item in enumerate(speech.items) if item["language"] == language][:per_language]
     texts: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+    by_ctc: dict[str, tuple[list[str], list[str]]] = {}
     for begin in range(0, len(chosen), batch_size):
         rows = chosen[begin : begin + batch_size]
         encoded_BTD = _encode(backbone, speech, rows)
         items = [speech.items[i] for i in rows]
+        for item, path in zip(items, model.ctc.argmax(encoded_BTD), strict=True):
+            references, hypotheses = by_ctc.setdefault(item["language"], ([], []))
+            references.append(item["texts"][item["language"]])
+            hypotheses.append(backbone.tokenizer.decode(t for t in path.unique_consecutive().tolist() if t))
         tasks = [
             (row, item["language"], target) for row, item in enumerate(items) for target in item["texts"]
         ]
@@ -54,6 +59,7 @@ def score(
             hypotheses.append(backbone.tokenizer.decode(tokens))
     model.train(training)
     wer = {s: round(100 * jiwer.wer(*pair), 2) for (s, t), pair in texts.items() if s == t}
+    wer_of_ctc = {s: round(100 * jiwer.wer(*pair), 2) for s, pair in by_ctc.items()}
     bleu = {
         f"{s}-{t}": round(sacrebleu.corpus_bleu(pair[1], [pair[0]]).score, 2)
         for (s, t), pair in texts.items()
@@ -61,6 +67,7 @@ def score(
     }
     return {
         "wer": {**wer, "mean": round(float(np.mean(list(wer.values()))), 2)},
+        "wer of ctc alone": {**wer_of_ctc, "mean": round(float(np.mean(list(wer_of_ctc.values()))), 2)},
         "bleu": {**bleu, "mean": round(float(np.mean(list(bleu.values()))), 2)},
         "utterances": len(chosen),
         "decoding": "greedy, ctc_weight 0, no text normalisation (lower-cased, punctuation kept)",
@@ -78,7 +85,9 @@ def _encode(backbone: Backbone, speech: SpeechSet, indices: list[int]) -> Tensor
     return backbone.model.encoder(feats, lengths)[0]
 
 
-def _greedy(backbone: Backbone, encoded_QTD: Tensor, primers: list[list[int]], limit: int = 90) -> list[list[int]]:
+def _greedy(
+    backbone: Backbone, encoded_QTD: Tensor, primers: list[list[int]], limit: int = 90
+) -> list[list[int]]:
     """The likeliest token at each step."""
     tokenizer = backbone.tokenizer
     search = BeamSearch(
@@ -93,4 +102,6 @@ def _greedy(backbone: Backbone, encoded_QTD: Tensor, primers: list[list[int]], l
     )
     lengths = torch.full((len(primers),), encoded_QTD.shape[1])
     found = search(encoded_QTD, lengths, primers)
-    return [nbest[0].tokens[len(primer) :] if nbest else [] for nbest, primer in zip(found, primers, strict=True)]
+    return [
+        nbest[0].tokens[len(primer) :] if nbest else [] for nbest, primer in zip(found, primers, strict=True)
+    ]
