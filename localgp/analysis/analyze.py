@@ -48,7 +48,7 @@ def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
         record = read_decoder_gates(decoder_gates)
         summary["decoder"] = token_summary(record)
         texts.append(decoder_text(summary["decoder"]))
-        pieces = options.tokens or typical_tokens(record)
+        pieces = list(options.tokens) or typical_tokens(record)
         unknown = [p for p in pieces if p not in record.pieces]
         if unknown:
             raise ConfigError(

@@ -122,6 +122,11 @@ def group(runs: Sequence[Evaluated]) -> dict[tuple[str, str], list[Group]]:
     }
 
 
+def in_order(runs: Sequence[Evaluated]) -> list[Evaluated]:
+    """As in the tables: the paper's rows first, seeds in order."""
+    return sorted(runs, key=lambda run: (run.corpus, run.backbone, _place(run.name), run.seed))
+
+
 def _place(name: str) -> tuple[bool, list[tuple[bool, float, str]]]:
     """Rows first, and numbers in names by value, so that 10 comes after 9 and 0.5 before 0.75."""
     parts = re.findall(r"\d+(?:\.\d+)?|[^\d]+", name)

@@ -43,7 +43,7 @@ def mask_figure(
     layers, frames = record.open.shape[1], record.open.shape[3]
     seconds = frames * record.seconds_per_frame
     ratios = ([2.2] if samples is not None else []) + ([0.16] if truth is not None else [])
-    ratios += [max(0.7, 0.16 * layers)] * len(names)
+    ratios += [max(0.8, 0.2 * layers)] * len(names)
     figure, grid = plt.subplots(
         len(ratios),
         1,
@@ -79,7 +79,7 @@ def mask_figure(
         )
         axes.axvline(end, color=INK, linestyle="--", linewidth=0.9)
         _layer_ticks(axes, layers)
-        axes.set_ylabel(f"{name}\nlayer")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
     rows[-1].set_xlabel("s")
     return figure
 
@@ -203,7 +203,7 @@ def relations_figure(study: Study) -> Any:
             chosen = np.array([code == language for code in codes]) & np.isfinite(values)
             style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
             axes.scatter(
-                values[chosen], kept_U[chosen], s=9, alpha=0.55, linewidths=0, label=language, **style
+                values[chosen], kept_U[chosen], s=9, alpha=0.8, linewidths=0, label=language, **style
             )
         centres, means = binned_means(values, kept_U)
         axes.plot(centres, means, color=INK, linewidth=1.6, marker="o", markersize=3.5)

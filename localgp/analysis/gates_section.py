@@ -125,7 +125,7 @@ def _figures(page: Page, found: Study, corpora: Corpora) -> list[str]:
                 "Share of an utterance's frames with signal that run, averaged over layers and modules. A point is an "
                 "utterance, the line joins means of fifths. Word rate is over true speech where it is known, else "
                 "over the segment; utterances without added noise have no ratio.",
-                wide=True,
+                wide=len(varied(found)) > 1,
             )
         )
     return made

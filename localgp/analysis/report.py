@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from localgp.analysis.collect import Evaluated, Group, collect, group
+from localgp.analysis.collect import Evaluated, Group, collect, group, in_order
 from localgp.analysis.gates_section import gates_section
 from localgp.analysis.html import Page, caption, details, viewer
 from localgp.analysis.markdown import ORIENTATION, describe, readme_section, replace_between_markers, results
@@ -77,8 +77,8 @@ def build_page(runs: Sequence[Evaluated], exp_dir: Path, data_dir: Path, utteran
     page.text("Europarl-ST v1.1 with OWSM-v3.1-medium, as printed there. " + ORIENTATION)
     page.raw(paper_table().html())
     page.section("Configurations")
-    page.raw(runs_table(runs).html())
-    for run in runs:
+    page.raw(runs_table(in_order(runs)).html())
+    for run in in_order(runs):
         stored = run.path / "config.yaml"
         if stored.exists():
             page.raw(details(run.key, f"<pre>{escape(stored.read_text(encoding='utf-8'))}</pre>"))
@@ -90,8 +90,8 @@ def _score_parts(page: Page, groups: Sequence[Group]) -> None:
     page.raw(f'<div class="sides">{side_by_side(groups).html()}</div>')
     page.raw(
         caption(
-            "Averages over tasks. Left the paper (Europarl-ST v1.1, OWSM-v3.1-medium), right ours. "
-            + ORIENTATION
+            "Averages over tasks, and Δ their change against the same side's row 1. Left the paper (Europarl-ST "
+            "v1.1, OWSM-v3.1-medium), right ours. " + ORIENTATION
         )
     )
     page.heading("Scores by task")
@@ -215,7 +215,7 @@ def viewer_sets(
 ) -> list[dict[str, Any]]:
     """One set for every split of a corpus; runs whose utterances are not prepared here have none to show."""
     splits: dict[tuple[str, str], list[Evaluated]] = {}
-    for run in runs:
+    for run in in_order(runs):
         splits.setdefault((run.corpus, run.metrics["data"]["split"]), []).append(run)
     sets = []
     for (corpus, split), members in splits.items():
