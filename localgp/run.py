@@ -24,7 +24,19 @@ from omegaconf import DictConfig, OmegaConf
 from localgp.errors import CheckpointError
 
 # What may differ between the run on disk and the one asked for without making it another run.
-_FREE = ("evaluate", "decode", "bench", "device", "exp_dir", "data_dir", "threads", "debug", "analyze", "report", "hydra")
+_FREE = (
+    "evaluate",
+    "decode",
+    "bench",
+    "device",
+    "exp_dir",
+    "data_dir",
+    "threads",
+    "debug",
+    "analyze",
+    "report",
+    "hydra",
+)
 _FREE_TRAINING = ("resume", "log_every", "logger", "checkpoint_every")
 _VARIANTS = {"target": 0.3}  # pruning keys whose change gives the run a directory of its own
 
