@@ -64,7 +64,7 @@ class Batches:
         ordered = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pooled])
         return rng.permutation(ordered.reshape(self.per_epoch, self.batch_size))
 
-    def batch(self, step: int, *, full: bool, decoder: bool) -> dict[str, Tensor]:
+    def batch(self, step: int, *, full: bool, decoder: bool) -> dict[str, Any]:
         """The batch of a step.
 
         Args:
@@ -87,7 +87,7 @@ class Batches:
         feats_BFM = warp_and_mask(torch.from_numpy(feats), rng)
         # Encoder frame t sees feature frames 4 t … 4 t + 6: its label is that of the middle one.
         phones_BT = torch.from_numpy(phones[:, 3::4][:, : encoder_frames(frames)].copy())
-        batch: dict[str, Any] = {"feats": feats_BFM, "phones": phones_BT}
+        batch: dict[str, Any] = {"indices": indices, "feats": feats_BFM, "phones": phones_BT}
         transcripts = [self.tokens[i][self.speech.items[i]["language"]] for i in indices]
         batch["text_ctc"], batch["text_ctc_lengths"] = pad_tokens(transcripts)
         if decoder:

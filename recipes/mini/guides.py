@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from batches import TEXT_START, Batches
 from torch import Tensor
 
 UNGUIDED = (-1, -1)
@@ -139,6 +140,28 @@ class Guides:
             if len(where):
                 result[token] = span_L2[where[0], 0], span_L2[where[-1], 1]
         return result
+
+
+def guided_frames(
+    batches: Batches,
+    guides: Guides,
+    indices: np.ndarray,
+    spans: list[np.ndarray],
+    sequences: dict[str, Tensor],
+) -> Tensor:
+    """(Q, L, 2) frames for every decoder query, that is, for the token it predicts; negative where not guided."""
+    previous = sequences["text_prev_lengths"] + 1  # <sop> previous <sos>: the texts begin so much later
+    previous[(sequences["text_prev"] == batches.tokenizer.na).any(1)] = 0
+    longest = int((previous + sequences["text_lengths"]).max()) + 1
+    frames_QL2 = torch.full((len(previous), longest, 2), -1)
+    sequence = 0
+    for index, span in zip(indices, spans, strict=True):
+        for target in batches.tokens[index]:
+            known = torch.from_numpy(guides.frames(int(index), target, span))
+            begin = int(previous[sequence]) + TEXT_START
+            frames_QL2[sequence, begin : begin + len(known)] = known
+            sequence += 1
+    return frames_QL2
 
 
 def guide_loss(attention_QHLT: Tensor, frames_QL2: Tensor, margin: int = 1) -> Tensor:

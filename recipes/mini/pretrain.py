@@ -1,6 +1,6 @@
 """Pretrains the mini backbone on generated speech; see README.md beside this file.
 
-python recipes/mini/pretrain.py --work /tmp/mini_pretrain --export localgp/backbone/mini
+python recipes/mini/pretrain.py --work work/mini --export localgp/backbone/mini
 
 Killed at any moment, the same command goes on from the last saved state.
 """
@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from batches import Batches
-from decoder import train_decoder
 from filelock import FileLock, Timeout
+from guides import Guides
 from network import Pretraining, make_fast_on_cpu
 from scoring import score
 from speech import SpeechSet, synthesize, write_statistics
 
 from localgp.backbone.dimensions import DIMENSIONS, train_config
-from localgp.backbone.owsm import Backbone, assemble, build_model, write_espnet_directory
+from localgp.backbone.owsm import Backbone, assemble, build_model, load_backbone, write_espnet_directory
 from localgp.backbone.tokens import bpe_pieces, full_token_list, special_symbols, train_bpe
 from localgp.corpora.mini.grammar import draw_sentence
 from localgp.corpora.text import normalize_text
@@ -41,6 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="features, state and log are kept here")
     parser.add_argument("--export", type=Path, required=True, help="where the finished model is written")
     parser.add_argument("--preview", type=Path, help="also write the model here whenever the state is saved")
+    parser.add_argument(
+        "--start-from", type=Path, help="directory of a model to go on from, with its vocabulary"
+    )
     parser.add_argument("--seed", type=int, default=1999, help="of speech, order and initialisation")
     parser.add_argument("--utterances", type=int, default=5400, help="per language, for training")
     parser.add_argument("--steps", type=int, default=2950, help="of encoder and decoder")
@@ -48,8 +51,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--full-share", type=float, default=0.15, help="last of them, padded to the full length"
     )
-    parser.add_argument("--decoder-steps", type=int, default=2400, help="after them, of the decoder alone")
-    parser.add_argument("--decoder-utterances", type=int, default=12000, help="that those are on")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak, after 300 steps; then linear to 0")
     parser.add_argument("--pieces", type=int, default=260, help="text pieces of the BPE model")
@@ -60,7 +61,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_backbone(args: argparse.Namespace, speech: SpeechSet) -> Backbone:
-    """BPE model, statistics and a randomly initialised model."""
+    """BPE model, statistics and a randomly initialised model; or the model to start from."""
+    if args.start_from:
+        return load_backbone({"name": "mini", "path": str(args.start_from), "weights": "pretrained"})
     bpe, stats = args.work / "bpe.model", args.work / "feats_stats.npz"
     dimensions = DIMENSIONS["mini"]
     if not bpe.exists():
@@ -93,6 +96,12 @@ def learning_rate(step: int, args: argparse.Namespace, warmup: int = 300) -> flo
     return args.lr * (args.steps - step) / (args.steps - warmup)
 
 
+def guidance(step: int, args: argparse.Namespace) -> float:
+    """Weight of the guide loss: whole for the first half of the decoder's steps, none in the last fifth."""
+    done = (step - args.encoder_steps) / (args.steps - args.encoder_steps)
+    return min(1.0, max(0.0, (0.8 - done) / 0.3))
+
+
 def save_state(
     path: Path, network: Pretraining, optimizer: torch.optim.Optimizer, step: int, seconds: float
 ) -> None:
@@ -110,7 +119,13 @@ def train(
     args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: SpeechSet, batches: Batches
 ) -> float:
     """Trains encoder and decoder in place; returns the seconds it took, those before an interruption included."""
-    network = Pretraining(backbone.model, len(speech.symbols)).train()
+    tokens = backbone.tokenizer.token_list
+    guides = Guides(
+        [item["texts"] for item in speech.items],
+        [{code: [tokens[i] for i in ids] for code, ids in texts.items()} for texts in batches.tokens],
+        [item["language"] for item in speech.items],
+    )
+    network = Pretraining(backbone.model, len(speech.symbols), batches, guides).train()
     make_fast_on_cpu(backbone.model)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -130,7 +145,7 @@ def train(
         batch = batches.batch(step, full=step >= full_from, decoder=step >= args.encoder_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
-        loss, terms = network(batch, dtype)
+        loss, terms = network(batch, dtype, guidance(step, args))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -199,17 +214,6 @@ def main() -> None:
         seed=args.seed,
     )
     seconds = train(args, backbone, sets["train"], sets["dev_core"], batches)
-    seconds += train_decoder(
-        backbone.model,
-        batches,
-        utterances=args.decoder_utterances,
-        steps=args.decoder_steps,
-        lr=args.lr,
-        dtype=torch.bfloat16 if cpu_multiplies_bf16() else torch.float32,
-        seed=args.seed,
-        state=args.work / "decoder_state.pt",
-        save_seconds=args.save_seconds,
-    )
     write_espnet_directory(backbone, args.export, half=True)
     scores: dict[str, Any] = {
         name: score(backbone, sets[name], per_language=100) for name in ("dev_core", "dev_full")
@@ -220,7 +224,7 @@ def main() -> None:
             "utterances": len(sets["train"]),
             "hours": round(sets["train"].starts[-1] / 360000, 1),
             "steps": args.steps,
-            "decoder_steps": args.decoder_steps,
+            "start_from": str(args.start_from) if args.start_from else None,
             "batch_size": args.batch_size,
             "minutes": round(seconds / 60, 1),
             "threads": args.threads,
