@@ -42,6 +42,18 @@ def run(entry: str, where: Path, *overrides: str) -> str:
     return result.stdout
 
 
+def kill_after_step_5(where: Path, *overrides: str) -> None:
+    """Starts a training and kills it with a checkpoint of step 4 behind it."""
+    process = subprocess.Popen(
+        command("train", where, *overrides), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step      5/6"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def where(tmp_path_factory):
     """A place with the tiny corpus prepared and row05 trained."""
@@ -72,14 +84,7 @@ def test_finished_run_is_skipped(where):
 def test_killed_run_resumes_and_ends_in_the_same_weights(where):
     """kill -9 after a checkpoint, then the same command: bit-equal to the run that was never stopped."""
     again = [f"exp_dir={where / 'again'}", "conf=row05"]
-    process = subprocess.Popen(
-        command("train", where, *again), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("step      5/6"):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
+    kill_after_step_5(where, *again)
     path = where / "again/mini/mini/row05/seed1"
     assert (path / "checkpoints/last.ckpt").exists()
     assert not (path / "checkpoints/model.safetensors").exists()
@@ -97,14 +102,7 @@ def test_killed_run_resumes_and_ends_in_the_same_weights(where):
 
 def test_damaged_checkpoint_is_kept_aside_and_the_one_before_used(where):
     again = [f"exp_dir={where / 'damaged'}", "conf=row05"]
-    process = subprocess.Popen(
-        command("train", where, *again), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("step      5/6"):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
+    kill_after_step_5(where, *again)
     checkpoints = where / "damaged/mini/mini/row05/seed1/checkpoints"
     (checkpoints / "last.ckpt").write_bytes((checkpoints / "last.ckpt").read_bytes()[:1000])
     output = run("train", where, *again)

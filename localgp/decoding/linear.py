@@ -1,8 +1,7 @@
 """Linear layers for few rows.
 
 A decoding step multiplies few rows (beams x utterances) with many weights. PyTorch's linear layer on a CPU is
-made for many rows; oneDNN on weights in its own blocked layout reads them about three times faster for 5
-rows and computes about 1.5 times faster for 40 (docs/performance.md). PyTorch lays weights out so when it
+made for many rows; oneDNN on weights in its own blocked layout is faster for few. PyTorch lays weights out so when it
 freezes a compiled model; here the same operators are called directly. On other devices, and where PyTorch was
 built without them, it is the plain linear layer.
 """
