@@ -46,6 +46,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1999, help="of speech, order and initialisation")
     parser.add_argument("--utterances", type=int, default=5400, help="per language, for training")
+    parser.add_argument(
+        "--lexicon", choices=["core", "full"], default="core", help="of the sentences; full has every pattern"
+    )
     parser.add_argument("--steps", type=int, default=2950, help="of encoder and decoder")
     parser.add_argument("--encoder-steps", type=int, default=800, help="first of them, without the decoder")
     parser.add_argument(
@@ -188,7 +191,7 @@ def main() -> None:
     for name, group, seed, count, lexicon in (
         ("dev_core", "dev", args.seed + 1, 100, "core"),
         ("dev_full", "dev", args.seed + 2, 100, "full"),
-        ("train", "pretrain", args.seed, args.utterances, "core"),
+        ("train", "pretrain", args.seed, args.utterances, args.lexicon),
     ):
         sets[name] = synthesize(
             args.work / name,
@@ -222,6 +225,7 @@ def main() -> None:
         "training": {
             "seed": args.seed,
             "utterances": len(sets["train"]),
+            "lexicon": args.lexicon,
             "hours": round(sets["train"].starts[-1] / 360000, 1),
             "steps": args.steps,
             "start_from": str(args.start_from) if args.start_from else None,

@@ -73,7 +73,7 @@ class French(Romance):
 
     def future(self, verb: Verb, clause: Clause) -> tuple[str, str]:
         person = clause.subject.person
-        if self.choice.chance(0.35):
+        if self.choice.chance(0.15):
             return paradigm("vais va allons vont")[person], verb.infinitive
         return (verb.future or {})[person], ""
 

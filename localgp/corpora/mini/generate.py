@@ -28,7 +28,7 @@ from localgp.corpora.mini.speakers import speakers
 from localgp.corpora.mini.utterance import generator, map_in_processes
 from localgp.errors import ConfigError, CorpusError
 
-VERSION = 1  # another number makes every generated corpus out of date
+VERSION = 2  # another number makes every generated corpus out of date
 SPEC_FILE = "mini.json"
 _SEGMENTS_PER_SPEECH = (8, 12)
 _LEFT_OUT = 0.04  # share of the segments that a direction lacks, each its own

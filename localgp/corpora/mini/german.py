@@ -73,12 +73,12 @@ class German:
         assert meaning.matrix
         verb: Verb = self.choice.word(meaning.matrix, "de")
         subject = self.nominal(meaning.teller, "nom")
-        if meaning.matrix_tense == "past" and self.choice.chance(0.6):
+        if meaning.matrix_tense == "past" and self.choice.chance(0.85):
             head = f"{subject} {_FORMS['have'][meaning.teller.person]} {verb.participle}"
         else:
             forms = verb.present if meaning.matrix_tense == "present" else verb.past or {}
             head = f"{subject} {forms[meaning.teller.person]} {verb.prefix}"
-        if self.choice.chance(0.2):  # verb-second speech without dass
+        if self.choice.chance(0.08):  # verb-second speech without dass
             return f"{head}, {self.clause(meaning.main, 'main')}"
         return f"{head}, dass {self.clause(meaning.main, 'final', voice=True)}"
 
@@ -87,7 +87,7 @@ class German:
         assert meaning.conjunction
         conjunction = self.choice.word(meaning.conjunction, "de")
         second = f"{conjunction} {self.clause(meaning.second, 'final', voice=True)}"
-        if self.choice.chance(0.35):
+        if self.choice.chance(0.15):
             return f"{second}, {self.clause(meaning.main, 'first')}"
         return f"{self.clause(meaning.main, 'main', voice=True)}, {second}"
 
@@ -131,7 +131,7 @@ class German:
         link: str = "",
         voice: bool = False,
         subject: str = "",
-        fronting: float = 0.4,
+        fronting: float = 0.25,
     ) -> str:
         """One clause.
 
@@ -146,7 +146,7 @@ class German:
         """
         choice, verb = self.choice, self.choice.word(clause.verb, "de")
         agentive = clause.subject.concept is not None and clause.tense != "want"
-        passive = voice and verb.direct and agentive and choice.chance(0.18)
+        passive = voice and verb.direct and agentive and choice.chance(0.08)
         if passive:
             person, agent = clause.object.person, f"von {self.nominal(clause.subject, 'dat')}"
             subject = self.nominal(clause.object, "nom")
@@ -171,7 +171,7 @@ class German:
         if order == "main":
             front = subject
             movable = [item for item in middle if item[0] in ("time", "place")]
-            if link and choice.chance(0.7):
+            if link and choice.chance(0.85):
                 front, link = link, ""
             elif movable and choice.chance(fronting):
                 front = movable[0][1]
@@ -189,7 +189,7 @@ class German:
             if tense in MODALS:
                 return _FORMS[tense][person], "", f"{verb.participle} werden"
             if tense == "past":
-                perfect = choice.chance(0.35)
+                perfect = choice.chance(0.12)
                 return (
                     _FORMS["be" if perfect else "became"][person],
                     "",
@@ -200,10 +200,10 @@ class German:
         if tense in MODALS:
             return _FORMS[tense][person], "", whole
         if tense == "past":
-            if choice.chance(0.28):
+            if choice.chance(0.12):
                 return (verb.past or {})[person], verb.prefix, ""
             return _FORMS["have"][person], "", verb.participle
-        if tense == "future" and not (clause.time and choice.chance(0.35)):
+        if tense == "future" and not (clause.time and choice.chance(0.12)):
             return _FORMS["become"][person], "", whole
         return verb.present[person], verb.prefix, ""
 
@@ -220,7 +220,7 @@ class German:
         elif clause.object.determiner in ("indef", "count"):
             order = choice.usual(["time place manner object negation", "time manner object place negation"])
         else:
-            order = choice.of(
+            order = choice.usual(
                 [
                     "time place object negation manner",
                     "time object negation place manner",
@@ -239,7 +239,7 @@ class German:
     def noun_phrase(self, entity: Entity, case: str) -> tuple[Noun, str]:
         choice, noun = self.choice, self.choice.word(entity.concept, "de")  # type: ignore[arg-type]
         determiner = entity.determiner
-        if determiner == "this" and choice.chance(0.15):
+        if determiner == "this" and choice.chance(0.05):
             determiner = "def"
         key = "p" if entity.plural else noun.gender
         words = [_determiner(determiner, case, key, entity, choice)]

@@ -100,7 +100,7 @@ class Italian(Romance):
 
     def future(self, verb: Verb, clause: Clause) -> tuple[str, str]:
         person = clause.subject.person
-        if clause.time and self.choice.chance(0.25):
+        if clause.time and self.choice.chance(0.1):
             return verb.present[person], ""
         return (verb.future or {})[person], ""
 

@@ -42,7 +42,7 @@ class Choice:
     def of(self, options: Sequence[T]) -> T:
         return options[int(self.random.random() * len(options))]
 
-    def usual(self, options: Sequence[T], probability: float = 0.8) -> T:
+    def usual(self, options: Sequence[T], probability: float = 0.9) -> T:
         """The first option mostly, else one of the others."""
         if len(options) == 1 or self.chance(probability):
             return options[0]

@@ -103,7 +103,7 @@ class Romance(ABC):
     def adverbial(self, meaning: Meaning) -> str:
         assert meaning.second
         assert meaning.conjunction
-        first = self.choice.chance(0.35)
+        first = self.choice.chance(0.15)
         words = meaning.conjunction.words[self.language]
         conjunction = self.choice.usual(words)
         if first and meaning.conjunction.name == "because":  # "car" and "perché" do not open a sentence
@@ -143,13 +143,13 @@ class Romance(ABC):
         link: str = "",
         voice: bool = False,
         subject: str | None = None,
-        fronting: float = 0.4,
+        fronting: float = 0.25,
     ) -> str:
         """A finite clause; the arguments are those of the German one, ``subject=""`` leaves the subject out."""
         choice = self.choice
         verb: Verb = choice.word(clause.verb, self.language)
         agentive = clause.subject.concept is not None and clause.tense != "want"
-        if voice and verb.direct and agentive and choice.chance(0.18):
+        if voice and verb.direct and agentive and choice.chance(0.08):
             noun, subject = self.noun_phrase(clause.object)
             finite, rest = self.passive(verb, clause, noun)
             target = f"{self.by} {self.nominal(clause.subject)}"
@@ -173,9 +173,9 @@ class Romance(ABC):
 
     def order(self, clause: Clause, manner: str, compound: bool) -> str:
         """What follows the finite verb, in one of the orders usual in both languages."""
-        if manner and " " not in manner and compound and clause.tense == "past" and self.choice.chance(0.5):
+        if manner and " " not in manner and compound and clause.tense == "past" and self.choice.chance(0.85):
             return self.choice.usual(["manner verb object place time", "manner verb time object place"])
-        return self.choice.of(
+        return self.choice.usual(
             [
                 "verb manner object place time",
                 "verb object manner place time",
@@ -235,7 +235,7 @@ class Romance(ABC):
         choice = self.choice
         noun: Noun = choice.word(entity.concept, self.language)  # type: ignore[arg-type]
         word = noun.plural if entity.plural else noun.singular
-        if entity.determiner == "this" and choice.chance(0.15):
+        if entity.determiner == "this" and choice.chance(0.05):
             entity = Entity(entity.concept, plural=entity.plural, adjective=entity.adjective)
         before = after = ""
         if entity.adjective:
