@@ -1,6 +1,9 @@
-"""``python -m localgp.bench bench=decoder``: speed paired in one run against ESPnet and our own dense path.
+"""``python -m localgp.bench bench=encoder|decoder|training``: speed paired in one run against ESPnet and our own
+dense path.
 
-Prints a table; the last line is one JSON object ``{"bench": ..., "machine": ..., "rows": [...]}``.
+Prints a table and, for every promised speed that was measured, whether it is met; writes
+``<exp_dir>/bench/<name>.json``; the last line is that file's content in one line: ``{"bench": ..., "machine": ...,
+"commit": ..., "rows": [...], "goals": [...]}``.
 """
 
 from __future__ import annotations
@@ -37,21 +40,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main(cfg: DictConfig) -> None:
-    import torch
-
+def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from localgp.backbone.owsm import load_backbone
-    from localgp.errors import ConfigError
-    from localgp.evaluation.table import format_table
     from localgp.evaluation.timing_decoder import bench_decoder
+    from localgp.evaluation.timing_goals import decoder_goals
 
-    if cfg.bench.name != "decoder":
-        raise ConfigError(f"bench is {cfg.bench.name!r}; valid: decoder")
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
     rows = []
     for name in cfg.bench.backbones:
-        backbone = load_backbone({"name": name, "path": "embedded", "weights": "random"})
+        backbone = load_backbone(_random_backbone(name))
         tokenizer = backbone.tokenizer
         rows += bench_decoder(
             backbone.model,
@@ -66,9 +62,185 @@ def main(cfg: DictConfig) -> None:
             skipped=list(cfg.bench.skipped),
             dtypes=list(cfg.bench.dtypes),
         )
-    header = list(rows[0])
+    return rows, decoder_goals(rows)
+
+
+def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from localgp.evaluation.timing_encoder import EncoderBench
+    from localgp.evaluation.timing_goals import encoder_goals
+
+    wanted, device, rows = cfg.bench, _device(cfg), []
+    _check_choices(wanted)
+    for name in wanted.backbones:
+        bench = EncoderBench(
+            _random_encoder(name).to(device),
+            backbone=name,
+            seconds=wanted.seconds,
+            repeats=wanted.repeats,
+            espnet_repeats=wanted.espnet_repeats,
+            progress=_progress,
+        )
+        for dtype in wanted.dtypes:
+            for batch in wanted.batches:
+                if "dense" in wanted.measures and batch in wanted.espnet_batches:
+                    bench.dense(dtype, batch)
+                if "padded" in wanted.measures and batch in wanted.espnet_batches:
+                    bench.dense(dtype, batch, wanted.speech_seconds)
+                if "pruned" in wanted.measures:
+                    for share in wanted.skipped:
+                        bench.pruned(dtype, batch, share)
+                if "gates" in wanted.measures:
+                    bench.gates(dtype, batch)
+            if "ragged" in wanted.measures:
+                bench.ragged(dtype, list(wanted.ragged))
+            if "profile" in wanted.measures and device.type == "cpu":
+                bench.profile(dtype)
+        rows += bench.rows
+    if wanted.run is not None:
+        rows.append(_learnt(cfg, device))
+        _progress(f"learnt {rows[-1]['backbone']}: {rows[-1]['time_ratio']} of dense")
+    return rows, encoder_goals(rows)
+
+
+def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from localgp.evaluation.timing_goals import training_goals
+    from localgp.evaluation.timing_training import bench_training
+    from localgp.model import use_fast_kernels
+
+    rows = []
+    for name in cfg.bench.backbones:
+        model = _random_encoder(name).to(_device(cfg))
+        use_fast_kernels(model)  # as in training
+        rows += bench_training(
+            model,
+            backbone=name,
+            seconds=cfg.bench.seconds,
+            batches=tuple(cfg.bench.batches),
+            skipped=tuple(cfg.bench.skipped),
+            repeats=cfg.bench.repeats,
+            progress=_progress,
+        )
+    return rows, training_goals(rows)
+
+
+BENCHES = {"encoder": encoder, "decoder": decoder, "training": training}
+
+
+def _check_choices(wanted: DictConfig) -> None:
+    from localgp.errors import ConfigError
+    from localgp.evaluation.timing_encoder import DTYPES, MEASURES
+
+    for key, valid in (("measures", MEASURES), ("dtypes", tuple(DTYPES))):
+        unknown = [name for name in wanted[key] if name not in valid]
+        if unknown:
+            raise ConfigError(f"bench.{key} has {', '.join(map(str, unknown))}; valid: {', '.join(valid)}")
+
+
+def _device(cfg: DictConfig) -> Any:
+    from localgp.precision import resolve_device
+
+    return resolve_device(cfg.device)
+
+
+def _random_backbone(name: str) -> dict[str, str]:
+    """A published shape with random weights; the path `embedded` would give the mini backbone under any name."""
+    from localgp.backbone.dimensions import DIMENSIONS
+    from localgp.errors import ConfigError
+
+    if name not in DIMENSIONS:
+        raise ConfigError(f"bench.backbones has {name!r}; valid: {', '.join(DIMENSIONS)}")
+    return {"name": name, "path": "embedded" if name == "mini" else f"espnet/{name}", "weights": "random"}
+
+
+def _random_encoder(name: str) -> Any:
+    import torch
+
+    from localgp.backbone.owsm import build_encoder, read_train_config
+
+    torch.manual_seed(0)
+    return build_encoder(read_train_config(_random_backbone(name)))
+
+
+def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
+    """A trained run's gates on the first utterances of its test set."""
+    import numpy as np
+    import torch
+    from omegaconf import OmegaConf
+
+    from localgp.build import build_model
+    from localgp.contexts.extract import row_contexts, stack_contexts
+    from localgp.corpora.prepared import load_prepared
+    from localgp.errors import CheckpointError, ConfigError
+    from localgp.evaluation.evaluate import load_weights
+    from localgp.evaluation.timing_encoder import bench_learnt
+
+    directory = Path(cfg.bench.run)
+    stored, weights = directory / "config.yaml", directory / "checkpoints" / "model.safetensors"
+    if not stored.exists() or not weights.exists():
+        raise CheckpointError(
+            f"bench.run: {directory} holds no finished run (config.yaml, checkpoints/model.safetensors); "
+            "give the directory that localgp.train printed"
+        )
+    trained = OmegaConf.merge(OmegaConf.create({"contexts": cfg.contexts}), OmegaConf.load(stored))
+    assert isinstance(trained, DictConfig)
+    model, backbone = build_model(trained)
+    if model.policy is None:
+        raise ConfigError(f"bench.run: {directory} is a dense model; give a run with gates")
+    load_weights(model, weights)
+    model.to(device).eval()
+    rows = load_prepared(trained)["test"]
+    contexts = row_contexts(trained, (rows, rows))
+    samples = round(backbone.padded_seconds * backbone.sample_rate)
+    batches = []
+    for begin in range(0, min(cfg.bench.run_utterances, len(rows)), cfg.bench.run_batch):
+        items = [rows[i] for i in range(begin, min(begin + cfg.bench.run_batch, len(rows)))]
+        speech = torch.zeros(len(items), samples)
+        for row, item in zip(speech, items, strict=True):
+            signal = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
+            row[: len(signal)] = torch.from_numpy(signal)
+        given = {}
+        if contexts is not None:
+            stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
+            given = {name: context.to(device) for name, context in stacked.items()}
+        lengths = torch.full((len(items),), samples, device=device)
+        batches.append((speech.to(device), lengths, given))
+    return bench_learnt(
+        model,
+        batches,
+        backbone=backbone.name,
+        name=str(trained.name),
+        seconds=backbone.padded_seconds,
+        repeats=cfg.bench.repeats,
+    )
+
+
+def main(cfg: DictConfig) -> None:
+    import torch
+
+    from localgp.errors import ConfigError
+    from localgp.evaluation.table import format_table
+    from localgp.run import commit, write_atomically
+
+    name = cfg.bench.name
+    if name not in BENCHES:
+        raise ConfigError(f"bench is {name!r}; valid: {', '.join(BENCHES)}")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    rows, goals = BENCHES[name](cfg)
+    header = list(dict.fromkeys(key for row in rows for key in row))
     print(format_table(header, [[_cell(row.get(key)) for key in header] for row in rows]))
-    print(json.dumps({"bench": "decoder", "machine": machine(), "rows": rows}))
+    for goal in goals:
+        verdict = "met" if goal["met"] else "NOT MET"
+        print(f"{verdict:8}{goal['goal']}: {goal['value']} {goal['sense']} {goal['limit']}")
+    result = {"bench": name, "machine": machine(), "commit": commit(), "rows": rows, "goals": goals}
+    path = Path(cfg.exp_dir) / "bench" / f"{name}.json"
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    print(f"written: {path}")
+    print(json.dumps(result))
+
+
+def _progress(line: str) -> None:
+    print(line, flush=True)
 
 
 def _cell(value: Any) -> str:

@@ -31,3 +31,7 @@ class CheckpointError(LocalGPError):
 
 class NonFiniteError(LocalGPError):
     """A loss or a gradient that is not finite, caught before the optimizer used it."""
+
+
+class HubError(LocalGPError):
+    """A model hub that cannot be reached, or refuses."""

@@ -12,6 +12,8 @@ def main(cfg: DictConfig) -> None:
     from localgp.evaluation.table import scores_table
 
     metrics, objects = evaluate(cfg)
+    if not metrics:  # another process of this run scores
+        return
     data = metrics["data"]
     part = (
         "the whole" if data["whole_split"] else f"the first {cfg.evaluate.limit} segments per language of the"

@@ -135,6 +135,10 @@ def _relevant(config: Any) -> dict[str, Any]:
     kept["corpus"] = {
         k: v for k, v in kept.get("corpus", {}).items() if k not in ("root", "workers", "on_error")
     }
+    # An extractor matters where gates see what it extracts.
+    pruning = kept.get("pruning") or {}
+    seen = [*(pruning.get("context") or []), *(pruning.get("decoder_context") or [])]
+    kept["contexts"] = {k: v for k, v in (kept.get("contexts") or {}).items() if k in seen}
     return kept
 
 

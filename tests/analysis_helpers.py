@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from localgp.cli import CONF_DIR
 from localgp.corpora.prepared import prepare
-from localgp.evaluation.evaluate import kept_ratios
 from localgp.evaluation.gates_file import GateRecord, write_gates
+from localgp.evaluation.measured import kept_ratios
 from localgp.evaluation.score import references_of, score_tasks
 from localgp.run import Run, write_atomically
 

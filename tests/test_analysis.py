@@ -265,7 +265,7 @@ def test_mask_image_goes_to_the_logger(place):
     from localgp.pruning.encoder import EncoderOutput
 
     class Model:
-        def encode(self, speech, lengths):
+        def encode(self, speech, lengths, contexts=None):
             value = torch.ones(1, FRAMES)
             gates = [dict.fromkeys(MODULES, Gate(value, value)) for _ in range(LAYERS)]
             return EncoderOutput(torch.zeros(1, FRAMES, 4), lengths, gates)

@@ -179,7 +179,7 @@ def test_unsupported_backbones_are_named(encoder):
 
 
 def test_unknown_path_and_missing_context(encoder, feats):
-    with pytest.raises(ConfigError, match="'sparse'; valid: masked, gathered"):
+    with pytest.raises(ConfigError, match="'sparse'; valid: masked, gathered, packed"):
         encode(encoder, *feats, OpenGates(MODULES), path="sparse")
     with pytest.raises(ConfigError, match="context 'spk', given: none"):
         encode(encoder, *feats, LocalGates(3, 32, MODULES, {"spk": 4}))

@@ -10,8 +10,8 @@ import pytest
 from localgp.analysis.collect import collect, group
 from localgp.analysis.markdown import results
 from localgp.errors import CheckpointError, ConfigError
-from localgp.evaluation.evaluate import kept_ratios
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
+from localgp.evaluation.measured import kept_ratios
 from localgp.evaluation.score import basic_normalize, bleu, score_tasks, word_error_rate
 from localgp.run import Run
 from tests.test_config import composed

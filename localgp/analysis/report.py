@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from localgp.analysis.html import Page, caption, details, viewer
 from localgp.analysis.markdown import ORIENTATION, describe, readme_section, replace_between_markers, results
 from localgp.analysis.options import ReportOptions
 from localgp.analysis.pareto import COSTS, SCORES, pareto_figure, usual_machine
+from localgp.analysis.significance import SIGNIFICANCE, significance
 from localgp.analysis.sources import read_hypotheses
 from localgp.analysis.study import Corpora, Study, study
 from localgp.analysis.tables import Table, kept, paper_table, scores, side_by_side, speed
@@ -33,23 +34,34 @@ def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
     options = ReportOptions.of(cfg)
     exp_dir = Path(cfg.exp_dir)
     runs = collect(exp_dir)
-    text = results(runs)
+    corpora = Corpora(Path(cfg.data_dir))
+    tests = {
+        key: table
+        for key, groups in group(runs).items()
+        if (table := significance(groups, corpora)) is not None
+    }
+    text = results(runs, tests)
     write_atomically(exp_dir / "RESULTS.md", text)
     if options.results:
         write_atomically(Path(options.results), text)
     if options.readme:
         replace_between_markers(Path(options.readme), readme_section(runs))
-    write_atomically(
-        exp_dir / "report.html", build_page(runs, exp_dir, Path(cfg.data_dir), options.utterances).html()
-    )
+    page = build_page(runs, exp_dir, corpora, options.utterances, tests)
+    write_atomically(exp_dir / "report.html", page.html())
     return exp_dir / "report.html", exp_dir / "RESULTS.md", text
 
 
-def build_page(runs: Sequence[Evaluated], exp_dir: Path, data_dir: Path, utterances: int) -> Page:
+def build_page(
+    runs: Sequence[Evaluated],
+    exp_dir: Path,
+    corpora: Corpora,
+    utterances: int,
+    tests: Mapping[tuple[str, str], Table],
+) -> Page:
     """Args:
     utterances: In the mask viewer, for every scored split.
+    tests: Significance of each group's differences, where it could be computed.
     """
-    corpora = Corpora(data_dir)
     studies = {run.key: study(run, corpora) for run in runs if run.gates.exists()}
     page = Page("localgp: results")
     page.text(
@@ -60,7 +72,7 @@ def build_page(runs: Sequence[Evaluated], exp_dir: Path, data_dir: Path, utteran
     )
     for (label, backbone), groups in group(runs).items():
         page.section(f"{label}; backbone {backbone}")
-        _score_parts(page, groups)
+        _score_parts(page, groups, tests.get((label, backbone)))
         _pareto_parts(page, groups)
         gates_section(page, groups, studies, corpora)
     sets = viewer_sets(runs, studies, corpora, utterances)
@@ -85,7 +97,7 @@ def build_page(runs: Sequence[Evaluated], exp_dir: Path, data_dir: Path, utteran
     return page
 
 
-def _score_parts(page: Page, groups: Sequence[Group]) -> None:
+def _score_parts(page: Page, groups: Sequence[Group], tests: Table | None) -> None:
     page.heading("Table 1, side by side")
     page.raw(f'<div class="sides">{side_by_side(groups).html()}</div>')
     page.raw(
@@ -100,6 +112,10 @@ def _score_parts(page: Page, groups: Sequence[Group]) -> None:
     seeds = seeds_table(groups)
     if seeds is not None:
         page.raw(details("Every seed", seeds.html()))
+    if tests is not None:
+        page.heading("Which differences are more than chance")
+        page.raw(tests.html())
+        page.raw(caption(SIGNIFICANCE))
     running = kept(groups)
     if running is not None:
         page.heading("What runs")
@@ -107,8 +123,9 @@ def _score_parts(page: Page, groups: Sequence[Group]) -> None:
         page.raw(
             caption(
                 "Share of frames on which a kind of module runs, over all layers and utterances: of all frames, "
-                "padding included, and of those with signal. The last column is how much of what is skipped is "
-                "padding."
+                "padding included, and of those with signal; in the decoder, of the tokens written. The last columns "
+                "are how much of the frames skipped is padding, and how much of all frames is: what it would be by "
+                "chance."
             )
         )
     times = speed(groups)

@@ -74,7 +74,7 @@ def _tasks(groups: Sequence[Group], kind: str) -> list[str]:
 def scores(groups: Sequence[Group]) -> Table:
     """WER and BLEU per task, skipped shares and GFLOPs of one corpus part and backbone."""
     wer, bleu = _tasks(groups, "wer"), _tasks(groups, "bleu")
-    header = ["run", "seeds", *wer, *bleu, "all frames", "real frames", "encoder"]
+    header = ["run", "seeds", *wer, *bleu, "all frames", "real frames", "tokens", "encoder"]
     rows = [
         [
             g.name,
@@ -83,11 +83,12 @@ def scores(groups: Sequence[Group]) -> Table:
             *(g.show("bleu", t) for t in bleu),
             g.show("sparsity", "all_frames", scale=100, unit=" %"),
             g.show("sparsity", "real_frames", scale=100, unit=" %"),
+            g.show("sparsity", "decoder_tokens", scale=100, unit=" %"),
             g.show("gflops", "encoder", digits=3),
         ]
         for g in groups
     ]
-    spans = (("", 2), ("WER", len(wer)), ("BLEU", len(bleu)), ("skipped", 2), ("GFLOPs", 1))
+    spans = (("", 2), ("WER", len(wer)), ("BLEU", len(bleu)), ("skipped", 3), ("GFLOPs", 1))
     return Table(header, rows, spans)
 
 
@@ -102,6 +103,7 @@ def short_scores(groups: Sequence[Group]) -> Table:
         "BLEU",
         "skipped, all frames",
         "skipped, real frames",
+        "skipped, tokens",
     ]
     rows = [
         [
@@ -112,6 +114,7 @@ def short_scores(groups: Sequence[Group]) -> Table:
             g.show("bleu", "average"),
             g.show("sparsity", "all_frames", scale=100, unit=" %"),
             g.show("sparsity", "real_frames", scale=100, unit=" %"),
+            g.show("sparsity", "decoder_tokens", scale=100, unit=" %"),
             g.show("gflops", "encoder", digits=3),
         ]
         for g in groups
@@ -120,22 +123,34 @@ def short_scores(groups: Sequence[Group]) -> Table:
 
 
 def kept(groups: Sequence[Group]) -> Table | None:
-    """Share of frames that run, per module kind, over all frames and over those with signal; None without gates."""
-    gated = [g for g in groups if g.values("sparsity", "all_frames")]
+    """Share of frames that run, per module kind, over all frames and over those with signal, of tokens in the
+    decoder, and the share of padding in what is skipped and in everything; None without gates."""
+    gated = [g for g in groups if any(run.metrics["kept"] for run in g.runs)]
     names = sorted({n for g in gated for run in g.runs for n in run.metrics["kept"]})
     if not names:
         return None
+    frames = [n for n in names if not n.startswith("decoder.")]
+    tokens = [n for n in names if n.startswith("decoder.")]
     rows = [
         [
             g.name,
-            *(g.show("kept", n, digits=2) for n in names),
-            *(g.show("kept_real", n, digits=2) for n in names),
+            *(g.show("kept", n, digits=2) for n in frames),
+            *(g.show("kept_real", n, digits=2) for n in frames),
+            *(g.show("kept", n, digits=2) for n in tokens),
             g.show("sparsity", "skipped_that_is_padding", digits=2),
+            g.show("sparsity", "padding", digits=2),
         ]
         for g in gated
     ]
-    spans = (("", 1), ("of all frames", len(names)), ("of real frames", len(names)), ("", 1))
-    return Table(["run", *names, *names, "skipped that is padding"], rows, spans)
+    parts = (("of all frames", frames), ("of real frames", frames), ("of tokens", tokens))
+    header = [
+        "run",
+        *(n for _, columns in parts for n in columns),
+        "skipped that is padding",
+        "all that is padding",
+    ]
+    spans = (("", 1), *((title, len(columns)) for title, columns in parts if columns), ("frames", 2))
+    return Table(header, rows, spans)
 
 
 def speed(groups: Sequence[Group]) -> Table | None:
@@ -178,10 +193,11 @@ def description(group: Group) -> tuple[str, str, str]:
     stored = group.runs[0].path / "config.yaml"
     if not stored.exists():
         return "?", "?", "?"
-    pruning: Any = OmegaConf.to_container(OmegaConf.load(stored))["pruning"]  # type: ignore[index,call-overload]
+    config: Any = OmegaConf.to_container(OmegaConf.load(stored))
+    pruning = config["pruning"]
     encoder, decoder = pruning.get("encoder"), pruning.get("decoder")
     if not encoder and not decoder:
-        return "-", "-", "-"
+        return "no padding" if config.get("padding") == "none" else "-", "-", "-"
     pruned = "both" if encoder and decoder else "encoder" if encoder else "decoder"
     gates = "/".join(dict.fromkeys(kind for kind in (encoder, decoder) if kind))
     learnt = gates in ("local", "global", "local/global", "global/local")

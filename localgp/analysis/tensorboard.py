@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from localgp.analysis.spectrogram import log_mel
+from localgp.contexts.extract import stack_contexts
 
 _OPEN, _CLOSED, _LINE = (230, 159, 0), (255, 255, 255), (120, 120, 120)
 _FRAME_PIXELS, _LAYER_PIXELS, _GAP_PIXELS = 4, 8, 4
@@ -24,9 +25,10 @@ class MaskImage(Callback):
     Args:
         rows: A prepared dev split; its first row is the utterance, in every run on that corpus the same.
         backbone: For padded length and sample rate.
+        contexts: `localgp.contexts.extract.RowContexts` of the row, where the gates see any.
     """
 
-    def __init__(self, rows: Any, backbone: Any) -> None:
+    def __init__(self, rows: Any, backbone: Any, contexts: Any = None) -> None:
         row = rows[0]
         self.utt_id: str = row["utt_id"]
         size = round(backbone.padded_seconds * backbone.sample_rate)
@@ -34,6 +36,7 @@ class MaskImage(Callback):
         self.speech = np.zeros(size, dtype=np.float32)
         self.speech[: len(samples)] = samples
         self.signal_share = len(samples) / size
+        self.contexts = None if contexts is None else stack_contexts([contexts.of(row, 0, size)])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
@@ -42,7 +45,10 @@ class MaskImage(Callback):
         speech = torch.from_numpy(self.speech).to(module.device).unsqueeze(0)
         lengths = torch.full((1,), speech.shape[1], device=module.device)
         with torch.inference_mode():
-            encoded = model.encode(speech, lengths)
+            given = None
+            if self.contexts is not None:
+                given = {name: value.to(module.device) for name, value in self.contexts.items()}
+            encoded = model.encode(speech, lengths, given)
         if not encoded.gates:
             return
         frames = encoded.x.shape[1]

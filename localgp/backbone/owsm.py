@@ -24,7 +24,8 @@ import yaml
 from localgp.backbone.dimensions import DIMENSIONS, placeholder_token_list, train_config
 from localgp.backbone.directory import EMBEDDED, ModelFiles, locate, read_config
 from localgp.backbone.tokens import OwsmTokenizer, bpe_pieces, is_special
-from localgp.errors import BackboneError, ConfigError
+from localgp.errors import BackboneError, ConfigError, LocalGPError
+from localgp.failures import remedy
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +78,26 @@ def load_backbone(cfg: Mapping[str, Any]) -> Backbone:
     """
     if cfg["weights"] not in WEIGHTS:
         raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
-    if cfg["weights"] == "random":
-        config = read_train_config(cfg)
-        return assemble(build_model(config), config, cfg["name"], "random weights")
-    files = locate(str(cfg["path"]))
-    config = read_config(files)
-    model = build_model(config)
-    load_weights(model, files)
-    return assemble(model, config, cfg["name"], files.source)
+    try:
+        if cfg["weights"] == "random":
+            config = read_train_config(cfg)
+            return assemble(build_model(config), config, cfg["name"], "random weights")
+        files = locate(str(cfg["path"]))
+        config = read_config(files)
+        model = build_model(config)
+        load_weights(model, files)
+        return assemble(model, config, cfg["name"], files.source)
+    except (LocalGPError, MemoryError):
+        raise
+    except Exception as error:
+        # The directory is somebody's YAML, NumPy and SentencePiece files, and ESPnet builds from any of it: what a
+        # wrong value raises, and where, is open. A failure of the machine has its own message.
+        if remedy(error) is not None:
+            raise
+        raise BackboneError(
+            f"{cfg['path']}: config.yaml, or a file it names, is damaged or of another kind of model "
+            f"({type(error).__name__}: {error}); copy the whole model again"
+        ) from error
 
 
 def assemble(model: Any, config: dict[str, Any], name: str, source: str) -> Backbone:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from localgp.errors import ConfigError
 
-ENCODER_CONTEXTS = ("front",)
+ENCODER_CONTEXTS = ("front", "spk", "event")
+
+
+def context_shape(name: str, cfg: DictConfig) -> Any:
+    """Dimensions of an extractor, with ``size`` and ``flops(samples)``; no weights are needed for published ones."""
+    from localgp.contexts import event, speaker
+
+    module: Any = {"spk": speaker, "event": event}[name]
+    return module.shape_of(str(cfg.contexts[name].source))
 
 
 def context_size(name: str, cfg: DictConfig, size: int) -> int:
     """Dimension of a context by name; ``front`` has the encoder's own."""
     if name == "front":
         return size
+    if name in ENCODER_CONTEXTS:
+        return context_shape(name, cfg).size
     raise ConfigError(f"pruning.context has {name!r}; valid: {', '.join(ENCODER_CONTEXTS)}")

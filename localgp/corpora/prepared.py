@@ -178,7 +178,7 @@ def _audio_files(reading: Reading) -> dict[str, tuple[int, int]]:
             try:
                 stat = segment.audio.stat()
                 files[audio] = stat.st_size, stat.st_mtime_ns
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a damaged list's name with a NUL in it
                 missing.add(audio)
         if audio in files:
             kept.append(segment)

@@ -6,7 +6,7 @@ batch, finished hypotheses and utterances leave it, and what an utterance yields
 batch mates. Scores are summed in fp32 whatever the weights' type.
 
 Shape legend: B utterances of the call, U utterances left, W beam, N rows (hypotheses running), K candidates of
-a row, P tokens, V vocabulary, T frames, D model size.
+a row, P tokens, V vocabulary, T frames, D model size, L layers and M gated modules of the decoder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding.cached_decoder import CachedDecoder, DecoderState
+from localgp.decoding.cached_decoder import CachedDecoder, DecoderGates, DecoderState
 from localgp.decoding.ctc_prefix import CTCPrefixScorer
 from localgp.decoding.options import DecodeOptions
 from localgp.decoding.rows import Rows
@@ -35,11 +35,14 @@ class Hypothesis:
     tokens: With primer and eos, as ESPnet's ``yseq``.
     score: Weighted sum of ``scores``.
     scores: Sum over tokens of each unweighted score: decoder, ctc, length_bonus.
+    open_PLM: Which decoder modules ran in the pass that wrote each token after the primer, eos included; None
+        without gates.
     """
 
     tokens: list[int]
     score: float
     scores: dict[str, float] = field(default_factory=dict)
+    open_PLM: Tensor | None = None
 
 
 class BeamSearch:
@@ -84,7 +87,11 @@ class BeamSearch:
 
     @torch.inference_mode()
     def __call__(
-        self, memory_BTD: Tensor, memory_lengths_B: Tensor, primers: list[list[int]]
+        self,
+        memory_BTD: Tensor,
+        memory_lengths_B: Tensor,
+        primers: list[list[int]],
+        gates: DecoderGates | None = None,
     ) -> list[list[Hypothesis]]:
         """Decodes utterances together.
 
@@ -92,16 +99,17 @@ class BeamSearch:
             memory_BTD: Encoder output, padded.
             memory_lengths_B: Encoder frames of each utterance.
             primers: Tokens that each hypothesis begins with, per utterance; lengths may differ.
+            gates: Of the decoder's modules, for this call; they know utterances by their row here.
 
         Returns:
             The best hypotheses of each utterance, best first, at most ``options.nbest``; none if the length
             bounds leave none, as in ESPnet.
         """
         with torch.autocast(memory_BTD.device.type, enabled=False):
-            return self._decode(memory_BTD, memory_lengths_B.tolist(), primers)
+            return self._decode(memory_BTD, memory_lengths_B.tolist(), primers, gates)
 
     def _decode(
-        self, memory_BTD: Tensor, lengths: list[int], primers: list[list[int]]
+        self, memory_BTD: Tensor, lengths: list[int], primers: list[list[int]], gates: DecoderGates | None
     ) -> list[list[Hypothesis]]:
         ratio = self.options.minlenratio
         found: list[list[Hypothesis]] = [[] for _ in primers]
@@ -115,6 +123,8 @@ class BeamSearch:
                 [lengths[u] for u in todo],
                 [primers[u] for u in todo],
                 ratio,
+                gates,
+                todo,
             )
             for u, hypotheses in zip(todo, search.run(), strict=True):
                 found[u] = hypotheses
@@ -140,6 +150,8 @@ class _Search:
         lengths: list[int],
         primers: list[list[int]],
         minlenratio: float,
+        gates: DecoderGates | None,
+        numbers: list[int],
     ) -> None:
         options, device = parent.options, memory_BTD.device
         self._decoder, self._rules, self._options = parent.decoder, parent.rules, options
@@ -158,7 +170,7 @@ class _Search:
             )
         self._state: DecoderState | None = None
         if options.ctc_weight < 1:
-            self._state, self._hidden_ND = self._decoder.start(memory_BTD, lengths_B, primers)
+            self._state, self._hidden_ND = self._decoder.start(memory_BTD, lengths_B, primers, gates, numbers)
         self._left = list(range(len(primers)))  # utterances left, by their number in the call
         self._max_U = torch.tensor([options.max_length(n) for n in lengths], device=device)
         self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in lengths], device=device)
@@ -176,6 +188,7 @@ class _Search:
         self._score_N = torch.zeros(len(primers), device=device)
         self._parts = {name: torch.zeros_like(self._score_N) for name in self._weights()}
         self._ended: list[dict[str, Tensor]] = []
+        self._ended_gates: list[Tensor | None] = []
 
     def _weights(self) -> dict[str, float]:
         options = self._options
@@ -301,6 +314,8 @@ class _Search:
         if where[0].shape[0] == 0:
             return
         row_E = row_UW[where]
+        history = None if self._state is None else self._state.history_NPLM
+        self._ended_gates.append(None if history is None else history.index_select(0, row_E).cpu())
         left_U = torch.tensor(self._left, device=row_E.device)
         self._ended.append(
             {
@@ -369,7 +384,7 @@ class _Search:
 
     def _collect(self) -> list[list[Hypothesis]]:
         found: list[list[Hypothesis]] = [[] for _ in self._primers]
-        for ended in self._ended:
+        for ended, gates in zip(self._ended, self._ended_gates, strict=True):
             columns = {name: value.tolist() for name, value in ended.items()}
             parts = [name for name in columns if name.startswith("part.")]
             for e, u in enumerate(columns["utterance"]):
@@ -377,5 +392,6 @@ class _Search:
                 if columns["forced"][e]:  # ESPnet appends eos to all, also to what has just ended
                     tokens.append(self._eos)
                 scores = {name.removeprefix("part."): columns[name][e] for name in parts}
-                found[u].append(Hypothesis(tokens, columns["score"][e], scores))
+                open_PLM = None if gates is None else gates[e]
+                found[u].append(Hypothesis(tokens, columns["score"][e], scores, open_PLM))
         return found

@@ -8,12 +8,11 @@ With gates, a module runs on the rows whose gate is open, and only on them; a to
 closed is neither query nor key.
 
 Shape legend: N rows, U utterances, W slots, T encoder frames, C columns of the cache, D model size, H heads,
-K size of a head, V vocabulary, B utterances of the whole batch.
+K size of a head, V vocabulary, B utterances of the whole batch, P passes, L layers, M gated modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,36 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.decoding.cache import KeyValues, TokenTree
+from localgp.decoding.gate_state import DecoderGates, GateState
 from localgp.decoding.linear import PackedLinear
 from localgp.decoding.rows import Rows
 from localgp.errors import BackboneError
-
-MODULES = ("self_attention", "source_attention", "ffn")
-
-DecoderGates = Callable[[int, Tensor, "GateState"], dict[str, Tensor]]
-"""``gates(layer, x_ND, state)``: module name to boolean (N,), True where the module runs; a module that is not
-named runs everywhere. ``x_ND`` is the layer's input."""
-
-
-class GateState:
-    """What gates may know of the rows besides the layer's input.
-
-    Attributes:
-        utterance_N: Utterance of each row, as numbered in the call of the search (not among those left).
-        position_N: Position of the row's token, counted from the start of the primer.
-        memory: Row-aligned tensors that the gates may keep; they follow the beams. In the primer's pass the
-            rows are the primer's tokens, and each utterance continues from its last one.
-    """
-
-    def __init__(self, utterance_N: Tensor, position_N: Tensor) -> None:
-        self.utterance_N = utterance_N
-        self.position_N = position_N
-        self.memory: dict[str, Tensor] = {}
-
-    def follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
-        self.utterance_N = utterance_N
-        self.position_N = self.position_N.index_select(0, parents_N)
-        self.memory = {name: value.index_select(0, parents_N) for name, value in self.memory.items()}
+from localgp.pruning.decoder import MODULES
 
 
 class _Layer:
@@ -96,7 +70,7 @@ class CachedDecoder:
     """Args:
     decoder: ``espnet2.asr.decoder.transformer_decoder.TransformerDecoder`` in eval mode. Its weights are
         read here (some are fused), so make a new wrapper after changing them.
-    gates: Per-token gates of every layer, or None for the dense decoder.
+    gates: Per-token gates of every layer, or None for the dense decoder, where `start` is given none.
     dtype: Type that weights and caches are held in; default: the decoder's own. Norms and the residual
         stream are fp32 always.
 
@@ -107,7 +81,7 @@ class CachedDecoder:
     def __init__(
         self, decoder: Any, gates: DecoderGates | None = None, *, dtype: torch.dtype | None = None
     ) -> None:
-        _check_supported(decoder)
+        check_supported(decoder)
         self.dtype: torch.dtype = dtype or decoder.output_layer.weight.dtype
         self.layers = [_Layer(layer, self.dtype) for layer in decoder.decoders]
         self.embedding, self._encoding = decoder.embed[0], decoder.embed[1]
@@ -130,22 +104,39 @@ class CachedDecoder:
         return self.output_layer(_norm(self.after_norm, hidden_ND, self.dtype)).float()
 
     def start(
-        self, memory_BTD: Tensor, lengths_B: Tensor, primers: list[list[int]]
+        self,
+        memory_BTD: Tensor,
+        lengths_B: Tensor,
+        primers: list[list[int]],
+        gates: DecoderGates | None = None,
+        numbers: list[int] | None = None,
     ) -> tuple[DecoderState, Tensor]:
         """Projects the encoder's output, consumes the primers.
+
+        Args:
+            gates: In place of the decoder's own.
+            numbers: What the gates shall know the utterances by; default: 0 to B - 1.
 
         Returns:
             The state, with one row per utterance, and the hidden vector (B, D) of each primer's last token.
         """
-        state = DecoderState(self, memory_BTD.to(self.dtype), lengths_B)
+        state = DecoderState(self, memory_BTD.to(self.dtype), lengths_B, gates or self.gates, numbers)
         return state, state.consume(primers)
 
 
 class DecoderState:
     """A running batch: source keys and values, self-attention caches, and which row sees what."""
 
-    def __init__(self, decoder: CachedDecoder, memory_BTD: Tensor, lengths_B: Tensor) -> None:
+    def __init__(
+        self,
+        decoder: CachedDecoder,
+        memory_BTD: Tensor,
+        lengths_B: Tensor,
+        gates: DecoderGates | None = None,
+        numbers: list[int] | None = None,
+    ) -> None:
         self._decoder = decoder
+        self._decide = gates
         self._utterances, frames = memory_BTD.shape[:2]
         self._source = [layer.project_source(memory_BTD) for layer in decoder.layers]
         self._source_bias: Tensor | None = None
@@ -157,9 +148,9 @@ class DecoderState:
             KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
         ]
         # Without gates every layer caches the same tokens, so one tree serves them all.
-        groups = [self._caches] if decoder.gates is None else [[cache] for cache in self._caches]
+        groups = [self._caches] if gates is None else [[cache] for cache in self._caches]
         self._trees = [TokenTree(group, self._utterances, memory_BTD.device) for group in groups]
-        self._original_U = torch.arange(self._utterances, device=memory_BTD.device)
+        self._original_U = torch.tensor(numbers or list(range(self._utterances)), device=memory_BTD.device)
         self._gates = GateState(self._original_U, torch.zeros_like(self._original_U))
         self._longest = 0
 
@@ -168,14 +159,15 @@ class DecoderState:
         device = self._original_U.device
         counts = [len(primer) for primer in primers]
         utterance_N = torch.tensor([u for u, count in enumerate(counts) for _ in range(count)], device=device)
+        number_N = self._original_U.index_select(0, utterance_N)
         tokens_N = torch.tensor([token for primer in primers for token in primer], device=device)
         rows = Rows(utterance_N, self._utterances, counts)
-        self._gates = GateState(utterance_N, rows.slot_N)
+        self._gates = GateState(number_N, rows.slot_N)
         self._longest = rows.width
         for tree in self._trees:
             tree.begin(rows)
         hidden_ND = self._run(tokens_N, rows, causal=True)
-        self._follow(rows.last_U, self._original_U)
+        self._follow(rows.last_U, torch.arange(self._utterances, device=device))
         return hidden_ND.index_select(0, rows.last_U)
 
     def keep_utterances(self, keep_U: list[bool]) -> list[int]:
@@ -232,7 +224,7 @@ class DecoderState:
     def _run(self, tokens_N: Tensor, rows: Rows, *, causal: bool) -> Tensor:
         decoder = self._decoder
         x_ND = decoder.embed(tokens_N, self._gates.position_N, self._longest)
-        if decoder.gates is None:
+        if self._decide is None:
             everyone = _Open(None, rows)
             columns, bias = self._grow(self._trees[0], rows, everyone, causal)
             for index, layer in enumerate(decoder.layers):
@@ -240,8 +232,12 @@ class DecoderState:
                 x_ND = self._attend_source(layer, self._source[index], x_ND, everyone)
                 x_ND = self._feed_forward(layer, x_ND, everyone)
             return x_ND
+        opened = x_ND.new_ones(rows.size, len(decoder.layers), len(MODULES), dtype=torch.bool)
         for index, layer in enumerate(decoder.layers):
-            masks = decoder.gates(index, x_ND, self._gates)
+            masks = self._decide(index, x_ND, self._gates)
+            for m, name in enumerate(MODULES):
+                if name in masks:
+                    opened[:, index, m] = masks[name]
             own, source, ffn = (_Open.where(masks.get(name), rows) for name in MODULES)
             if own.rows.size:
                 columns, bias = self._grow(self._trees[index], rows, own, causal)
@@ -250,7 +246,13 @@ class DecoderState:
                 x_ND = self._attend_source(layer, self._source[index], x_ND, source)
             if ffn.rows.size:
                 x_ND = self._feed_forward(layer, x_ND, ffn)
+        self._gates.record(opened)
         return x_ND
+
+    @property
+    def history_NPLM(self) -> Tensor | None:
+        """Which modules ran for each token of each row (`GateState`); None without gates."""
+        return self._gates.history_NPLM
 
     def _grow(self, tree: TokenTree, rows: Rows, own: _Open, causal: bool) -> tuple[Tensor, Tensor]:
         new_N = rows.index_N if own.index is None else own.index
@@ -336,7 +338,10 @@ def _norm(norm: Any, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(x_ND.float(), norm.normalized_shape, weight, bias, norm.eps).to(dtype)
 
 
-def _check_supported(decoder: Any) -> None:
+def check_supported(decoder: Any) -> None:
+    """Raises:
+    BackboneError: If the decoder is not of the kind that OWSM has.
+    """
     from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
     from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 

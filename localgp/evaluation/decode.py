@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from localgp.contexts.extract import stack_contexts
+from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.evaluation.gates_file import GateRecord
+from localgp.pruning.decoder import MODULES as DECODER_MODULES
 from localgp.training.data import Task, real_frames
 
 
@@ -21,12 +25,30 @@ class Decoded:
     """Attributes:
     text: Task name to utterance id to hypothesis.
     gates: Which module ran where; None for a dense encoder.
+        decoder_gates: Which decoder module ran for which token of the best hypotheses; None for a dense decoder.
     seconds: Wall time spent in the encoder and in the decoder.
     """
 
     text: dict[str, dict[str, str]] = field(default_factory=dict)
     gates: GateRecord | None = None
+    decoder_gates: DecoderGateRecord | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"encoder": 0.0, "decoder": 0.0})
+
+
+@dataclass(frozen=True)
+class Written:
+    """Attributes:
+    tokens: Of the best hypothesis, without its prompt; eos may follow.
+    open_PLM: Which decoder modules ran in the pass that wrote each of them; None without gates.
+    """
+
+    tokens: list[int]
+    open_PLM: Tensor | None = None
+
+
+GatesFor = Callable[[Tensor, Sequence[str], Tensor], Any]
+"""``gates(owner_Q, tasks, prompt_Q2)``: the decoder's gates for a call of the search, or None
+(`localgp.model.GatedS2T.step_gates` of an encoder output)."""
 
 
 class TaskSearches:
@@ -63,30 +85,60 @@ class TaskSearches:
         )
 
     def __call__(
-        self, memory_BTD: Tensor, lengths_B: Tensor, owners: Sequence[int], tasks: Sequence[Task]
+        self,
+        memory_BTD: Tensor,
+        lengths_B: Tensor,
+        owners: Sequence[int],
+        tasks: Sequence[Task],
+        *,
+        timestamps: bool = False,
+        gates: GatesFor | None = None,
     ) -> list[list[int]]:
-        """Token ids of the best hypothesis of each task, without its prompt.
+        """Token ids of the best hypothesis of each task, without its prompt; arguments as of `write`."""
+        found = self.write(memory_BTD, lengths_B, owners, tasks, timestamps=timestamps, gates=gates)
+        return [written.tokens for written in found]
+
+    def write(
+        self,
+        memory_BTD: Tensor,
+        lengths_B: Tensor,
+        owners: Sequence[int],
+        tasks: Sequence[Task],
+        *,
+        timestamps: bool = False,
+        gates: GatesFor | None = None,
+    ) -> list[Written]:
+        """The best hypothesis of each task.
 
         Args:
             owners: Row of ``memory_BTD`` that each task belongs to.
+            timestamps: Predict times too, by attention alone: CTC knows none.
+            gates: Where the decoder has gates, what gives them.
         """
-        tokens: list[list[int]] = [[] for _ in tasks]
+        found_of: list[Written] = [Written([])] * len(tasks)
         kinds: dict[int, list[int]] = {}
         for index, task in enumerate(tasks):
-            kinds.setdefault(id(self._search_for(task)), []).append(index)
+            kinds.setdefault(id(self._search_for(task, timestamps)), []).append(index)
         for indices in kinds.values():
             rows = torch.tensor([owners[i] for i in indices], device=memory_BTD.device)
-            primers = [
-                [self._espnet.sos, *self._tokenizer.prompt(tasks[i].source, tasks[i].target)] for i in indices
+            prompts = [
+                self._tokenizer.prompt(tasks[i].source, tasks[i].target, timestamps=timestamps)
+                for i in indices
             ]
-            search = self._search_for(tasks[indices[0]])
-            found = search(memory_BTD.index_select(0, rows), lengths_B.index_select(0, rows), primers)
+            primers = [[self._espnet.sos, *prompt] for prompt in prompts]
+            search = self._search_for(tasks[indices[0]], timestamps)
+            decide = None
+            if gates is not None:
+                prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=memory_BTD.device)
+                decide = gates(rows, [tasks[i].name for i in indices], prompt_Q2)
+            found = search(memory_BTD.index_select(0, rows), lengths_B.index_select(0, rows), primers, decide)
             for index, nbest, primer in zip(indices, found, primers, strict=True):
-                tokens[index] = nbest[0].tokens[len(primer) :] if nbest else []
-        return tokens
+                if nbest:
+                    found_of[index] = Written(nbest[0].tokens[len(primer) :], nbest[0].open_PLM)
+        return found_of
 
-    def _search_for(self, task: Task) -> Any:
-        return self._transcripts if task.source == task.target else self._translations
+    def _search_for(self, task: Task, timestamps: bool) -> Any:
+        return self._translations if timestamps or task.source != task.target else self._transcripts
 
 
 @torch.inference_mode()
@@ -100,6 +152,7 @@ def decode_rows(
     batch: int = 16,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    contexts: Any = None,
 ) -> Decoded:
     """Args:
     model: `localgp.model.GatedS2T`, in eval mode, on its device.
@@ -109,6 +162,7 @@ def decode_rows(
     options: `localgp.decoding.DecodeOptions`.
     batch: Utterances encoded together; their tasks are decoded together.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
+    contexts: `localgp.contexts.extract.RowContexts` of the rows, where the gates see any.
     """
     espnet, tokenizer = model.espnet, backbone.tokenizer
     device = next(espnet.parameters()).device
@@ -125,6 +179,7 @@ def decode_rows(
     real: dict[int, tuple[int, int]] = {}
     modules: list[str] = []
     utt_ids: dict[int, str] = {}
+    token_gates = TokenGates(espnet.eos, tokenizer.token_list)
     for begin in tqdm(range(0, len(order), batch), unit="batch", disable=None if progress else True):
         chunk = order[begin : begin + batch]
         items = [rows[index] for index in chunk]
@@ -135,11 +190,14 @@ def decode_rows(
             samples_in = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
             speech[position, : len(samples_in)] = samples_in
             signal[position, 1] = len(samples_in)
+        ends = signal[:, 1] if model.trim else torch.full((len(chunk),), samples)
+        given = None
+        if contexts is not None:
+            stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
+            given = {name: context.to(device) for name, context in stacked.items()}
         began = _now(device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            encoded = model.encode(
-                torch.from_numpy(speech).to(device), torch.full((len(chunk),), samples, device=device)
-            )
+            encoded = model.encode(torch.from_numpy(speech).to(device), ends.to(device), given, path="packed")
         result.seconds["encoder"] += _now(device) - began
         if encoded.gates:
             modules = list(encoded.gates[0])
@@ -158,10 +216,13 @@ def decode_rows(
         owners = [position for position, index in enumerate(chunk) for _ in by_row[index]]
         chunk_tasks = [task for index in chunk for task in by_row[index]]
         began = _now(device)
-        found = searches(encoded.x, encoded.lengths, owners, chunk_tasks)
+        gates = partial(model.step_gates, encoded) if model.decoder_policy is not None else None
+        found = searches.write(encoded.x, encoded.lengths, owners, chunk_tasks, gates=gates)
         result.seconds["decoder"] += _now(device) - began
-        for task, tokens in zip(chunk_tasks, found, strict=True):
-            result.text.setdefault(task.name, {})[utt_ids[task.row]] = tokenizer.decode(tokens)
+        for task, written in zip(chunk_tasks, found, strict=True):
+            result.text.setdefault(task.name, {})[utt_ids[task.row]] = tokenizer.decode(written.tokens)
+            token_gates.add(utt_ids[task.row], task.name, written)
+    result.decoder_gates = token_gates.record()
     if opened:
         indices = sorted(opened)
         result.gates = GateRecord(
@@ -172,6 +233,38 @@ def decode_rows(
             backbone.padded_seconds / next(iter(opened.values())).shape[-1],
         )
     return result
+
+
+class TokenGates:
+    """Gathers the decoder's gates of best hypotheses, token by token.
+
+    Args:
+        eos: The token that ends a hypothesis; the pass that wrote it is not counted.
+        pieces: Tokens by id.
+    """
+
+    def __init__(self, eos: int, pieces: Sequence[str]) -> None:
+        self._eos, self._pieces = eos, pieces
+        self._found: list[tuple[str, str, list[str], np.ndarray]] = []
+
+    def add(self, utt_id: str, task: str, written: Written) -> None:
+        if written.open_PLM is not None:
+            tokens = written.tokens
+            count = tokens.index(self._eos) if self._eos in tokens else len(tokens)
+            pieces = [self._pieces[token] for token in tokens[:count]]
+            self._found.append((utt_id, task, pieces, written.open_PLM[:count].numpy()))
+
+    def record(self) -> DecoderGateRecord | None:
+        if not self._found:
+            return None
+        return DecoderGateRecord(
+            list(DECODER_MODULES),
+            np.concatenate([opened for *_, opened in self._found]),
+            [piece for _, _, pieces, _ in self._found for piece in pieces],
+            [utt_id for utt_id, *_ in self._found],
+            [task for _, task, *_ in self._found],
+            np.array([len(pieces) for _, _, pieces, _ in self._found]),
+        )
 
 
 def _now(device: torch.device) -> float:

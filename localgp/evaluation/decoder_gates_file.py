@@ -1,5 +1,8 @@
 """Which decoder module ran for which token, for a whole split in one small file.
 
+A token's gates are those of the pass that wrote it: its input is the token before (for the first one the prompt's
+last symbol), and what ran there is what it took to decide on this token.
+
 ``gates/<split>.decoder.npz`` holds, for the N tokens of all best hypotheses, L decoder layers and M modules:
 
 | array      | type, shape         | content                                                                |
@@ -17,6 +20,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +41,30 @@ class DecoderGateRecord:
     def task_of_token(self) -> np.ndarray:
         """(N,) str."""
         return np.repeat(np.array(self.tasks), self.lengths)
+
+
+def kept_of_tokens(record: DecoderGateRecord) -> np.ndarray:
+    """Share of tokens for which each module ran, (L, M)."""
+    return record.open.mean(0) if len(record.open) else np.ones(record.open.shape[1:])
+
+
+def join_records(records: Sequence[DecoderGateRecord]) -> DecoderGateRecord:
+    """The hypotheses of several records in one, sorted by task and utterance."""
+    starts = [np.cumsum([0, *record.lengths]) for record in records]
+    order = sorted(
+        (record.tasks[h], record.utt_ids[h], r, h)
+        for r, record in enumerate(records)
+        for h in range(len(record.utt_ids))
+    )
+    spans = [(records[r], slice(int(starts[r][h]), int(starts[r][h + 1]))) for _, _, r, h in order]
+    return DecoderGateRecord(
+        records[0].modules,
+        np.concatenate([record.open[span] for record, span in spans]),
+        [piece for record, span in spans for piece in record.pieces[span]],
+        [utt_id for _, utt_id, _, _ in order],
+        [task for task, *_ in order],
+        np.array([span.stop - span.start for _, span in spans], dtype=np.int64),
+    )
 
 
 def write_decoder_gates(path: Path, record: DecoderGateRecord) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError, ConfigError
@@ -39,40 +40,78 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Decodes all tasks of ``cfg.evaluate.split`` and writes hypotheses, gates and metrics.json.
 
     Returns:
-        The metrics as written, and the objects ``run``, ``model``, ``decoded``.
+        The metrics as written, and the objects ``run``, ``model``, ``decoded``; the last two are None where the run
+        had been evaluated before, from the same weights with the same options, and nothing was done. With several
+        processes, the first one's; the others return no metrics.
     """
     import torch
 
     from localgp.build import build_model
+    from localgp.contexts.cost import with_contexts
+    from localgp.contexts.extract import row_contexts
     from localgp.corpora.prepared import load_prepared
     from localgp.decoding.options import DecodeOptions
     from localgp.evaluation.decode import decode_rows
+    from localgp.evaluation.decoder_gates_file import write_decoder_gates
     from localgp.evaluation.gates_file import write_gates
+    from localgp.evaluation.measured import kept_ratios, measured_gflops
     from localgp.evaluation.score import references_of, score_tasks
+    from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
     from localgp.training.data import list_tasks
     from localgp.training.fit import limit_per_language
+    from localgp.training.world import connect, first_then_others, gather_to_first, world_from
 
     run = Run(cfg)
     weights = Path(cfg.evaluate.checkpoint) if cfg.evaluate.checkpoint else run.require_weights()
+    asked = {
+        "decode": OmegaConf.to_container(cfg.decode, resolve=True),
+        "split": cfg.evaluate.split,
+        "limit": cfg.evaluate.limit,
+        "normalizer": cfg.evaluate.normalizer,
+        "checkpoint": cfg.evaluate.checkpoint,
+    }
+    done = None if cfg.evaluate.force else evaluated(run, weights, asked)
+    if done is not None:
+        if world_from(os.environ).is_first:
+            print(f"{run.path} is evaluated; evaluate.force=true decodes it again")
+            return done, {"run": run, "model": None, "decoded": None}
+        return {}, {"run": run, "model": None, "decoded": None}
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    splits = load_prepared(cfg)
+    device = resolve_device(cfg.device)
+    world = world_from(os.environ)  # several processes share the work; the first one scores and writes
+    connect(world, device.type)
+    splits = first_then_others(world, lambda: load_prepared(cfg))
     split = cfg.evaluate.split
     if split not in splits:
         raise ConfigError(f"evaluate.split is {split!r}; the prepared corpus has {', '.join(splits)}")
     model, backbone = build_model(cfg)
     load_weights(model, weights)
-    device = resolve_device(cfg.device)
     dtype = resolve_precision(cfg.decode.precision, device)
     model.to(device).eval()
 
     rows = limit_per_language(splits[split], cfg.evaluate.limit)
     tasks = list_tasks(rows)
+    contexts = first_then_others(world, lambda: row_contexts(cfg, (rows, splits[split])))
     settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
     options = DecodeOptions(**{k: v for k, v in settings.items() if k not in ("batch", "precision")})
     began = time.perf_counter()
-    decoded = decode_rows(model, backbone, rows, tasks, options, batch=cfg.decode.batch, dtype=dtype)
+    decoded = decode_rows(
+        model,
+        backbone,
+        rows,
+        share_of(world, tasks, rows),
+        options,
+        batch=cfg.decode.batch,
+        dtype=dtype,
+        contexts=contexts,
+        progress=world.is_first,
+    )
+    parts = gather_to_first(world, decoded)
+    if parts is None:
+        return {}, {"run": run, "model": model, "decoded": decoded}
+    decoded = merge_decoded(parts, tasks, rows)
     seconds = {**decoded.seconds, "total": time.perf_counter() - began}
 
     references = references_of(rows)
@@ -85,11 +124,22 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         write_atomically(run.path / "hyp" / f"{split}.{source}-{target or source}.txt", lines)
     if decoded.gates is not None:
         write_gates(run.path / "gates" / f"{split}.npz", decoded.gates)
+    if decoded.decoder_gates is not None:
+        write_decoder_gates(run.path / "gates" / f"{split}.decoder.npz", decoded.decoder_gates)
+    lengths = [
+        round(seconds * backbone.sample_rate) for seconds in rows.select_columns(["seconds"])["seconds"]
+    ]
     scores = score_tasks(pairs, cfg.evaluate.normalizer)
     metrics = {
         **scores,
-        **kept_ratios(decoded.gates),
-        "gflops": measured_gflops(model, backbone.train_config, backbone.padded_seconds, decoded.gates),
+        **kept_ratios(decoded.gates, decoded.decoder_gates),
+        "gflops": with_contexts(
+            measured_gflops(
+                model, backbone, decoded.gates, decoded.decoder_gates, lengths if model.trim else None
+            ),
+            cfg,
+            lengths,
+        ),
         "seconds": {k: round(v, 3) for k, v in seconds.items()},
         "decode": {
             **settings,
@@ -110,61 +160,18 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "seed": cfg.seed,
+        "asked": asked,
     }
     run.write_metrics(metrics)
     return metrics, {"run": run, "model": model, "decoded": decoded}
 
 
-def kept_ratios(gates: Any) -> dict[str, Any]:
-    """``kept`` and ``kept_real`` per module kind (share of all frames, and of those with signal), the same by
-    layer, and the sparsity reached over all gated modules."""
-    if gates is None:
-        return {"kept": {}, "kept_real": {}, "kept_layers": {}, "sparsity": None}
-    every_LM, real_LM = gates.kept()
-    names = [f"encoder.{name}" for name in gates.modules]
-    padding = ~gates.real_mask()[:, None, None, :]
-    skipped = ~gates.open
-    return {
-        "kept": {name: round(float(every_LM[:, m].mean()), 4) for m, name in enumerate(names)},
-        "kept_real": {name: round(float(real_LM[:, m].mean()), 4) for m, name in enumerate(names)},
-        "kept_layers": {name: [round(float(v), 4) for v in every_LM[:, m]] for m, name in enumerate(names)},
-        "sparsity": {
-            "all_frames": round(1 - float(every_LM.mean()), 4),
-            "real_frames": round(1 - float(real_LM.mean()), 4),
-            "skipped_that_is_padding": round(float((skipped & padding).sum() / max(1, skipped.sum())), 4),
-        },
-    }
-
-
-def measured_gflops(
-    model: Any, train_config: dict[str, Any], padded_seconds: float, gates: Any
-) -> dict[str, Any]:
-    """Encoder GFLOPs, averaged over the utterances decoded, each with the frames it really ran on."""
-    from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of
-
-    feature_frames = feature_frames_of(train_config, padded_seconds)
-    cost = EncoderCost.of(model.espnet.encoder, feature_frames)
-    dense = cost.encoder(feature_frames)
-    gate_cost = cost.gates(model.policy)
-    pruned = dense
-    if gates is not None:
-        kept_ULM = gates.open.sum(-1).astype(np.float64)
-        pruned = float(
-            np.mean(
-                [
-                    cost.encoder(
-                        feature_frames, [dict(zip(gates.modules, layer, strict=True)) for layer in kept_LM]
-                    )
-                    for kept_LM in kept_ULM
-                ]
-            )
-        )
-    encoder = pruned + gate_cost
-    return {
-        "encoder": round(encoder / 1e9, 6),
-        "gates": round(gate_cost / 1e9, 6),
-        "dense": round(dense / 1e9, 6),
-        "context": 0.0,
-        "total": round(encoder / 1e9, 6),
-        "convention": f"{CONVENTION}, {padded_seconds:g} s",
-    }
+def evaluated(run: Run, weights: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's metrics, if they were made from these weights with these options; else None."""
+    path = run.path / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        fresh = path.stat().st_mtime >= weights.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    return metrics if fresh and metrics.get("asked") == asked else None

@@ -117,10 +117,15 @@ class EncoderCost:
         if isinstance(policy, LocalGates):
             return self.local_gates(len(policy.modules_gated), len(policy.needs))
         if isinstance(policy, GlobalGates):
-            return float(
-                self.size**2 + self.size * 2 * self.layers * len(policy.modules_gated) + _norm(self.size)
-            )
+            return float(global_gates(policy))
         return 0.0
+
+
+def global_gates(policy: GlobalGates) -> int:
+    """GlobalGP's predictor, once per utterance or sequence; averaging over time is not counted by fvcore."""
+    layers: Any = policy.predictor
+    norm, hidden, out = layers[0], layers[1], layers[3]
+    return _norm(norm.weight.numel()) + hidden.weight.numel() + out.weight.numel()
 
 
 def feature_frames_of(train_config: dict[str, Any], seconds: float) -> int:

@@ -29,7 +29,7 @@ def percent(value: float | None) -> str:
 
 
 def scores_table(runs: Sequence[dict]) -> str:
-    """One line per metrics.json: WER and BLEU averages, kept ratios, GFLOPs."""
+    """One line per metrics.json: WER and BLEU averages, kept ratios, GFLOPs of the encoder and of its contexts."""
     tasks = sorted({t for m in runs for t in m["wer"] if t != "average"})
     pairs = sorted({t for m in runs for t in m["bleu"] if t != "average"})
     header = [
@@ -40,7 +40,9 @@ def scores_table(runs: Sequence[dict]) -> str:
         "BLEU",
         "skipped",
         "of real",
+        "of tokens",
         "GFLOPs",
+        "contexts",
     ]
     rows = []
     for m in runs:
@@ -48,5 +50,7 @@ def scores_table(runs: Sequence[dict]) -> str:
         cells += [f"{m['bleu'].get(t, float('nan')):.1f}" for t in [*pairs, "average"]]
         sparsity = m.get("sparsity") or {}
         cells += [percent(sparsity.get("all_frames")), percent(sparsity.get("real_frames"))]
-        rows.append([m["name"], *cells, f"{m['gflops']['encoder']:.3f}"])
+        cells.append(percent(sparsity.get("decoder_tokens")))
+        gflops = m["gflops"]
+        rows.append([m["name"], *cells, f"{gflops['encoder']:.3f}", f"{gflops.get('context') or 0:.3f}"])
     return format_table(header, rows)

@@ -1,10 +1,12 @@
 """Global Gate Predictor: one decision per module for the whole utterance (the baseline of rows 2 to 4).
 
 After "Context-aware Dynamic Pruning for Speech Foundation Models" (Someki et al., ICLR 2025): the time average of
-the front-end features goes through a predictor G whose output is reshaped to (modules, 2). Depth and width of G are
-not published; here it has one hidden layer of the model's width.
+the front-end features, with the embedding of language and task beside it, goes through a predictor G whose output is
+reshaped to (modules, 2). Depth and width of G are not published; here it has one hidden layer of the model's width.
+The encoder's predictor has the features alone, since one encoder pass serves all tasks of an utterance.
 
-Shape legend: B batch, T frames, D model size, L layers, M gated modules of a layer.
+Shape legend: B utterances (encoder) or sequences (decoder), T frames, D model size, L layers, M gated modules of a
+layer.
 """
 
 from __future__ import annotations
@@ -23,28 +25,35 @@ class GlobalGates(nn.Module):
     layers: L.
     size: D.
     modules: Gated modules of every layer.
+    context_sizes: Context name to its dimension; each is averaged over time, and they stand side by side.
+        Default: ``front`` alone.
     temperature, threshold: See `gumbel_gate`.
     bias: Initial logit of "run".
     """
-
-    needs = ("front",)
 
     def __init__(
         self,
         layers: int,
         size: int,
         modules: Sequence[str],
+        context_sizes: dict[str, int] | None = None,
         *,
         temperature: float = 1.0,
         threshold: float = 0.5,
         bias: float = 4.0,
     ) -> None:
         super().__init__()
+        sizes = {"front": size} if context_sizes is None else context_sizes
+        self.needs = tuple(sizes)
+        inputs = sum(sizes.values())
         self.modules_gated = tuple(modules)
         self.temperature, self.threshold = temperature, threshold
         self.shape = (layers, len(self.modules_gated), 2)
         self.predictor = nn.Sequential(
-            nn.LayerNorm(size), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, layers * len(modules) * 2)
+            nn.LayerNorm(inputs),
+            nn.Linear(inputs, size),
+            nn.ReLU(),
+            nn.Linear(size, layers * len(modules) * 2),
         )
         last: Any = self.predictor[-1]
         nn.init.normal_(last.weight, std=0.1 * size**-0.5)
@@ -54,7 +63,8 @@ class GlobalGates(nn.Module):
 
     def begin(self, contexts: dict[str, Tensor]) -> Gate:
         """All decisions at once, (B, L, M), Equation 1."""
-        logits = self.predictor(contexts["front"].mean(1)).view(-1, *self.shape)
+        pooled = torch.cat([contexts[name].mean(1) for name in self.needs], dim=-1)
+        logits = self.predictor(pooled).view(-1, *self.shape)
         return gumbel_gate(
             logits, training=self.training, temperature=self.temperature, threshold=self.threshold
         )

@@ -83,8 +83,8 @@ class LocalGates(nn.Module):
         layers: Number of layers.
         size: D.
         modules: Gated modules of every layer.
-        context_sizes: Context name to its dimension, in the order in which they become keys. A context of
-            another size than D is aligned by a linear layer.
+        context_sizes: Context name to its dimension, in the order in which they become keys. ``front`` is of
+            size D and taken as it is; the others come from other models and are projected to D.
         temperature, threshold, bias: See `gumbel_gate` and `LocalGatePredictor`.
     """
 
@@ -104,7 +104,7 @@ class LocalGates(nn.Module):
         self.temperature, self.threshold = temperature, threshold
         self.align = nn.ModuleDict(
             {
-                name: nn.Identity() if dim == size else nn.Linear(dim, size)
+                name: nn.Identity() if name == "front" else nn.Linear(dim, size)
                 for name, dim in context_sizes.items()
             }
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,14 +10,28 @@ from torch import Tensor
 from localgp.gates.gumbel import Gate
 
 
-def kept_ratio(gate: Tensor, frames_BT: Tensor) -> Tensor:
+def kept_ratio(gate: Tensor, frames_BT: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Share of the frames marked in ``frames_BT`` that run; every frame of the batch weighs the same, so
-    utterances of different lengths are counted right. ``gate``: (B, T) or (B, 1)."""
-    return (gate * frames_BT).sum() / frames_BT.sum().clamp(min=1)
+    utterances of different lengths are counted right.
+
+    Args:
+        gate: (B, T) or (B, 1).
+        total: Sums over the processes of a run (`localgp.training.world.sum_over_ranks`), so that the batch is
+            that of all of them; None for this one's alone.
+    """
+    run, counted = (gate * frames_BT).sum(), frames_BT.sum()
+    if total is not None:
+        run, counted = total(torch.stack([run, counted.to(run.dtype)])).unbind()
+    return run / counted.clamp(min=1)
 
 
 def sparsity_loss(
-    layers: Sequence[dict[str, Gate]], target: float, frames_BT: Tensor, *, per: str = "global"
+    layers: Sequence[dict[str, Gate]],
+    target: float,
+    frames_BT: Tensor,
+    *,
+    per: str = "global",
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Squared plus absolute distance between kept ratio and 1 - target.
 
@@ -30,12 +44,13 @@ def sparsity_loss(
         frames_BT: 1 for the frames that count.
         per: ``global``: one ratio over all layers and modules, which may then differ from each other;
             ``module``: each kind of module has the target.
+        total: As in `kept_ratio`: the distance is not linear, so its mean over processes would be another loss.
     """
     names = sorted({name for layer in layers for name in layer})
     ratios = torch.stack(
         [
             torch.stack(
-                [kept_ratio(layer[name].decision, frames_BT) for layer in layers if name in layer]
+                [kept_ratio(layer[name].decision, frames_BT, total) for layer in layers if name in layer]
             ).mean()
             for name in names
         ]

@@ -29,11 +29,13 @@ class EncoderOutput(NamedTuple):
     x: (B, T, D).
     lengths: (B,) encoder frames.
     gates: Per layer, module name to `Gate`; empty without gates.
+    front: (B, T, D), the subsampling's output, for a decoder's gates.
     """
 
     x: Tensor
     lengths: Tensor
     gates: list[dict[str, Gate]]
+    front: Tensor | None = None
 
 
 def subsample(encoder: Any, feats_BSF: Tensor, mask_B1S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,12 +84,14 @@ class _Runner:
 
     def __init__(self, path: str) -> None:
         if path not in ("masked", "gathered"):
-            raise ConfigError(f"pruning.path is {path!r}; valid: masked, gathered")
+            raise ConfigError(f"pruning.path is {path!r}; valid: masked, gathered, packed")
         self._frames = run_masked if path == "masked" else run_gathered
         self._attention = attend_masked if path == "masked" else attend_gathered
 
-    def frames(self, module: Callable[[Tensor], Tensor], x: Tensor, gate: Gate | None) -> Tensor:
-        return module(x) if gate is None else self._frames(module, x, gate.value)
+    def frames(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, gate: Gate | None, scale: float
+    ) -> Tensor:
+        return scale * module(x) if gate is None else self._frames(module, x, gate.value, scale)
 
     def attention(
         self, module: Callable[[Tensor, Tensor], Tensor], x: Tensor, gate: Gate | None, mask: Tensor
@@ -129,13 +133,13 @@ def run_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, gates: dict[str, Gate
 
     ffn1 = partial(feed_forward, layer.feed_forward_macaron, layer.norm_ff_macaron)
     ffn2 = partial(feed_forward, layer.feed_forward, layer.norm_ff)
-    x_BTD = x_BTD + layer.ff_scale * runner.frames(ffn1, x_BTD, gates.get("ffn1"))
+    x_BTD = x_BTD + runner.frames(ffn1, x_BTD, gates.get("ffn1"), layer.ff_scale)
     attended = runner.attention(attend, x_BTD, gates.get("attention"), mask_B1T)
     convolved = runner.utterance(convolve, x_BTD, gates.get("cgmlp"))
     both = torch.cat([attended, convolved], dim=-1)
     fused = layer.depthwise_conv_fusion(both.transpose(1, 2)).transpose(1, 2)
     x_BTD = x_BTD + drop(layer.merge_proj(both + fused))
-    x_BTD = x_BTD + layer.ff_scale * runner.frames(ffn2, x_BTD, gates.get("ffn2"))
+    x_BTD = x_BTD + runner.frames(ffn2, x_BTD, gates.get("ffn2"), layer.ff_scale)
     return layer.norm_final(x_BTD)
 
 
@@ -157,8 +161,14 @@ def encode(
         policy: A gate policy (`localgp.gates`), or None for the dense encoder.
         contexts: What the policy needs besides ``front`` and ``energy``, which are computed here;
             (B, T', C) aligned to T here by repeating the last frame or trimming.
-        path: ``masked`` or ``gathered``; the same result.
+        path: ``masked`` or ``gathered``, the same result; or, for inference, ``packed``: no work on padding, and
+            each utterance as if it were alone (`localgp.pruning.packed`). Where all utterances have the length
+            of ``feats_BSF`` the three are the same.
     """
+    if path == "packed":
+        from localgp.pruning.packed import encode_packed
+
+        return EncoderOutput(*encode_packed(encoder, feats_BSF, lengths_B, policy, contexts))
     runner = _Runner(path)
     mask_B1S = (torch.arange(feats_BSF.shape[1], device=feats_BSF.device) < lengths_B.unsqueeze(1)).unsqueeze(
         1
@@ -173,7 +183,8 @@ def encode(
         x_BTD = run_layer(layer, x_BTD, mask_B1T, gates, runner)
         record.append(gates)
     x_BTD = encoder.after_norm(x_BTD)
-    return EncoderOutput(x_BTD, mask_B1T.squeeze(1).sum(1), record if policy is not None else [])
+    gates_of_layers = record if policy is not None else []
+    return EncoderOutput(x_BTD, mask_B1T.squeeze(1).sum(1), gates_of_layers, front_BTD)
 
 
 def _collect(

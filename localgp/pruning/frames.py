@@ -1,34 +1,98 @@
 """Run a module on some frames only: gather, compute, pad back (paper, Equation 4).
 
-Shape legend: B batch, T frames, D model size, K kept frames of the whole batch, M the most kept frames of one
-utterance.
+The frames of a batch are gathered as rows of one matrix, and as no row is gathered twice, the gradient of a gather
+is a copy and not a sum: both directions are one pass over the kept rows.
+
+Shape legend: B batch, T frames, N = B T, D model size, K kept frames of the whole batch, M the most kept frames of
+one utterance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def run_masked(module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor) -> Tensor:
+class _Gather(torch.autograd.Function):
+    """Distinct rows of a matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, index_K: Tensor) -> Tensor:
+        ctx.save_for_backward(index_K)
+        ctx.rows = x_ND.shape[0]
+        return x_ND.index_select(0, index_K)
+
+    @staticmethod
+    def backward(ctx: Any, grad_KD: Tensor) -> tuple[Tensor, None]:
+        (index_K,) = ctx.saved_tensors
+        return _spread(grad_KD, index_K, ctx.rows), None
+
+
+class _Scatter(torch.autograd.Function):
+    """Rows to distinct places, zeros elsewhere, times a scale and a gate that is 1 at every one of them: the gate
+    costs nothing forwards and gets its gradient backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kept_KD: Tensor, gate_K: Tensor, index_K: Tensor, rows: int, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(index_K, kept_KD if gate_K.requires_grad else None)
+        ctx.scale = scale
+        return _spread(kept_KD if scale == 1.0 else kept_KD * scale, index_K, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        index_K, kept_KD = ctx.saved_tensors
+        grad_KD = grad_ND.index_select(0, index_K)
+        if ctx.scale != 1.0:
+            grad_KD = grad_KD * ctx.scale
+        gate_K = None if kept_KD is None else (grad_KD.float() * kept_KD).sum(-1)
+        return grad_KD, gate_K, None, None, None
+
+
+def _spread(kept_KD: Tensor, index_K: Tensor, rows: int) -> Tensor:
+    return kept_KD.new_zeros(rows, *kept_KD.shape[1:]).index_copy_(0, index_K, kept_KD)
+
+
+def gather(x_ND: Tensor, index_K: Tensor) -> Tensor:
+    """Rows ``index_K`` of x, all distinct."""
+    if torch.is_grad_enabled():
+        return _Gather.apply(x_ND, index_K)
+    return x_ND.index_select(0, index_K)
+
+
+def scatter(kept_KD: Tensor, gate_N: Tensor, index_K: Tensor, scale: float = 1.0) -> Tensor:
+    """The opposite, (N, D): ``scale * gate * kept`` where a row was kept, and zero elsewhere.
+
+    A kept row's gate is 1; what passes through it is the straight-through gradient. A closed gate's is lost with its
+    frame.
+    """
+    if torch.is_grad_enabled():
+        gate_K = gate_N.index_select(0, index_K)
+        return _Scatter.apply(kept_KD, gate_K, index_K, len(gate_N), scale)
+    return _spread(kept_KD if scale == 1.0 else kept_KD * scale, index_K, len(gate_N))
+
+
+def run_masked(module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor, scale: float = 1.0) -> Tensor:
     """Every frame is computed and multiplied by its gate: closed gates get a gradient, nothing is saved."""
-    return module(x_BTD) * gate.unsqueeze(-1)
+    return scale * (module(x_BTD) * gate.unsqueeze(-1))
 
 
-def run_gathered(module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor) -> Tensor:
+def run_gathered(
+    module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor, scale: float = 1.0
+) -> Tensor:
     """Only frames with an open gate are computed; the others are exactly zero.
 
-    The result of the kept frames is still multiplied by their gate, which is 1, so that an open gate's
-    straight-through gradient is that of `run_masked`. A closed one's is lost with the frame.
+    An open gate's straight-through gradient is that of `run_masked`.
     """
-    batch, frames, size = x_BTD.shape
-    gate = gate.expand(batch, frames)
-    index_K = (gate.detach() > 0.5).flatten().nonzero().squeeze(1)
-    x_ND = x_BTD.reshape(batch * frames, size)
-    kept_KD = module(x_ND.index_select(0, index_K)) * gate.reshape(-1, 1).index_select(0, index_K)
-    return torch.zeros_like(x_ND, dtype=kept_KD.dtype).index_copy(0, index_K, kept_KD).view(batch, frames, -1)
+    batch, frames = x_BTD.shape[:2]
+    gate_N = gate.expand(batch, frames).flatten()
+    index_K = (gate_N.detach() > 0.5).nonzero().squeeze(1)
+    kept_KD = module(gather(x_BTD.flatten(0, 1), index_K))
+    return scatter(kept_KD, gate_N, index_K, scale).view(batch, frames, -1)
 
 
 def attend_masked(
@@ -56,11 +120,13 @@ def attend_gathered(
     most = int(kept_B.max())
     if most == 0:
         return torch.zeros_like(x_BTD)
-    # Stable sort: an utterance's kept frames come first and stay in their order.
+    # Stable sort: an utterance's kept frames come first and stay in their order; shorter rows end in skipped ones.
     order_BM = (~open_BT).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
     real_BM = torch.arange(most, device=x_BTD.device) < kept_B.unsqueeze(1)
-    index_BMD = order_BM.unsqueeze(-1).expand(-1, -1, size)
     keys_B1M = (real_BM & mask_B1T.squeeze(1).gather(1, order_BM)).unsqueeze(1)
-    kept_BMD = attention(x_BTD.gather(1, index_BMD), keys_B1M)
-    kept_BMD = kept_BMD * (gate.gather(1, order_BM) * real_BM).unsqueeze(-1)
-    return torch.zeros_like(x_BTD, dtype=kept_BMD.dtype).scatter(1, index_BMD, kept_BMD)
+    index_BM = order_BM + frames * torch.arange(batch, device=x_BTD.device).unsqueeze(1)
+    x_BMD = gather(x_BTD.flatten(0, 1), index_BM.flatten()).view(batch, most, size)
+    kept_BMD = attention(x_BMD, keys_B1M)
+    rows = real_BM.flatten().nonzero().squeeze(1)
+    kept_KD = gather(kept_BMD.flatten(0, 1), rows)
+    return scatter(kept_KD, gate.flatten(), index_BM.flatten()[rows]).view(batch, frames, size)

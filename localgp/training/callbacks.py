@@ -13,7 +13,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from localgp.run import write_atomically
 from localgp.training.module import TrainingModule
+from localgp.training.world import mean_over_ranks
 
 
 class DenseLog(Callback):
@@ -30,11 +32,12 @@ class DenseLog(Callback):
         self._since = self._batch_end = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """A resumed run replays the steps after its checkpoint: their old lines go."""
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        """A resumed run replays the steps after its checkpoint: their old lines go, and a line that a kill cut
+        off."""
+        if trainer.is_global_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if 0 <= _step_of(line) <= trainer.global_step]
+            write_atomically(self.path, "".join(line + "\n" for line in kept))
         self._since = self._batch_end = time.perf_counter()
 
     def on_train_batch_start(
@@ -53,9 +56,9 @@ class DenseLog(Callback):
         elapsed = now - self._since
         learning_rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         terms = {
-            **module.terms,
+            **mean_over_ranks(module.terms),
             "lr": learning_rates[0],
-            "audio_per_second": self._audio / elapsed,
+            "audio_per_second": self._audio / elapsed * trainer.world_size,
             "data_share": self._data_time / elapsed,
             "memory_mib": _memory_mib(),
         }
@@ -65,7 +68,8 @@ class DenseLog(Callback):
                 "temperature": module.cfg.pruning.temperature,
             }
         self._write(trainer, "train", terms)
-        print(_line(trainer, module, terms), flush=True)
+        if trainer.is_global_zero:
+            print(_line(trainer, module, terms), flush=True)
         self._audio = self._data_time = 0.0
         self._since = now
 
@@ -77,7 +81,8 @@ class DenseLog(Callback):
         shown = "  ".join(
             f"{k.removeprefix('valid/')} {v:.3f}" for k, v in sorted(terms.items()) if "real" not in k
         )
-        print(f"step {trainer.global_step:>6}  dev  {shown}", flush=True)
+        if trainer.is_global_zero:
+            print(f"step {trainer.global_step:>6}  dev  {shown}", flush=True)
         self._since = self._batch_end = time.perf_counter()
 
     def _write(self, trainer: L.Trainer, kind: str, terms: dict[str, float]) -> None:
@@ -88,6 +93,14 @@ class DenseLog(Callback):
             file.write(json.dumps(record) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({f"{kind}/{k}": v for k, v in terms.items()}, step=trainer.global_step)
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics.jsonl; -1 for a line that is cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 def _round(value: float) -> float:
@@ -125,29 +138,42 @@ def _line(trainer: L.Trainer, module: TrainingModule, t: dict[str, float]) -> st
 class ResumeCheckpoint(Callback):
     """last.ckpt every so many steps, the one before kept as previous.ckpt.
 
-    Each is written beside its place and renamed into it, so a kill at any moment leaves at least one whole.
+    Each is written beside its place and renamed into it, so a kill at any moment leaves at least one whole. At a
+    step with a dev scoring it is saved after that: what resumes from it takes the scoring for done.
+
+    Args:
+        every: Steps between checkpoints.
+        val_every: Steps between dev scorings.
     """
 
-    def __init__(self, directory: Path, every: int) -> None:
-        self.directory, self.every = directory, every
+    def __init__(self, directory: Path, every: int, val_every: int) -> None:
+        self.directory, self.every, self.val_every = directory, every, val_every
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         step = trainer.global_step
         at_boundary = (index + 1) % trainer.accumulate_grad_batches == 0
-        if step and at_boundary and step % self.every == 0:
-            temporary = self.directory / ".last.ckpt.tmp"
-            trainer.save_checkpoint(temporary, weights_only=False)  # optimizer and all
-            if trainer.is_global_zero:
-                last = self.directory / "last.ckpt"
-                if last.exists():
-                    os.replace(last, self.directory / "previous.ckpt")
-                os.replace(temporary, last)
+        if step and at_boundary and step % self.every == 0 and step % self.val_every:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        temporary = self.directory / ".last.ckpt.tmp"
+        trainer.save_checkpoint(temporary, weights_only=False)  # optimizer and all
+        if trainer.is_global_zero:
+            flush(temporary)
+            last = self.directory / "last.ckpt"
+            if last.exists():
+                os.replace(last, self.directory / "previous.ckpt")
+            os.replace(temporary, last)
 
 
 class BestWeights(Callback):
-    """Keeps the n best sets of weights by dev loss and averages them at the end, as ESPnet does.
+    """Keeps the n best sets of weights by dev loss; `finish` averages them, as ESPnet does.
 
     Args:
         directory: Where ``step<k>-loss<x>.safetensors`` go; the average is ``model.safetensors``.
@@ -163,20 +189,40 @@ class BestWeights(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
+            return
+        state = model_weights(trainer, module)  # of sharded weights every rank has a part
+        if not trainer.is_global_zero:
             return
         loss = float(trainer.callback_metrics["valid/loss"])
         name = f"step{trainer.global_step:07d}-loss{loss:.6f}.safetensors"
         # A resumed run scores a step again: the older file of that step is of the same weights.
         for old in self.directory.glob(f"step{trainer.global_step:07d}-loss*.safetensors"):
             old.unlink()
-        save_weights(module.model.state_dict(), self.directory / name)
+        save_weights(state, self.directory / name)
         for worse in self._ranked()[self.keep :]:
             worse.unlink()
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
-            save_weights(average(self._ranked()[: self.keep]), self.directory / "model.safetensors")
+    def finish(self) -> None:
+        """Writes the average, whose presence says that training is finished. Not a hook of the training's end:
+        a run that was killed between its last step and here has no steps left, and this still to do."""
+        save_weights(average(self._ranked()[: self.keep]), self.directory / "model.safetensors")
+
+
+def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch.Tensor]:
+    """The whole model's weights; every rank has to call this, the first gets them."""
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    if isinstance(trainer.strategy, FSDPStrategy):
+        whole = trainer.strategy.lightning_module_state_dict()
+        return {name.removeprefix("model."): value for name, value in whole.items()}
+    return module.model.state_dict()
+
+
+def flush(path: Path) -> None:
+    """Brings a file's content to the disk, so that a power failure after its renaming does not leave it empty."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -185,6 +231,7 @@ def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
 
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
+    flush(temporary)
     os.replace(temporary, path)
 
 

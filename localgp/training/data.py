@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from localgp.contexts.extract import RowContexts, stack_contexts
+
 IGNORE = -1  # ESPnet's padding of token sequences
 
 
@@ -55,6 +57,7 @@ class TrainingExamples(Dataset):
         group_tasks: One example per utterance with all of its tasks, or one per task.
         init_silence: Up to this many samples of silence are put on the left, drawn per (seed, epoch, example)
             as OWSM's preprocessor does; 0 for none.
+        contexts: What the gates see besides the speech, moved by the silence as the speech is.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class TrainingExamples(Dataset):
         group_tasks: bool,
         init_silence: int = 0,
         seed: int = 0,
+        contexts: RowContexts | None = None,
     ) -> None:
+        self.contexts = contexts
         self.rows, self.tokenizer, self.samples = rows, tokenizer, samples
         self.init_silence, self.seed = init_silence, seed
         tasks = list_tasks(rows)
@@ -105,6 +110,7 @@ class TrainingExamples(Dataset):
                 for task in tasks
             ],
             "tasks": [task.name for task in tasks],
+            "contexts": self.contexts.of(row, offset, self.samples) if self.contexts else {},
         }
 
 
@@ -159,7 +165,7 @@ class Collate:
 
     The batch: ``speech`` (B, N) float32, ``speech_lengths`` (B,) all N, ``signal`` (B, 2) first and last
     sample that is not padding, ``text_ctc`` (B, L), ``text`` and ``text_prev`` (Q, L) with their lengths,
-    ``utterance`` (Q,), and the lists ``utt_ids`` and ``tasks``.
+    ``utterance`` (Q,), ``contexts``, name to (B, T, C) or (B, 1, C), and the lists ``utt_ids`` and ``tasks``.
     """
 
     def __init__(self, na: int) -> None:
@@ -183,6 +189,7 @@ class Collate:
             "text_prev": torch.full((sequences, 1), self.na),
             "text_prev_lengths": torch.ones(sequences, dtype=torch.long),
             "utterance": torch.tensor([i for i, e in enumerate(examples) for _ in e["texts"]]),
+            "contexts": stack_contexts([e["contexts"] for e in examples]),
         }
 
 

@@ -17,10 +17,12 @@ class DevScores(Callback):
         rows: The dev segments to decode.
         backbone: For tokenizer and padded length.
         normalizer: Of the text before WER.
+        contexts: `localgp.contexts.extract.RowContexts` of the rows, where the gates see any.
     """
 
-    def __init__(self, rows: Any, backbone: Any, normalizer: str) -> None:
+    def __init__(self, rows: Any, backbone: Any, normalizer: str, contexts: Any = None) -> None:
         self.rows, self.backbone, self.normalizer = rows, backbone, normalizer
+        self.contexts = contexts
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         from localgp.decoding.options import DecodeOptions
@@ -36,6 +38,7 @@ class DevScores(Callback):
             list_tasks(self.rows),
             DecodeOptions(beam=1, maxlenratio=0.4),
             progress=False,
+            contexts=self.contexts,
         )
         references = references_of(self.rows)
         pairs = {

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from localgp import __version__
+from localgp.analysis.tensorboard import MaskImage
 from localgp.build import build_model
+from localgp.contexts.extract import row_contexts
 from localgp.corpora.prepared import load_prepared
-from localgp.errors import ConfigError
+from localgp.errors import CheckpointError, ConfigError
 from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint
 from localgp.training.data import Collate, StepBatches, TrainingExamples
 from localgp.training.dev_scores import DevScores
+from localgp.training.memory import checkpoint_activations
 from localgp.training.module import TrainingModule
+from localgp.training.world import World, check_launch, connect, first_then_others, from_first
 
 
 def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -34,60 +39,76 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Returns:
         The last dev metrics, and the objects: ``run``, ``model``, ``trainer`` (None if it was finished before).
     """
+    world = check_launch(cfg, multirun=_is_multirun())
     run = Run(cfg)
     run.check()
     if run.finished:
-        print(f"{run.path} is finished; remove it to train again")
+        if world.is_first:
+            print(f"{run.path} is finished; remove it to train again")
         return {}, {"run": run, "model": None, "trainer": None}
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # tips and device notes
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")  # deprecations inside of it
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of channels-last convolutions
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
 
-    rows = load_prepared(cfg)
+    device = resolve_device(cfg.device)
+    connect(world, device.type)
+    rows = first_then_others(world, lambda: load_prepared(cfg))
     model, backbone = build_model(cfg)
     training = cfg.training
     samples = round(backbone.padded_seconds * backbone.sample_rate)
     silence = round(training.init_silence * backbone.sample_rate)
+    train_rows = limit_per_language(rows["train"], training.limit)
+    dev_rows = limit_per_language(rows["dev"], training.val_limit)
+    scored_rows = limit_per_language(rows["dev"], training.val_decode)
+    parts = ((train_rows, rows["train"]), (dev_rows, rows["dev"]), (scored_rows, rows["dev"]))
+    contexts = first_then_others(world, lambda: row_contexts(cfg, *parts))
     examples = TrainingExamples(
-        limit_per_language(rows["train"], training.limit),
+        train_rows,
         backbone.tokenizer,
         samples,
         group_tasks=training.group_tasks,
         init_silence=silence,
         seed=cfg.seed,
+        contexts=contexts,
     )
-    dev = TrainingExamples(
-        limit_per_language(rows["dev"], training.val_limit), backbone.tokenizer, samples, group_tasks=True
-    )
+    dev = TrainingExamples(dev_rows, backbone.tokenizer, samples, group_tasks=True, contexts=contexts)
     if not len(examples) or not len(dev):
         raise ConfigError("the corpus has no training or no dev examples; see `python -m localgp.prepare`")
-    steps_per_epoch = max(1, len(examples) // (training.batch_size * training.accumulate))
-    max_steps = training.max_steps or training.max_epochs * steps_per_epoch
+    steps_per_epoch = max(1, len(examples) // (training.batch_size * training.accumulate * world.ranks))
+    max_steps = cfg.trainer.max_steps or training.max_steps or training.max_epochs * steps_per_epoch
     val_every = min(training.val_every or steps_per_epoch, max_steps)
 
-    run.start()  # only now: a configuration that fails above leaves no directory behind
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    strategy = build_strategy(cfg, world, device)
+    if world.is_first:  # only now: a configuration that fails above leaves no directory behind
+        run.start()
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    if training.checkpointing:
+        checkpoint_activations(model)
     module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
-    device = resolve_device(cfg.device)
     dtype = resolve_precision(training.precision, device)
+    best = BestWeights(run.checkpoints, training.average)
     callbacks: list[Callback] = [
         DenseLog(run.path / "metrics.jsonl", training.log_every),
-        BestWeights(run.checkpoints, training.average),
-        ResumeCheckpoint(run.checkpoints, training.checkpoint_every),
+        best,
+        ResumeCheckpoint(run.checkpoints, training.checkpoint_every, val_every),
     ]
-    progress_bar = sys.stderr.isatty()  # a log file gets the dense lines alone
+    progress_bar = sys.stderr.isatty() and world.is_first  # a log file gets the dense lines alone
     if progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    if training.val_decode:
-        callbacks.append(
-            DevScores(limit_per_language(rows["dev"], training.val_decode), backbone, cfg.evaluate.normalizer)
-        )
+    if training.val_decode and cfg.trainer.strategy != "fsdp":  # decoding needs all weights in one place
+        callbacks.append(DevScores(scored_rows, backbone, cfg.evaluate.normalizer, contexts))
+    pictured = training.logger != "none" and cfg.trainer.strategy != "fsdp"  # as for the scores above
+    if model.policy is not None and pictured and world.is_first:
+        callbacks.append(MaskImage(dev_rows, backbone, contexts))
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=world.devices,
+        num_nodes=world.nodes,
+        strategy=strategy,
         precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         max_steps=max_steps,
         max_epochs=-1,
@@ -96,7 +117,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         num_sanity_val_steps=0,
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=training.grad_clip,
-        logger=build_logger(training.logger, run.path),
+        logger=build_logger(training.logger, run.path) if world.is_first else False,
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=progress_bar,
@@ -105,11 +126,14 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         use_distributed_sampler=False,
         default_root_dir=run.path,
     )
-    checkpoint = newest_checkpoint(run.checkpoints) if training.resume == "auto" else None
-    print(banner(cfg, run, backbone, model, device, dtype, max_steps, steps_per_epoch), flush=True)
-    if checkpoint is not None:
-        step = checkpoint[1]
-        print(f"resuming from {checkpoint[0]} at step {step} of {max_steps}", flush=True)
+    checkpoint = None
+    if world.is_first:
+        checkpoint = newest_checkpoint(run.checkpoints) if training.resume == "auto" else None
+        print(banner(cfg, run, backbone, model, device, dtype, max_steps, steps_per_epoch), flush=True)
+        if checkpoint is not None:
+            step = checkpoint[1]
+            print(f"resuming from {checkpoint[0]} at step {step} of {max_steps}", flush=True)
+    checkpoint = from_first(world, checkpoint)
     start = checkpoint[1] if checkpoint else 0
     collate = Collate(backbone.tokenizer.na)
     train_loader: DataLoader = DataLoader(
@@ -120,6 +144,8 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             max_steps * training.accumulate,
             start=start * training.accumulate,
             seed=cfg.seed,
+            rank=world.rank,
+            ranks=world.ranks,
         ),
         collate_fn=collate,
         num_workers=training.workers,
@@ -129,7 +155,9 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         [(0, i) for i in range(begin, min(begin + training.batch_size, len(dev)))]
         for begin in range(0, len(dev), training.batch_size)
     ]
-    dev_loader: DataLoader = DataLoader(dev, batch_sampler=dev_batches, collate_fn=collate)
+    # Every rank needs a batch, or the others would wait for its part of the mean.
+    share = slice(world.rank, None, world.ranks) if len(dev_batches) >= world.ranks else slice(None)
+    dev_loader: DataLoader = DataLoader(dev, batch_sampler=dev_batches[share], collate_fn=collate)
     began = time.perf_counter()
     trainer.fit(
         module,
@@ -139,9 +167,52 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         weights_only=True,
     )
     seconds = time.perf_counter() - began
-    print(f"trained to step {trainer.global_step} in {seconds:.0f} s: {run.weights}", flush=True)
+    if world.is_first:
+        if trainer.global_step >= max_steps:
+            best.finish()
+        print(f"trained to step {trainer.global_step} in {seconds:.0f} s: {run.weights}", flush=True)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     return metrics, {"run": run, "model": model, "trainer": trainer}
+
+
+def _is_multirun() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def build_strategy(cfg: DictConfig, world: World, device: torch.device) -> Any:
+    """Lightning's strategy for ``trainer.strategy``.
+
+    Raises:
+        ConfigError: FSDP without a GPU.
+    """
+    if cfg.trainer.strategy == "fsdp":
+        if device.type != "cuda":
+            raise ConfigError("trainer.strategy=fsdp needs GPUs; use trainer.strategy=ddp on CPUs")
+        return _fsdp()
+    if world.ranks == 1:
+        return "auto"
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return DDPStrategy(
+        broadcast_buffers=False,  # there are none that training changes
+        gradient_as_bucket_view=True,  # one copy of the gradients less
+        find_unused_parameters=cfg.pruning.path == "gathered",  # a closed module has no gradient on this rank
+    )
+
+
+def _fsdp() -> Any:
+    from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
+    from espnet.nets.pytorch_backend.transformer.decoder_layer import DecoderLayer
+    from espnet.nets.pytorch_backend.transformer.positionwise_feed_forward import PositionwiseFeedForward
+    from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    # The gated encoder calls a layer's modules one by one, so these, and not the layer, are what is sharded.
+    units = {PositionwiseFeedForward, MultiHeadedAttention, ConvolutionalGatingMLP, DecoderLayer}
+    return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full")
 
 
 def limit_per_language(rows: Any, limit: int | None) -> Any:
@@ -165,6 +236,10 @@ def newest_checkpoint(directory: Path) -> tuple[Path, int] | None:
         if not path.exists():
             continue
         try:
+            with zipfile.ZipFile(path) as parts:  # PyTorch itself does not compare the checksums
+                damaged = parts.testzip()
+            if damaged is not None:
+                raise CheckpointError(f"checksum of {damaged}")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return path, int(content["global_step"])
         except Exception as error:  # any unreadable file is the same to the user: use the one before
@@ -203,8 +278,10 @@ def banner(
     """What is about to be trained, on what, and how."""
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gates = sum(p.numel() for p in model.policy.parameters()) if model.policy is not None else 0
+    gates = sum(p.numel() for p in model.gate_parameters())
     training = cfg.training
+    processes = cfg.trainer.devices * cfg.trainer.num_nodes
+    ranks = f" x {processes} processes" if processes > 1 else ""
     return "\n".join(
         [
             f"localgp {__version__} ({commit()[:12]}), torch {torch.__version__}, lightning {L.__version__}, "
@@ -212,11 +289,12 @@ def banner(
             f"  run       {run.path} (config.yaml)",
             f"  backbone  {backbone.name} from {backbone.source}, padded to {backbone.padded_seconds:g} s",
             f"  gates     encoder {cfg.pruning.encoder or 'none'}, decoder {cfg.pruning.decoder or 'none'}, "
-            f"context {list(cfg.pruning.context)}, target sparsity {cfg.pruning.target:.0%}, {cfg.pruning.path} path",
+            f"context {[*cfg.pruning.context, *cfg.pruning.decoder_context]}, "
+            f"target sparsity {cfg.pruning.target:.0%}, {cfg.pruning.path} path",
             f"  size      {total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trainable, "
             f"{gates / 1e6:.3f} M in gates",
             f"  training  {max_steps} steps ({max_steps / steps_per_epoch:.1f} epochs) of {training.batch_size} x "
-            f"{training.accumulate}, {training.optimizer} lr {training.lr:g} (gates {training.gate_lr:g}), "
+            f"{training.accumulate}{ranks}, {training.optimizer} lr {training.lr:g} (gates {training.gate_lr:g}), "
             f"{str(dtype).removeprefix('torch.')} on {device}, seed {cfg.seed}",
         ]
     )

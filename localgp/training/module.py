@@ -12,10 +12,11 @@ from torch import Tensor
 
 from localgp.errors import NonFiniteError
 from localgp.gates.loss import kept_ratio, sparsity_loss
-from localgp.model import GatedS2T
+from localgp.model import GatedS2T, Losses
 from localgp.pruning.encoder import EncoderOutput
 from localgp.training.data import real_frames
 from localgp.training.schedule import build_optimizer
+from localgp.training.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -50,39 +51,75 @@ class TrainingModule(L.LightningModule):
         self._micro_step += 1
         encoded = self._encode(batch, self.cfg.pruning.path)
         losses = self.model.losses(encoded, batch)
-        total = losses.total
+        # A batch counts its sequences' mean; processes may have different numbers of them.
+        attention = losses.attention * weight_among_ranks(len(batch["text"]))
+        total = losses.total + (1 - self.model.espnet.ctc_weight) * (attention - losses.attention)
         terms = {
             "loss_ctc": float(losses.ctc.detach()),
-            "loss_att": float(losses.attention.detach()),
+            "loss_att": float(attention.detach()),
             "accuracy": losses.accuracy,
         }
-        if encoded.gates and self._learns_gates:
+        if encoded.gates and _learns(self.model.policy):
             frames_BT = self._counted_frames(encoded, batch)
             sparsity = sparsity_loss(
-                encoded.gates, self.cfg.pruning.target, frames_BT, per=self.cfg.pruning.sparsity_per
+                encoded.gates,
+                self.cfg.pruning.target,
+                frames_BT,
+                per=self.cfg.pruning.sparsity_per,
+                total=sum_over_ranks,
             )
             total = total + self.cfg.pruning.sparsity_weight * sparsity
             terms["loss_sparsity"] = float(sparsity.detach())
+        if losses.decoder_gates and _learns(self.model.decoder_policy):
+            assert losses.tokens is not None
+            # Its own loss with the same target: one ratio over both sides would let the decoder, which is nearly
+            # free to prune, buy the encoder's share.
+            sparsity = sparsity_loss(
+                losses.decoder_gates,
+                self.cfg.pruning.target,
+                losses.tokens,
+                per=self.cfg.pruning.sparsity_per,
+                total=sum_over_ranks,
+            )
+            total = total + self.cfg.pruning.sparsity_weight * sparsity
+            terms["loss_sparsity_decoder"] = float(sparsity.detach())
+            terms["loss_sparsity"] = terms.get("loss_sparsity", 0.0) + terms["loss_sparsity_decoder"]
         terms["loss"] = float(total.detach())
-        terms |= self._kept(encoded, batch)
+        terms |= self._kept(encoded, batch) | kept_tokens(losses)
+        if losses.decoder_gates:
+            terms |= {
+                "target_kept": 1 - self.cfg.pruning.target,
+                "temperature": self.cfg.pruning.temperature,
+            }
         self._check_finite(terms, batch)
         self.terms = terms
         return total
+
+    def on_validation_epoch_start(self) -> None:
+        self._dev_sums: dict[str, float] = {}
+        self._dev_utterances = 0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         encoded = self._encode(batch, "gathered")
         losses = self.model.losses(encoded, batch)
         terms: dict[str, Any] = {"valid/loss": losses.total, "valid/accuracy": losses.accuracy}
-        terms |= {f"valid/{name}": value for name, value in self._kept(encoded, batch).items()}
-        self.log_dict(terms, batch_size=len(batch["utt_ids"]), sync_dist=True)
+        kept = self._kept(encoded, batch) | kept_tokens(losses)
+        terms |= {f"valid/{name}": value for name, value in kept.items()}
+        utterances = len(batch["utt_ids"])
+        self._dev_utterances += utterances
+        for name, value in terms.items():
+            self._dev_sums[name] = self._dev_sums.get(name, 0.0) + float(value) * utterances
 
-    @property
-    def _learns_gates(self) -> bool:
-        policy = self.model.policy
-        return policy is not None and any(True for _ in policy.parameters())
+    def on_validation_epoch_end(self) -> None:
+        """Means over all utterances, whichever process had them. Lightning's own average over processes counts
+        utterances in whole numbers, and is wrong where they have different numbers of them."""
+        every = mean_over_ranks({**self._dev_sums, "": float(self._dev_utterances)})
+        utterances = every.pop("")
+        self.log_dict({name: value / utterances for name, value in every.items()})
 
     def _encode(self, batch: dict[str, Any], path: str) -> EncoderOutput:
-        return self.model.encode(batch["speech"], batch["speech_lengths"], batch.get("contexts"), path=path)
+        lengths_B = batch["signal"][:, 1] if self.model.trim else batch["speech_lengths"]
+        return self.model.encode(batch["speech"], lengths_B, batch.get("contexts"), path=path)
 
     def _counted_frames(self, encoded: EncoderOutput, batch: dict[str, Any]) -> Tensor:
         batch_size, frames = encoded.x.shape[:2]
@@ -121,6 +158,22 @@ class TrainingModule(L.LightningModule):
                 "(training.lr), half precision (training.precision=fp32), or damaged audio in these utterances."
             )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm over all parameters, wherever their shards are."""
+        from lightning.pytorch.strategies import FSDPStrategy
+
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy) and gradient_clip_val:
+            assert strategy.model is not None
+            strategy.model.clip_grad_norm_(gradient_clip_val)  # type: ignore[operator]
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norms = torch.stack(
             [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -136,6 +189,24 @@ class TrainingModule(L.LightningModule):
                 "other parameters. No update was made and last.ckpt is from before it. Lower training.lr, or set "
                 "training.precision=fp32."
             )
+
+
+def _learns(policy: Any) -> bool:
+    return policy is not None and any(True for _ in policy.parameters())
+
+
+@torch.no_grad()
+def kept_tokens(losses: Losses) -> dict[str, float]:
+    """Share of the decoder's real tokens for which a kind of module runs, over all layers."""
+    if not losses.decoder_gates or losses.tokens is None:
+        return {}
+    tokens = losses.tokens
+    return {
+        f"kept/decoder.{name}": float(
+            torch.stack([kept_ratio(gates[name].decision, tokens) for gates in losses.decoder_gates]).mean()
+        )
+        for name in losses.decoder_gates[0]
+    }
 
 
 def _finite(value: float) -> bool:

@@ -35,6 +35,29 @@ def linear_factor(step: int, warmup: int, total: int) -> float:
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
+def optimizer_kind(name: str, device_type: str) -> tuple[Any, dict[str, Any]]:
+    """The class for ``training.optimizer`` and its further arguments; fused on a GPU.
+
+    Raises:
+        ConfigError: It does not exist, or 8-bit states cannot be had here.
+    """
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if name in kinds:
+        return kinds[name], {"fused": True} if device_type == "cuda" else {}
+    eight_bit = {"adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
+    if name not in eight_bit:
+        raise ConfigError(f"training.optimizer is {name!r}; valid: {', '.join([*kinds, *eight_bit])}")
+    if device_type != "cuda":
+        raise ConfigError(f"training.optimizer={name} needs a GPU; use {name.removesuffix('8bit')}")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError(
+            f"training.optimizer={name} needs bitsandbytes: pip install 'localgp[memory]'"
+        ) from error
+    return getattr(bitsandbytes.optim, eight_bit[name]), {}
+
+
 def build_optimizer(model: GatedS2T, training: DictConfig, max_steps: int) -> dict[str, Any]:
     """Two groups: the backbone at ``training.lr``, the gates at ``training.gate_lr``, which start from nothing.
 
@@ -42,14 +65,11 @@ def build_optimizer(model: GatedS2T, training: DictConfig, max_steps: int) -> di
         ConfigError: For an optimizer or a schedule that does not exist.
     """
     groups = [{"params": [p for p in model.espnet.parameters() if p.requires_grad], "lr": training.lr}]
-    gates = list(model.policy.parameters()) if model.policy is not None else []
+    gates = list(model.gate_parameters())
     if gates:
         groups.append({"params": gates, "lr": training.gate_lr})
-    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if training.optimizer not in optimizers:
-        raise ConfigError(f"training.optimizer is {training.optimizer!r}; valid: {', '.join(optimizers)}")
-    fused = {"fused": True} if torch.cuda.is_available() else {}
-    optimizer = optimizers[training.optimizer](groups, weight_decay=training.weight_decay, **fused)
+    kind, extra = optimizer_kind(str(training.optimizer), next(model.parameters()).device.type)
+    optimizer = kind(groups, weight_decay=training.weight_decay, **extra)
     schedules = {
         "warmup": lambda step: warmup_factor(step + 1, training.warmup_steps),
         "linear": lambda step: linear_factor(step, training.warmup_steps, max_steps),

@@ -1,0 +1,114 @@
+"""What the gates did in an evaluation: kept ratios, and GFLOPs of exactly the frames and tokens that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from localgp.evaluation.decoder_gates_file import DecoderGateRecord, kept_of_tokens
+from localgp.evaluation.gates_file import GateRecord
+
+
+def kept_ratios(gates: GateRecord | None, decoder_gates: DecoderGateRecord | None = None) -> dict[str, Any]:
+    """``kept`` and ``kept_real`` per module kind (share of all frames, and of those with signal), the same by
+    layer, and the sparsity reached over all gated modules. Decoder modules count tokens, of which none is padding.
+
+    Of ``sparsity``, ``skipped_that_is_padding`` answers how much of what the encoder's gates save a shorter input
+    would save too; ``padding``, the share of all frames that is padding, is what it would be by chance.
+    """
+    found: dict[str, Any] = {"kept": {}, "kept_real": {}, "kept_layers": {}, "sparsity": None}
+    sparsity: dict[str, float] = {}
+    if gates is not None:
+        every_LM, real_LM = gates.kept()
+        for m, name in enumerate(f"encoder.{module}" for module in gates.modules):
+            found["kept"][name] = _rounded(every_LM[:, m].mean())
+            found["kept_real"][name] = _rounded(real_LM[:, m].mean())
+            found["kept_layers"][name] = [_rounded(value) for value in every_LM[:, m]]
+        padding_UT = ~gates.real_mask()
+        skipped_ULMT = ~gates.open
+        padded = int((skipped_ULMT & padding_UT[:, None, None, :]).sum())
+        sparsity |= {
+            "all_frames": _rounded(1 - every_LM.mean()),
+            "real_frames": _rounded(1 - real_LM.mean()),
+            "skipped_that_is_padding": _rounded(padded / max(1, int(skipped_ULMT.sum()))),
+            "padding": _rounded(padding_UT.mean()),
+        }
+    if decoder_gates is not None:
+        kept_LM = kept_of_tokens(decoder_gates)
+        for m, name in enumerate(f"decoder.{module}" for module in decoder_gates.modules):
+            found["kept"][name] = found["kept_real"][name] = _rounded(kept_LM[:, m].mean())
+            found["kept_layers"][name] = [_rounded(value) for value in kept_LM[:, m]]
+        sparsity["decoder_tokens"] = _rounded(1 - kept_LM.mean())
+    found["sparsity"] = sparsity or None
+    return found
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 4)
+
+
+def measured_gflops(
+    model: Any,
+    backbone: Any,
+    gates: GateRecord | None,
+    decoder_gates: DecoderGateRecord | None = None,
+    samples: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """GFLOPs of the encoder, averaged over the utterances decoded, each with the frames it really ran on, and,
+    where the decoder has gates, of the decoder, averaged over best hypotheses.
+
+    Args:
+        model: `localgp.model.GatedS2T`.
+        backbone: Its `localgp.backbone.owsm.Backbone`.
+        samples: Of each utterance, where inputs are not padded (a dense encoder).
+    """
+    from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of
+
+    config, seconds = backbone.train_config, backbone.padded_seconds
+    feature_frames = feature_frames_of(config, seconds)
+    cost = EncoderCost.of(model.espnet.encoder, feature_frames)
+    dense = cost.encoder(feature_frames)
+    gate_cost = cost.gates(model.policy)
+    pruned, length = dense, f"{seconds:g} s"
+    if samples is not None:
+        own = [feature_frames_of(config, count / backbone.sample_rate) for count in samples]
+        pruned = float(np.mean([EncoderCost.of(model.espnet.encoder, n).encoder(n) for n in own]))
+        length = "each utterance at its own length"
+    if gates is not None:
+        kept_ULM = gates.open.sum(-1).astype(np.float64)
+        counted = [
+            cost.encoder(feature_frames, [dict(zip(gates.modules, layer, strict=True)) for layer in kept_LM])
+            for kept_LM in kept_ULM
+        ]
+        pruned = float(np.mean(counted))
+    encoder = pruned + gate_cost
+    return {
+        "encoder": round(encoder / 1e9, 6),
+        "gates": round(gate_cost / 1e9, 6),
+        "dense": round(dense / 1e9, 6),
+        **_decoder_gflops(model, cost.frames, decoder_gates),
+        "context": 0.0,
+        "total": round(encoder / 1e9, 6),
+        "convention": f"{CONVENTION}, {length}",
+    }
+
+
+def _decoder_gflops(model: Any, frames: int, record: DecoderGateRecord | None) -> dict[str, float]:
+    """``decoder`` and ``decoder_dense``: the same hypotheses, without their primers, with and without gates."""
+    from localgp.evaluation.decoder_flops import DecoderCost
+
+    if record is None or not len(record.lengths):
+        return {}
+    cost = DecoderCost.of(model.espnet.decoder, frames)
+    ends = np.cumsum(record.lengths)
+    gated, dense = [], []
+    for end, count in zip(ends, record.lengths, strict=True):
+        opened = record.open[end - count : end]
+        gated.append(cost.measured(opened, record.modules) + cost.gates(model.decoder_policy, int(count)))
+        dense.append(cost.measured(np.ones_like(opened), record.modules))
+    return {
+        "decoder": round(float(np.mean(gated)) / 1e9, 6),
+        "decoder_dense": round(float(np.mean(dense)) / 1e9, 6),
+    }

@@ -1,0 +1,92 @@
+"""Runs that alternate, so that a machine that is slow for a while is slow for all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Attributes:
+    seconds: Name of a run to its seconds in every round.
+    """
+
+    seconds: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, over: str, under: str) -> float:
+        """Median over the rounds of the one's time over the other's.
+
+        Example:
+            >>> Paired({"ours": [1.0, 2.0, 9.0], "theirs": [2.0, 4.0, 6.0]}).ratio("ours", "theirs")
+            0.5
+        """
+        return statistics.median(a / b for a, b in zip(self.seconds[over], self.seconds[under], strict=True))
+
+
+def paired(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device, *, warmup: int = 1
+) -> Paired:
+    """Times every run ``repeats`` times, in turns; CUDA by events on the stream, anything else by the clock.
+
+    Args:
+        warmup: Rounds before that are not counted: the first run makes kernels and lays weights out.
+    """
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            seconds[name].append(_seconds(run, device))
+    return Paired(seconds)
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return begin.elapsed_time(end) / 1e3
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def peak_megabytes(run: Callable[[], Any], device: torch.device) -> float | None:
+    """Memory that a run takes at most beyond what was in use before it; None where the system cannot say.
+
+    On CUDA what PyTorch allocates; on a CPU the process's resident set, whose high-water mark Linux lets a process
+    reset for itself.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before_kb = _status_kilobytes("VmRSS")
+        run()
+        return round((_status_kilobytes("VmHWM") - before_kb) / 2**10, 1)
+    except (OSError, StopIteration):
+        return None
+
+
+def _status_kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])

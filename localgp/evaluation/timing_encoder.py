@@ -1,0 +1,324 @@
+"""Seconds of the encoder: ours against ESPnet's, gated against dense, paired in one run.
+
+Every row compares runs that alternate, and gives the median of their ratios with the ratio of their FLOPs beside it.
+Random features stand in for speech: no encoder's time depends on what is said. (What learnt gates skip does: see
+`bench_learnt`.)
+
+Shape legend: B utterances, S feature frames, F mel bins, N encoder frames of all utterances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localgp.evaluation.flops import EncoderCost
+from localgp.evaluation.timing import Paired, paired, peak_megabytes
+from localgp.evaluation.timing_parts import INSIDE, PARTS, espnet_seconds, flop_shares, our_seconds
+from localgp.gates import LocalGates, RandomGates
+from localgp.gates.folded import FoldedLocalGates
+from localgp.pruning.encoder import encode
+from localgp.pruning.packed import PackedEncoder
+from localgp.pruning.ragged import Ragged
+from localgp.pruning.subsampling import output_frames
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MODULES = ("ffn1", "attention", "ffn2")
+MEASURES = ("dense", "padded", "pruned", "ragged", "gates", "profile")
+SILENCE = -2.0  # what a normalised log-mel of zeros is differs by corpus; that it is constant is what counts
+
+
+class EncoderBench:
+    """Benchmarks of one encoder.
+
+    Args:
+        encoder: ESPnet's, dense, untouched; random weights will do.
+        backbone: Name for the rows.
+        seconds: Of an utterance, padded.
+        repeats: Rounds of ours against ours.
+        espnet_repeats: Rounds of ESPnet against ours.
+        seed: Of inputs and gates.
+        progress: Called with a line after each row.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        backbone: str,
+        seconds: float = 30.0,
+        repeats: int = 5,
+        espnet_repeats: int = 3,
+        seed: int = 0,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.encoder = encoder.eval()
+        self.backbone, self.repeats, self.espnet_repeats, self.seed = backbone, repeats, espnet_repeats, seed
+        self.frames = feature_frames(seconds)
+        self.seconds = seconds
+        self.device = next(encoder.parameters()).device
+        self.cost = EncoderCost.of(encoder, self.frames)
+        self.rows: list[dict[str, Any]] = []
+        self._progress = progress
+        self._packed: dict[str, PackedEncoder] = {}
+
+    def features(self, batch: int, speech: float | None = None) -> Tensor:
+        """(B, S, F), noise; constant from ``speech`` seconds on."""
+        generator = torch.Generator().manual_seed(self.seed)
+        feats_BSF = torch.randn(batch, self.frames, self.cost.bins, generator=generator)
+        if speech is not None:
+            feats_BSF[:, feature_frames(speech) :] = SILENCE
+        return feats_BSF.to(self.device)
+
+    def packed(self, dtype: str) -> PackedEncoder:
+        """Ours, its weights laid out once for all measurements of a type."""
+        if dtype not in self._packed:
+            self._packed.clear()  # one type's weights at a time
+            self._packed[dtype] = PackedEncoder(self.encoder, DTYPES[dtype])
+        return self._packed[dtype]
+
+    def espnet(self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str) -> Callable[[], Any]:
+        """ESPnet's own forward, in bf16 under autocast."""
+        lengths_B = torch.tensor(list(lengths), device=self.device)
+
+        @torch.no_grad()
+        def run() -> Any:
+            with torch.autocast(self.device.type, dtype=DTYPES[dtype], enabled=dtype != "fp32"):
+                return self.encoder(feats_BSF, lengths_B)
+
+        return run
+
+    def ours(
+        self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str, policy: Any = None
+    ) -> Callable[[], Any]:
+        packed, ends = self.packed(dtype), list(lengths)
+        return lambda: packed(feats_BSF, ends, policy)
+
+    def dense(self, dtype: str, batch: int, speech: float | None = None) -> None:
+        """Ours against ESPnet's on the same input; with ``speech`` seconds of it, the rest constant."""
+        feats_BSF = self.features(batch, speech)
+        lengths = [self.frames] * batch
+        ours, theirs = (make(feats_BSF, lengths, dtype) for make in (self.ours, self.espnet))
+        times = paired({"ours": ours, "espnet": theirs}, self.espnet_repeats, self.device)
+        own, other = ours().x, theirs()[0].flatten(0, 1)
+        error = float((own - other).abs().max() / other.abs().max())
+        measure = "dense" if speech is None else "padded"
+        row = {"against": "espnet", "flop_ratio": 1.0, "relative_error": float(f"{error:.2g}")}
+        if speech is not None:
+            row["speech_seconds"] = speech
+        row["espnet_peak_mb"] = peak_megabytes(theirs, self.device)
+        self._add(measure, dtype, batch, times, "ours", "espnet", ours, row)
+
+    def pruned(self, dtype: str, batch: int, share: float) -> None:
+        """Random gates against our dense path."""
+        feats_BSF, lengths = self.features(batch), [self.frames] * batch
+        policy = RandomGates(MODULES, share, self.seed).eval()
+        dense, gated = (self.ours(feats_BSF, lengths, dtype, gates) for gates in (None, policy))
+        times = paired({"dense": dense, "pruned": gated}, self.repeats, self.device)
+        kept = dict.fromkeys(MODULES, float(self.cost.frames - round(share * self.cost.frames)))
+        row = {"against": "dense", "skipped": share, "flop_ratio": self._flop_ratio(kept)}
+        self._add("pruned", dtype, batch, times, "pruned", "dense", gated, row)
+
+    def ragged(self, dtype: str, parts: Sequence[float]) -> None:
+        """A ragged batch, packed, against one utterance of full length times the parts' share of its FLOPs; and
+        against ESPnet's padded batch."""
+        longest = max(parts)
+        lengths = [feature_frames(part) for part in parts]
+        generator = torch.Generator().manual_seed(self.seed)
+        feats_BSF = torch.randn(len(parts), max(lengths), self.cost.bins, generator=generator).to(self.device)
+        alone = self.ours(feats_BSF[:1], [max(lengths)], dtype)
+        packed = self.ours(feats_BSF, lengths, dtype)
+        padded = self.espnet(feats_BSF, lengths, dtype)
+        times = paired({"one": alone, "packed": packed}, self.repeats, self.device)
+        costs = [EncoderCost.of(self.encoder, length).encoder(length) for length in lengths]
+        share = sum(costs) / max(costs)
+        against = paired({"packed": packed, "espnet": padded}, self.espnet_repeats, self.device)
+        row = {
+            "against": f"one of {longest:g} s",
+            "parts_seconds": list(parts),
+            "flop_ratio": round(share, 4),
+            "time_over_share_of_work": round(times.ratio("packed", "one") / share, 4),
+            "espnet_padded_over_ours": round(against.ratio("espnet", "packed"), 4),
+        }
+        self._add("ragged", dtype, len(parts), times, "packed", "one", packed, row)
+
+    def gates(self, dtype: str, batch: int) -> None:
+        """What LocalGP itself takes (all layers' predictors and their attention to the contexts) of the dense
+        encoder's time. The inputs are noise of the layers' shape: what is decided is thrown away."""
+        layout = Ragged([output_frames(self.frames)] * batch, self.device)
+        torch.manual_seed(self.seed)
+        size = self.encoder.output_size()
+        layers = len(self.encoder.encoders)
+        policy = LocalGates(layers, size, MODULES, {"front": size}).to(self.device).eval()
+        folded = FoldedLocalGates(policy)
+        x_ND = torch.randn(layout.total, size, device=self.device)
+
+        @torch.no_grad()
+        def predict() -> None:
+            memory = folded.begin([x_ND], layout.owner_N)
+            for layer in range(layers):
+                folded.gate(layer, x_ND, memory)
+
+        dense = self.ours(self.features(batch), [self.frames] * batch, dtype)
+        times = paired({"gates": predict, "dense": dense}, self.repeats, self.device)
+        flops = folded.flops(layout.total) / (batch * self.cost.encoder(self.frames))
+        row = {"against": "dense", "flop_ratio": round(flops, 5)}
+        self._add("gates", dtype, batch, times, "gates", "dense", predict, row)
+
+    def profile(self, dtype: str) -> None:
+        """Seconds by part of one utterance, ours and ESPnet's; a row for each part."""
+        feats_BSF, lengths = self.features(1), [self.frames]
+        ours = our_seconds(self.ours(feats_BSF, lengths, dtype), self.espnet_repeats)
+        theirs = espnet_seconds(self.encoder, self.espnet(feats_BSF, lengths, dtype), self.espnet_repeats)
+        shares = flop_shares(self.cost, self.frames)
+        total = sum(ours[part] for part in PARTS)
+        for part in (*PARTS, INSIDE):
+            row = {
+                "measure": "profile",
+                "backbone": self.backbone,
+                "dtype": dtype,
+                "batch": 1,
+                "audio_seconds": self.seconds,
+                "part": part,
+                "seconds": round(ours[part], 5),
+                "against": "espnet",
+                "against_seconds": round(theirs[part], 5),
+                "time_share": round(ours[part] / total, 4),
+                "flop_share": round(shares[part], 4),
+            }
+            self.rows.append(row)
+            self._progress(
+                f"profile {self.backbone} {dtype} {part}: {row['seconds']} s, ESPnet {row['against_seconds']} s, "
+                f"{row['time_share']:.1%} of our time, {row['flop_share']:.1%} of the FLOPs"
+            )
+
+    def _flop_ratio(self, kept: dict[str, float]) -> float:
+        pruned = self.cost.encoder(self.frames, [kept] * self.cost.layers)
+        return round(pruned / self.cost.encoder(self.frames), 4)
+
+    def _add(
+        self,
+        measure: str,
+        dtype: str,
+        batch: int,
+        times: Paired,
+        over: str,
+        under: str,
+        run: Callable[[], Any],
+        more: dict[str, Any],
+    ) -> None:
+        row = make_row(measure, self.backbone, dtype, batch, self.seconds, times, over, under) | more
+        row |= saved_share(row)
+        row["peak_mb"] = peak_megabytes(run, self.device)
+        self.rows.append(row)
+        self._progress(describe(row))
+
+
+def make_row(
+    measure: str,
+    backbone: str,
+    dtype: str,
+    batch: int,
+    seconds: float,
+    times: Paired,
+    over: str,
+    under: str,
+) -> dict[str, Any]:
+    return {
+        "measure": measure,
+        "backbone": backbone,
+        "dtype": dtype,
+        "batch": batch,
+        "audio_seconds": seconds,
+        "against": under,
+        "skipped": 0.0,
+        "seconds": round(times.median(over), 5),
+        "against_seconds": round(times.median(under), 5),
+        "time_ratio": round(times.ratio(over, under), 4),
+        "flop_ratio": None,
+    }
+
+
+def saved_share(row: dict[str, Any]) -> dict[str, float]:
+    """Of the FLOPs skipped, the share that became time.
+
+    Example:
+        >>> saved_share({"skipped": 0.3, "time_ratio": 0.82, "flop_ratio": 0.8})
+        {'saved_flops_became_time': 0.9}
+    """
+    if not row["skipped"] or row["flop_ratio"] is None or row["flop_ratio"] >= 1:
+        return {}
+    return {"saved_flops_became_time": round((1 - row["time_ratio"]) / (1 - row["flop_ratio"]), 3)}
+
+
+def describe(row: dict[str, Any]) -> str:
+    what = f"{row['measure']} {row['backbone']} {row['dtype']} x{row['batch']}"
+    if row["skipped"]:
+        what += f", {row['skipped']:.0%} skipped"
+    return (
+        f"{what}: {row['seconds']:.3f} s, {row['time_ratio']} of {row['against']} (FLOPs {row['flop_ratio']})"
+    )
+
+
+def feature_frames(seconds: float) -> int:
+    """Log-mel frames of so much audio: one per 10 ms, and one as the STFT is centred.
+
+    Example:
+        >>> feature_frames(30.0)
+        3001
+    """
+    return round(100 * seconds) + 1
+
+
+def bench_learnt(
+    model: Any,
+    batches: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]],
+    *,
+    backbone: str,
+    name: str,
+    seconds: float,
+    dtype: str = "fp32",
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Trained gates on real speech against the same encoder without gates, both packed.
+
+    Args:
+        model: `localgp.model.GatedS2T` with trained gates, in eval mode.
+        batches: (speech (B, N), lengths (B,), contexts) of padded utterances.
+        backbone, name: Of the run, for the row.
+        seconds: Of a padded utterance.
+    """
+    device = next(model.parameters()).device
+    encoder, policy = model.espnet.encoder, model.policy
+    with torch.no_grad():
+        inputs = [(*model.features(speech, lengths), contexts) for speech, lengths, contexts in batches]
+
+    @torch.no_grad()
+    def run(gates: Any) -> list[Any]:
+        with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "fp32"):
+            return [
+                encode(encoder, feats, ends, gates, contexts, path="packed")
+                for feats, ends, contexts in inputs
+            ]
+
+    times = paired({"gated": lambda: run(policy), "dense": lambda: run(None)}, repeats, device)
+    frames = inputs[0][0].shape[1]
+    cost = EncoderCost.of(encoder, frames)
+    pruned, count, opened = 0.0, 0, []
+    for output in run(policy):
+        expanded = [
+            {n: g.value.expand(output.x.shape[:2]) for n, g in layer.items()} for layer in output.gates
+        ]
+        opened += [value.mean() for layer in expanded for value in layer.values()]
+        for b in range(len(output.x)):
+            kept = [{n: float(v[b].sum()) for n, v in layer.items()} for layer in expanded]
+            pruned += cost.encoder(frames, kept) + cost.gates(policy)
+            count += 1
+    batch = len(inputs[0][0])
+    row = make_row("learnt", f"{backbone} {name}", dtype, batch, seconds, times, "gated", "dense")
+    row["skipped"] = round(1 - float(torch.stack(opened).mean()), 4)
+    row["flop_ratio"] = round(pruned / (count * cost.encoder(frames)), 4)
+    return row | saved_share(row) | {"peak_mb": peak_megabytes(lambda: run(policy), device)}

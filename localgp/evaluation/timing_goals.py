@@ -1,0 +1,88 @@
+"""The speeds that the project promises, each with its limit, judged from a benchmark's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+ENCODER_DENSE = {"fp32": 0.58, "bf16": 0.42}  # of ESPnet's time, 30 s
+ENCODER_PADDED = 0.45  # of ESPnet's time, 10 s of speech padded to 30 s, fp32
+PRUNED_MARGIN, TRAINING_MARGIN = 0.03, 0.05  # above the FLOP ratio
+RAGGED_SHARE, RAGGED_ESPNET = 1.1, 1.7
+GATES_SHARE = 0.04  # of the dense encoder's time
+DECODER_SPEEDUP = {(1, 0.0): 8.0, (1, 0.3): 6.0, (8, 0.0): 25.0, (8, 0.3): 12.0}
+DECODER_STEP = 0.80  # of the dense step's time at 30 % of modules skipped, 8 utterances
+
+
+def goal(name: str, value: float, limit: float, *, at_least: bool = False) -> dict[str, Any]:
+    """One line of the JSON.
+
+    Example:
+        >>> goal("half of ESPnet's time", 0.49, 0.5)
+        {'goal': "half of ESPnet's time", 'value': 0.49, 'limit': 0.5, 'sense': '<=', 'met': True}
+    """
+    met = value >= limit if at_least else value <= limit
+    return {
+        "goal": name,
+        "value": round(value, 4),
+        "limit": round(limit, 4),
+        "sense": ">=" if at_least else "<=",
+        "met": met,
+    }
+
+
+def encoder_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Goals 1, 2, 3 and 7, of the rows that are there."""
+    goals = []
+    for row in rows:
+        where, one = f"{row['backbone']} {row['dtype']} batch {row['batch']}", row["batch"] == 1
+        if row["measure"] == "pruned" and one:
+            name = f"1: pruned {row['skipped']:.0%} / own dense, {where}"
+            goals.append(goal(name, row["time_ratio"], row["flop_ratio"] + PRUNED_MARGIN))
+        elif row["measure"] == "dense" and one:
+            goals.append(
+                goal(f"2: own dense / ESPnet, {where}", row["time_ratio"], ENCODER_DENSE[row["dtype"]])
+            )
+        elif row["measure"] == "padded" and one and row["dtype"] == "fp32":
+            name = (
+                f"2: own / ESPnet, {row['speech_seconds']:g} s padded to {row['audio_seconds']:g} s, {where}"
+            )
+            goals.append(goal(name, row["time_ratio"], ENCODER_PADDED))
+        elif row["measure"] == "ragged":
+            name = f"3: ragged batch / its share of work, {where}"
+            goals.append(goal(name, row["time_over_share_of_work"], RAGGED_SHARE))
+            name = f"3: ESPnet padded / ours packed, {where}"
+            goals.append(goal(name, row["espnet_padded_over_ours"], RAGGED_ESPNET, at_least=True))
+        elif row["measure"] == "gates" and one:
+            goals.append(goal(f"7: LocalGP / own dense, {where}", row["time_ratio"], GATES_SHARE))
+    return goals
+
+
+def training_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Goal 6."""
+    return [
+        goal(
+            f"6: training step {row['skipped']:.0%} gathered / dense, {row['backbone']} batch {row['batch']}",
+            row["time_ratio"],
+            row["flop_ratio"] + TRAINING_MARGIN,
+        )
+        for row in rows
+    ]
+
+
+def decoder_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Goals 4 and 5, of the rows in fp32 that are there."""
+    goals = []
+    for row in rows:
+        if row["dtype"] != "fp32":
+            continue
+        where = f"{row['backbone']} x{row['utterances']}"
+        limit = DECODER_SPEEDUP.get((row["utterances"], row["ctc_weight"]))
+        if row["speedup_vs_espnet"] is not None and limit is not None:
+            name = f"4: decoder / ESPnet, utterances per second, {where}, ctc_weight {row['ctc_weight']}"
+            found = goal(name, row["speedup_vs_espnet"], limit, at_least=True)
+            goals.append(found | {"met": found["met"] and row["identical_hypotheses"]})
+        elif row["step_time_ratio_vs_dense"] is not None and row["skipped"] == 0.3 and row["utterances"] == 8:
+            name = f"5: decoder step, 30% skipped / dense, {where}"
+            goals.append(goal(name, row["step_time_ratio_vs_dense"], DECODER_STEP))
+    return goals

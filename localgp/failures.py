@@ -1,0 +1,83 @@
+"""What to say about failures that are not ours: disk, memory, devices, worker processes.
+
+`localgp.cli` prints this in place of a traceback. Anything that is not listed here stays a traceback, since
+hiding a bug helps nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+
+def remedy(error: BaseException) -> str | None:
+    """What happened and what to do about it; None where this is not a failure of the surroundings."""
+    if isinstance(error, OSError):
+        return _of_system(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _OUT_OF_MEMORY.format(_first_line(text) or "the machine's memory is used up")
+    if isinstance(error, RuntimeError):
+        if re.search(r"out of memory|can't allocate memory|DefaultCPUAllocator", text):
+            return _OUT_OF_MEMORY.format(_first_line(text))
+        if re.search(r"DataLoader worker|worker.*(exited|killed)|Broken ?[Pp]rocess", text):
+            return (
+                f"a data loading process died ({_first_line(text)}): most often it was killed for memory, or shared "
+                "memory (/dev/shm) is full. Set training.workers=0, or fewer; what is saved stays, and the same "
+                "command goes on from it."
+            )
+        if re.search(r"NCCL|ncclInternalError|Connection (closed|reset) by peer|Gloo", text):
+            return (
+                f"the connection between the processes of this run broke ({_first_line(text)}): one of them failed "
+                "first; its message is above, or on another node. The same command goes on from the last checkpoint."
+            )
+        # PyTorch's file writer reports a full disk as this, without an errno.
+        if re.search(r"PytorchStreamWriter failed|enforce fail at inline_container", text):
+            return _DISK_FULL.format(_first_line(text))
+    if type(error).__name__ == "SafetensorError" and re.search(r"No space left|os error 28", text):
+        return _DISK_FULL.format(_first_line(text))
+    if type(error).__name__ in ("BrokenProcessPool", "ProcessExitedException"):
+        return (
+            f"a worker process died ({_first_line(text)}), most often for want of memory: use fewer "
+            "(corpus.workers=1, training.workers=0); the same command goes on from what is done."
+        )
+    return None
+
+
+_DISK_FULL = (
+    "a file could not be written ({}): the disk is full, or a quota is reached. Free space, or write elsewhere "
+    "(exp_dir=..., data_dir=...). Nothing half-written is left in place; the same command goes on from what is saved."
+)
+_OUT_OF_MEMORY = (
+    "out of memory: {}\n  In training: training.batch_size=1 training.accumulate=4 keeps the recipe's batch of 4; "
+    "training.checkpointing=true and training.precision=bf16 need less; training.optimizer=adam8bit on a GPU.\n"
+    "  In decoding: decode.batch=1, decode.beam=1 (transcribe: --batch 1 --beam 1)."
+)
+
+
+def _of_system(error: OSError) -> str | None:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _DISK_FULL.format(f"{where}{error.strerror}")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{where}{error.strerror}: this user may not read or write there. Change its permissions, or choose "
+            "another place (exp_dir=..., data_dir=..., --output-dir ...)."
+        )
+    if error.errno == errno.ENOMEM:
+        return _OUT_OF_MEMORY.format(error.strerror)
+    if error.errno == errno.EMFILE:
+        return f"{where}too many open files: raise the limit (ulimit -n 4096) or use fewer workers."
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+        return (
+            f"{where}{error.strerror}: something else is where a file or directory has to be; choose another."
+        )
+    if error.errno == errno.EIO:
+        return (
+            f"{where}{error.strerror}: the disk or the network file system failed; copy the data elsewhere."
+        )
+    return None
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:300] if text.strip() else ""

@@ -1,0 +1,140 @@
+"""Archives of models: written so that ESPnet's own tools read them, unpacked without trusting their author."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from localgp.errors import BackboneError, LocalGPError
+from localgp.failures import remedy
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # ESPnet's
+_LARGEST = (
+    64 * 2**30
+)  # bytes unpacked: ten times the largest OWSM; beyond it the archive is a bomb or a mistake
+_MOST_FILES = 10_000
+_COMPRESSED = (".pth", ".safetensors", ".npz")  # weights do not deflate
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.endswith(SUFFIXES)
+
+
+def cache_directory() -> Path:
+    """Where archives are unpacked: ``$LOCALGP_CACHE``, or ``localgp`` in the user's cache directory."""
+    if os.environ.get("LOCALGP_CACHE"):
+        return Path(os.environ["LOCALGP_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localgp"
+
+
+def unpacked(archive: Path) -> Path:
+    """The directory of an archive's content, unpacked when it is not yet; named by the archive's SHA-256.
+
+    Raises:
+        BackboneError: Damaged, or with a member that must not be: outside of the directory, a link, a device.
+    """
+    try:
+        with archive.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise BackboneError(f"{archive}: cannot be read ({error.strerror})") from error
+    final = cache_directory() / digest
+    if final.is_dir():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unpacking.") as temporary:
+        staging = Path(temporary) / "content"
+        staging.mkdir()
+        try:
+            _unpack(archive, staging)
+        except (LocalGPError, MemoryError):
+            raise
+        except Exception as error:  # zipfile, tarfile and their decompressors each have errors of their own
+            if remedy(error) is not None:
+                raise  # of the disk, not of the archive
+            raise BackboneError(f"{archive}: damaged, or not an archive ({error}); copy it again") from error
+        try:
+            os.replace(staging, final)
+        except OSError:
+            if not final.is_dir():  # else another process was faster
+                raise
+    return final
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    written, seen = 0, set()
+    for number, (name, size, source) in enumerate(_members(archive)):
+        target = _inside(archive, name)
+        if target in seen or number >= _MOST_FILES:
+            raise BackboneError(f"{archive}: refused, holds {name!r} twice or over {_MOST_FILES} files")
+        seen.add(target)
+        place = directory / target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with source, place.open("xb") as file:
+            # The stated size is the author's word: what comes out is counted.
+            while chunk := source.read(1 << 20):
+                written += len(chunk)
+                if written > _LARGEST:
+                    raise BackboneError(f"{archive}: refused, unpacks to over {_LARGEST >> 30} GiB")
+                file.write(chunk)
+        if place.stat().st_size != size:
+            raise BackboneError(f"{archive}: damaged, {name!r} is not as long as stated; copy it again")
+
+
+def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Name, stated size and content of every regular file; directories are left, anything else is refused."""
+    if archive.name.endswith(".zip"):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise BackboneError(f"{archive}: refused, {info.filename!r} is a link or a device")
+                if not info.is_dir():
+                    yield info.filename, info.file_size, zipped.open(info)
+        return
+    with tarfile.open(archive) as tarred:
+        for member in tarred:
+            if not (member.isfile() or member.isdir()):
+                raise BackboneError(f"{archive}: refused, {member.name!r} is a link or a device")
+            if member.isfile():
+                content = tarred.extractfile(member)
+                assert content is not None
+                yield member.name, member.size, content
+
+
+def _inside(archive: Path, name: str) -> PurePosixPath:
+    """The member's path, which must stay inside of the directory on every operating system."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        raise BackboneError(f"{archive}: refused, member {name!r} would be written outside of its directory")
+    return path
+
+
+def write_zip(archive: Path, directory: Path, first: str) -> None:
+    """Zips a directory's files, ``first`` before all others; the archive appears complete or not at all."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    files.sort(key=lambda path: path.relative_to(directory).as_posix() != first)
+    temporary = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w") as zipped:
+            for path in files:
+                info = zipfile.ZipInfo(
+                    path.relative_to(directory).as_posix()
+                )  # of 1980: the same bytes every time
+                info.external_attr = (stat.S_IFREG | 0o644) << 16
+                if path.suffix not in _COMPRESSED:
+                    info.compress_type = zipfile.ZIP_DEFLATED
+                with path.open("rb") as source, zipped.open(info, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(temporary, archive)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,165 @@
+"""The model card: everything in it is read from the run, nothing is written by hand."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import yaml
+
+from localgp import __version__
+from localgp.errors import ConfigError
+from localgp.hub.load import ESPNET, base_config
+
+# Fine-tuned weights carry the licences of what they came from. The mini corpus and backbone are made by this code.
+_WEIGHTS = {"mini": "apache-2.0", "owsm_v3.1": "cc-by-4.0"}
+_DATA = {"mini": None, "europarl_st": "cc-by-nc-4.0"}  # None: adds nothing
+
+
+def licence_of(config: dict[str, Any]) -> str:
+    """The licence that a fine-tuned model has by its backbone and corpus.
+
+    Raises:
+        ConfigError: One of the two is the user's own.
+    """
+    backbone, corpus = str(config["backbone"]["name"]), str((config.get("corpus") or {}).get("name"))
+    weights = next((licence for name, licence in _WEIGHTS.items() if backbone.startswith(name)), None)
+    if weights is None or corpus not in _DATA:
+        raise ConfigError(
+            f"the licence of a model from backbone {backbone!r} and corpus {corpus!r} is not known here; "
+            "give it: --licence cc-by-4.0 (an identifier of the Hugging Face hub)"
+        )
+    return _DATA[corpus] or weights
+
+
+def training_command(config: dict[str, Any]) -> str:
+    """The command that trains this model: the groups, and every option that differs from theirs."""
+    groups = [f"corpus={_group(config, 'corpus')}", f"backbone={_group(config, 'backbone')}"]
+    if config["backbone"].get("path") == ESPNET:  # a directory of its own machine
+        config = {**config, "backbone": {**config["backbone"], "path": "DIR"}}
+    conf = f"conf={config['name']}"
+    try:
+        base = base_config(*groups, conf)
+    except Exception:  # a name that the user gave: the defaults are what it is compared with
+        conf = f"name={config['name']}"
+        base = base_config(*groups, "conf=row01", conf)
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(base, resolve=True)
+    sections = ("seed", "pruning", "training", "trainer", "corpus", "backbone", "contexts")
+    changed = [
+        override
+        for section in sections
+        if section in config and section in plain
+        for override in _changes(section, plain[section], config[section])
+    ]
+    return " ".join(["python -m localgp.train", *map(shlex.quote, [*groups, conf, *changed])])
+
+
+def _group(config: dict[str, Any], section: str) -> str:
+    from localgp.cli import CONF_DIR
+
+    name = str((config.get(section) or {}).get("name"))
+    if (CONF_DIR / section / f"{name}.yaml").is_file():
+        return name
+    return {"corpus": "manifest", "backbone": "path"}[section]
+
+
+def _changes(prefix: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for key, value in new.items()
+            # Where things lie on the machine of the training is nobody else's business.
+            if key in old and key not in ("root", "workers", "logger", "resume", "manifest")
+            for change in _changes(f"{prefix}.{key}", old[key], value)
+        ]
+    if old == new:
+        return []
+    written = "null" if new is None else str(new).lower() if isinstance(new, bool) else str(new)
+    return [f"{prefix}={written}".replace("'", "")]
+
+
+def model_card(
+    config: dict[str, Any], metrics: dict[str, Any], *, licence: str, name: str, espnet: str | None = None
+) -> str:
+    """README.md of a packed model.
+
+    Args:
+        config: The run's configuration.
+        metrics: Its metrics.json; empty where it was packed without scores.
+        name: Of the packed model, for the examples.
+        espnet: How to load it in ESPnet, in Markdown; None leaves that out.
+    """
+    languages = sorted(key for key in metrics.get("wer", {}) if key != "average")
+    pruning = config["pruning"]
+    head: dict[str, Any] = {
+        "license": licence,
+        "language": languages or [str(code) for code in (config.get("corpus") or {}).get("languages") or []],
+        "library_name": "localgp",
+        "pipeline_tag": "automatic-speech-recognition",
+        "tags": ["localgp", "espnet", "speech-translation", "dynamic-pruning"],
+    }
+    source = str(config["backbone"].get("path", ""))
+    if "/" in source and str(config["backbone"]["name"]).startswith("owsm"):
+        head["base_model"] = source
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    gates = [f"encoder: {pruning['encoder'] or 'none'}"]
+    if pruning["encoder"]:
+        gates[0] += (
+            f" on {', '.join(pruning['encoder_modules'])}, context {', '.join(pruning['context']) or 'none'}"
+        )
+    gates.append(f"decoder: {pruning['decoder'] or 'none'}")
+    if pruning["decoder"]:
+        gates[1] += f" on {', '.join(pruning['decoder_modules'])}"
+    corpus = config.get("corpus") or {}
+    parts = [
+        f"---\n{front}---\n",
+        f"# {name}\n",
+        f"{config['backbone']['name']} fine-tuned on {corpus.get('name', 'an unnamed corpus')} with context-driven "
+        f"dynamic pruning ([localgp](https://pypi.org/project/localgp/) {__version__}): gates decide frame by frame "
+        "which modules run.\n",
+        f"- Gates: {'; '.join(gates)}; target sparsity {pruning['target']:.0%}.",
+        f"- Licence: {licence}.",
+        f"- Trained with:\n\n```bash\n{training_command(config)}\n```\n",
+        "## Scores\n",
+        _scores(metrics),
+        "## Use\n",
+        f"```bash\npython -m localgp.transcribe speech.m4a --model {name} --src deu --tgt fra --format srt\n```\n",
+        f'```python\nimport localgp\n\nmodel = localgp.load("{name}")\n'
+        'print(model.transcribe("speech.m4a", src="deu", tgt="fra").text)\n```\n',
+    ]
+    if espnet:
+        parts += ["## In ESPnet\n", espnet]
+    return "\n".join(parts)
+
+
+def _scores(metrics: dict[str, Any]) -> str:
+    if not metrics:
+        return "Not evaluated.\n"
+    data = metrics.get("data", {})
+    part = "whole" if data.get("whole_split") else "part of the"
+    lines = [
+        f"{data.get('corpus')}, {part} {data.get('split')} set, {data.get('utterances')} utterances, "
+        f"seed {metrics.get('seed')}, commit {str(metrics.get('commit'))[:12]}.\n",
+        "| | " + " | ".join([*metrics["wer"], *metrics["bleu"]]) + " |",
+        "|---|" + "---:|" * (len(metrics["wer"]) + len(metrics["bleu"])),
+        "| WER / BLEU | "
+        + " | ".join(f"{value:.1f}" for value in [*metrics["wer"].values(), *metrics["bleu"].values()])
+        + " |\n",
+    ]
+    if metrics.get("kept"):
+        lines.append(
+            "Share of frames on which a module runs: "
+            + ", ".join(f"{module} {value:.1%}" for module, value in metrics["kept"].items())
+            + ".\n"
+        )
+    gflops = metrics.get("gflops", {})
+    if gflops:
+        lines.append(
+            f"Encoder with gates: {gflops['total']:.3f} GFLOPs, dense {gflops.get('dense', 0):.3f} "
+            f"({gflops['convention']}).\n"
+        )
+    decode = ", ".join(f"{key} {value}" for key, value in metrics.get("decode", {}).items())
+    lines.append(f"Decoding: {decode}. {' '.join(str(v) for v in metrics.get('signature', {}).values())}\n")
+    return "\n".join(lines)

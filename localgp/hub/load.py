@@ -1,0 +1,324 @@
+"""From a path or a hub id to a model that transcribes.
+
+    exp/.../seed1/   config.yaml  checkpoints/model.safetensors             a run of localgp.train
+    folder           localgp.yaml model.safetensors espnet/ README.md       packed for the Hugging Face hub
+    archive          meta.yaml config.yaml *.pth … localgp/                 packed for ESPnet, zip or tar
+    folder           meta.yaml or config.yaml, *.pth                        any ESPnet S2T model, without gates
+
+Nothing of it is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from localgp.backbone.directory import locate
+from localgp.errors import BackboneError, CheckpointError, ConfigError, HubError, LocalGPError
+from localgp.hub.archive import is_archive, unpacked
+from localgp.validate import check_config
+
+CONFIG, WEIGHTS, METRICS = "localgp.yaml", "model.safetensors", "metrics.json"  # of a hub folder
+ESPNET = "espnet"  # its folder with ESPnet's configuration, BPE model and statistics
+EXTRAS, GATES = "localgp", "gates.safetensors"  # of an ESPnet archive: the folder of ours in it
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+_HUB_FILES = ["*.yaml", "*.json", "*.safetensors", "*.model", "*.npz", "*.md", "*.pth", "*.txt"]
+# Sections of a stored configuration that say nothing about the model.
+_ELSEWHERE = (
+    "data_dir",
+    "exp_dir",
+    "corpus",
+    "training",
+    "trainer",
+    "evaluate",
+    "analyze",
+    "report",
+    "bench",
+    "debug",
+    "device",
+    "threads",
+    "hydra",
+)
+
+
+def load(source: str, *, device: str = "auto", precision: str = "fp32", gates: str = "trained") -> Any:
+    """See `localgp.load`."""
+    import torch
+
+    from localgp.contexts.extract import build_extractor, needed_contexts
+    from localgp.decoding.options import DecodeOptions
+    from localgp.precision import resolve_device, resolve_precision
+    from localgp.transcription.transcriber import Transcriber
+
+    if gates not in ("trained", "open"):
+        raise ConfigError(f"gates is {gates!r}; valid: trained, open")
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    path = _find(str(source))
+    try:
+        model, backbone, cfg, metrics = _read(path, gates)
+        options = decode_options(cfg, DecodeOptions)
+        extractors = {name: build_extractor(name, cfg, where) for name in needed_contexts(cfg)}
+    except LocalGPError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+            raise
+        # What reads as a configuration and is none: a number where a list has to be, and the like.
+        raise CheckpointError(
+            f"{path}: its configuration does not describe a model ({type(error).__name__}: {error}); "
+            "copy it again, or pack the run again"
+        ) from error
+    model.to(where).eval()
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return Transcriber(
+        model,
+        backbone,
+        options,
+        dtype=dtype,
+        extractors=extractors,
+        name=str(source),
+        config={str(key): value for key, value in config.items()},
+        metrics=metrics,
+    )
+
+
+def _find(source: str) -> Path | str:
+    """The directory of a model, unpacked or fetched where need be; ``embedded`` stays as it is."""
+    if source == "embedded":
+        return source
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if is_archive(path):
+            return unpacked(path)
+        raise BackboneError(
+            f"{source} is a file and not an archive of a model; give the directory of the run or the model"
+        )
+    if _HUB_ID.match(source) and not source.startswith("."):
+        return _fetch(source)
+    raise BackboneError(
+        f"no model at {source}: give a run directory (exp/<corpus>/<backbone>/<conf>/seed<k>), a packed model, an "
+        "ESPnet S2T directory, 'embedded', or a Hugging Face id (owner/name)"
+    )
+
+
+def _fetch(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises its own, its HTTP library's and OS errors alike
+        details = str(error).splitlines()[0] if str(error) else "no details"
+        raise HubError(
+            f"{repo_id} is not a directory here, and it cannot be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {details}).\n"
+            f"  With a network:  hf download {repo_id} --local-dir models/{repo_id.split('/')[1]}\n"
+            f"  then here:       models/{repo_id.split('/')[1]}"
+        ) from error
+
+
+def _read(path: Path | str, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:
+    """Model, backbone, configuration and scores of what lies at ``path``."""
+    if isinstance(path, str):
+        return *_build(base_config("backbone=mini", "conf=row01")), {}
+    if (path / CONFIG).is_file():
+        cfg = stored_config(path / CONFIG, gates)
+        cfg.backbone.path, cfg.backbone.weights = str(path / ESPNET), "random"
+        model, backbone, cfg = _build(cfg)
+        load_state(model, path / WEIGHTS, gates)
+        backbone.source = str(path)
+        return model, backbone, cfg, _metrics(path / METRICS)
+    if (path / EXTRAS / "config.yaml").is_file():
+        cfg = stored_config(path / EXTRAS / "config.yaml", gates)
+        cfg.backbone.path, cfg.backbone.weights = str(path), "pretrained"
+        model, backbone, cfg = _build(cfg)
+        if any(not name.startswith("espnet.") for name in model.state_dict()):
+            load_state(model, path / EXTRAS / GATES, gates, only_gates=True)
+        return model, backbone, cfg, _metrics(path / EXTRAS / METRICS)
+    if (path / "checkpoints").is_dir():
+        return _read_run(path, gates)
+    locate(str(path))  # says what is missing
+    return *_build(base_config("backbone=path", f"backbone.path={json.dumps(str(path))}", "conf=row01")), {}
+
+
+def _read_run(path: Path, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:
+    weights = path / "checkpoints" / WEIGHTS
+    if not (path / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{path}: no config.yaml; it belongs beside checkpoints/: copy the whole run directory"
+        )
+    cfg = stored_config(path / "config.yaml", gates)
+    if not weights.is_file():
+        raise CheckpointError(
+            f"{path} holds no finished training (no checkpoints/{WEIGHTS}); the command that began it goes on from "
+            f"its last checkpoint: python -m localgp.train conf={cfg.name} ..."
+        )
+    model, backbone, cfg = _build(cfg)
+    load_state(model, weights, gates)
+    return model, backbone, cfg, _metrics(path / METRICS)
+
+
+def _build(cfg: DictConfig) -> tuple[Any, Any, DictConfig]:
+    from localgp.build import build_model
+
+    model, backbone = build_model(cfg)
+    return model, backbone, cfg
+
+
+def base_config(*overrides: str) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    from localgp.cli import CONF_DIR
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """Raises:
+    CheckpointError: Not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable YAML file ({_short(error)}); copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no configuration; copy it again")
+    return content
+
+
+def stored_config(path: Path, gates: str = "trained") -> DictConfig:
+    """A stored run configuration on top of the current defaults, so that keys that came later have a value.
+
+    Args:
+        gates: ``open`` takes all gates off.
+
+    Raises:
+        CheckpointError: A file that is damaged or of another version of localgp.
+    """
+    content = read_yaml_mapping(path)
+    missing = [key for key in ("name", "seed", "backbone", "pruning", "decode") if key not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a run's configuration, {', '.join(missing)} missing; copy it again"
+        )
+    cfg = base_config("conf=row01")
+    for section, value in content.items():
+        if section in _ELSEWHERE:
+            continue
+        if section not in cfg:
+            raise CheckpointError(
+                f"{path}: {section} is unknown; it was written by a newer localgp: update it"
+            )
+        _merge(cfg, str(section), value, path)
+    try:
+        check_config(cfg)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} holds values that cannot be:\n  {error}\n  Copy it again.") from error
+    if gates == "open":
+        cfg.pruning.encoder = cfg.pruning.decoder = None
+    return cfg
+
+
+def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
+    expected = cfg._get_node(section)
+    is_section = OmegaConf.is_dict(expected) and not expected._is_none()  # type: ignore[union-attr]
+    if is_section != isinstance(value, Mapping):
+        raise CheckpointError(f"{path}: {section} is {value!r}, which cannot be; copy it again")
+    unknown = sorted(str(key) for key in set(value) - set(cfg[section])) if is_section else []
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {section} has {', '.join(unknown)}, unknown here; it was written by another localgp: update it"
+        )
+    try:
+        OmegaConf.update(cfg, section, value, merge=True)
+        if is_section:
+            OmegaConf.to_container(cfg[section], resolve=True)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {section} cannot be used ({_short(error)}); copy it again") from error
+
+
+def decode_options(cfg: DictConfig, kind: Any) -> Any:
+    settings: Any = OmegaConf.to_container(cfg.decode, resolve=True)
+    return kind(**{key: value for key, value in settings.items() if key not in ("batch", "precision")})
+
+
+def load_state(model: Any, path: Path, gates: str, *, only_gates: bool = False) -> None:
+    """Loads safetensors that must be exactly the model's.
+
+    Args:
+        gates: With ``open``, tensors of the gates are left out.
+        only_gates: The backbone has its weights, the file holds the rest.
+
+    Raises:
+        CheckpointError: Missing, damaged, or of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; copy the whole model again") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not safetensors ({_short(error)}); copy it again"
+        ) from error
+    if gates == "open":
+        state = {name: value for name, value in state.items() if name.startswith("espnet.")}
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not (only_gates and name.startswith("espnet."))
+    }
+    problems = [f"{name}: missing" for name in own if name not in state]
+    problems += [f"{name}: unknown" for name in state if name not in own]
+    problems += [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} is of another model than the configuration beside it: {'; '.join(problems[:4])}"
+            f"{f' and {len(problems) - 4} more' if len(problems) > 4 else ''}. Copy the whole model again."
+        )
+    broken = [
+        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {broken[0]} and {len(broken) - 1} others hold NaN or infinity; train again"
+        )
+    model.load_state_dict(state, strict=not only_gates)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not readable ({_short(error)}); remove it and evaluate again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no scores; remove it and evaluate again")
+    return content
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,223 @@
+"""A trained run as an archive that ESPnet loads, and as a folder for the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from localgp import __version__
+from localgp.errors import CheckpointError, HubError
+from localgp.hub.archive import write_zip
+from localgp.hub.card import licence_of, model_card
+from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS, read_yaml_mapping
+
+_MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
+
+
+def pack(
+    run: Path,
+    output: Path,
+    *,
+    formats: tuple[str, ...] = ("espnet", "huggingface"),
+    name: str | None = None,
+    licence: str | None = None,
+    without_scores: bool = False,
+) -> dict[str, Path]:
+    """Packs a finished run.
+
+    Args:
+        run: A run directory of `localgp.train`.
+        output: Where ``<name>.zip`` and the folder ``<name>`` go.
+        formats: ``espnet``, ``huggingface`` or both.
+        name: Of the packed model; by default ``localgp-<backbone>-<conf>-<corpus>``.
+        licence: Identifier of the hub's; by default what backbone and corpus imply.
+        without_scores: Pack a run that was not evaluated.
+
+    Returns:
+        Path by format.
+
+    Raises:
+        CheckpointError: No finished run there, or not evaluated.
+        ConfigError: A licence that is not known.
+    """
+    from localgp.hub.load import load
+
+    stored = run / "config.yaml"
+    if not stored.is_file():
+        raise CheckpointError(
+            f"{run} is not a run directory (no config.yaml); give one, such as exp/mini/mini/row05/seed1"
+        )
+    config = portable(read_yaml_mapping(stored))
+    loaded = load(str(run), device="cpu")
+    if not loaded.metrics and not without_scores:
+        raise CheckpointError(
+            f"{run} has no {METRICS}: a card without scores says little. Evaluate it first (python -m "
+            f"localgp.evaluate conf={config['name']}), or pack it as it is: --without-scores"
+        )
+    licence = licence or licence_of(config)
+    corpus = (config.get("corpus") or {}).get("name", "corpus")
+    name = name or f"localgp-{config['backbone']['name']}-{config['name']}-{corpus}"
+    packed: dict[str, Path] = {}
+    if "espnet" in formats:
+        packed["espnet"] = output / f"{name}.zip"
+        _pack_espnet(loaded, config, packed["espnet"], licence, name)
+    if "huggingface" in formats:
+        packed["huggingface"] = output / name
+        _pack_folder(loaded, config, packed["huggingface"], licence, name)
+    return packed
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without what only its own machine has, such as where its data lie."""
+    kept = {key: value for key, value in config.items() if key not in _MACHINE}
+    if isinstance(kept.get("corpus"), dict):
+        kept["corpus"] = {k: v for k, v in kept["corpus"].items() if k not in ("root", "workers", "manifest")}
+    backbone = kept.get("backbone")
+    if isinstance(backbone, dict) and Path(str(backbone.get("path"))).expanduser().is_dir():
+        kept["backbone"] = {**backbone, "path": ESPNET}
+    return kept
+
+
+def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: str, name: str) -> None:
+    """meta.yaml, config.yaml, the checkpoint, BPE and statistics at the root, as ESPnet's ``pack`` has them; the
+    gates and what belongs to them in a folder that ESPnet passes by."""
+    import espnet
+    import torch
+
+    from localgp.backbone.owsm import write_espnet_directory
+
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}.") as temporary:
+        staging = Path(temporary) / name
+        write_espnet_directory(loaded.backbone, staging)
+        meta = yaml.safe_load((staging / "meta.yaml").read_text(encoding="utf-8"))
+        meta |= {"espnet": espnet.__version__, "torch": str(torch.__version__), "localgp": __version__}
+        (staging / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+        extras = staging / EXTRAS
+        extras.mkdir()
+        gates = {k: v for k, v in loaded.model.state_dict().items() if not k.startswith("espnet.")}
+        if gates:
+            _save(gates, extras / GATES)
+        _write_config(config, extras / "config.yaml")
+        _write_metrics(loaded.metrics, extras / METRICS)
+        card = model_card(
+            config, loaded.metrics, licence=licence, name=archive.name, espnet=_IN_ESPNET.format(archive.name)
+        )
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        write_zip(archive, staging, first="meta.yaml")
+
+
+_IN_ESPNET = """ESPnet runs every module on every frame: what it computes is this model with its gates forced open.
+
+```python
+from espnet2.bin.s2t_inference import Speech2Text
+from espnet2.main_funcs.pack_funcs import unpack
+
+speech2text = Speech2Text(**unpack("{}", "unpacked"), lang_sym="<deu>", task_sym="<asr>")
+```
+"""
+
+
+def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str, name: str) -> None:
+    from localgp.backbone.owsm import BPE_FILE, CONFIG_FILE, STATS_FILE
+
+    with _replaced(folder) as staging:
+        espnet = staging / ESPNET
+        espnet.mkdir()
+        train_config = {**loaded.backbone.train_config, "bpemodel": BPE_FILE}
+        shutil.copyfile(loaded.backbone.train_config["bpemodel"], espnet / BPE_FILE)
+        stats = (train_config.get("normalize_conf") or {}).get("stats_file")
+        if stats is not None:
+            shutil.copyfile(stats, espnet / STATS_FILE)
+            train_config["normalize_conf"] = {**train_config["normalize_conf"], "stats_file": STATS_FILE}
+        text = yaml.safe_dump(train_config, allow_unicode=True, sort_keys=False)
+        (espnet / CONFIG_FILE).write_text(text, encoding="utf-8")
+        _save(loaded.model.state_dict(), staging / WEIGHTS)
+        _write_config(config, staging / CONFIG)
+        _write_metrics(loaded.metrics, staging / METRICS)
+        # What the hub shows beside a model, and counts downloads by.
+        summary = {
+            "model_type": "localgp",
+            "localgp_version": __version__,
+            "backbone": config["backbone"]["name"],
+            "pruning": config["pruning"],
+        }
+        (staging / "config.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        card = model_card(config, loaded.metrics, licence=licence, name=name)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A staging directory that takes the folder's place at the end; a packed model of before goes.
+
+    Raises:
+        CheckpointError: Something else is there.
+    """
+    if folder.exists() and not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} exists and is not a packed model; choose another place: --output DIR"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        staging = Path(temporary) / "new"
+        staging.mkdir()
+        yield staging
+        if folder.exists():
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(staging, folder)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    from localgp.training.callbacks import save_weights
+
+    save_weights(state, path)
+    path.chmod(0o644)  # safetensors writes for its owner alone, and packed models are shared
+
+
+def _write_config(config: dict[str, Any], path: Path) -> None:
+    path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+def _write_metrics(metrics: dict[str, Any], path: Path) -> None:
+    if metrics:
+        path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Uploads a packed folder to the Hugging Face hub; returns its address.
+
+    Raises:
+        CheckpointError: Not a packed folder.
+        HubError: No network, no login, no such place.
+    """
+    from huggingface_hub import HfApi
+
+    missing = [name for name in (CONFIG, WEIGHTS, "README.md") if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} is not a packed model ({', '.join(missing)} missing); make one: python -m localgp.pack RUN"
+        )
+    try:
+        api = HfApi(library_name="localgp", library_version=__version__)
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=f"{folder.name} by localgp {__version__}"
+        )
+    except Exception as error:  # the hub client raises its own, its HTTP library's and OS errors alike
+        details = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+        raise HubError(
+            f"{folder} could not be pushed to {repo_id} ({type(error).__name__}: {details}).\n"
+            "  Log in once:            hf auth login\n"
+            f"  Without a network here: copy the folder, then  hf upload {repo_id} {folder}\n"
+            "  HF_HUB_OFFLINE must not be set, and the owner before the slash must be you or your organisation."
+        ) from error
+    return str(address)

@@ -1,0 +1,137 @@
+"""Utterances of different lengths as one sequence without padding.
+
+Shape legend: B utterances, T frames of the longest, N frames of all together, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import record_function
+
+RANGE = "localgp::"  # prefix of the parts' names in a profile
+
+
+class Ragged:
+    """Where the utterances of a packed (N, ...) sequence lie.
+
+    Args:
+        lengths: Frames of each utterance.
+        device: Of the index tensors.
+
+    Example:
+        >>> layout = Ragged([2, 1])
+        >>> layout.unpack(torch.tensor([[1.0], [2.0], [3.0]])).squeeze(-1)
+        tensor([[1., 2.],
+                [3., 0.]])
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = list(lengths)
+        self.device = torch.device(device)
+        self.offsets = [0, *accumulate(self.lengths)]
+
+    @property
+    def total(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the packed sequence is a plain (B, T) batch, reshaped."""
+        return len(set(self.lengths)) <= 1
+
+    @cached_property
+    def owner_N(self) -> Tensor:
+        """The utterance that each frame belongs to."""
+        counts = torch.tensor(self.lengths)
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), counts).to(self.device)
+
+    @cached_property
+    def frame_N(self) -> Tensor:
+        """Each frame's place in its utterance."""
+        return torch.cat([torch.arange(n) for n in self.lengths]).to(self.device)
+
+    def segments(self) -> Iterator[slice]:
+        for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
+            yield slice(begin, end)
+
+    def pack(self, x_BTC: Tensor) -> Tensor:
+        """(B, T or more, ...) to (N, ...); a view where there is nothing to leave out."""
+        if self.equal and x_BTC.shape[1] == self.longest:
+            return x_BTC.flatten(0, 1)
+        return torch.cat([x[:n] for x, n in zip(x_BTC, self.lengths, strict=True)])
+
+    def unpack(self, x_NC: Tensor) -> Tensor:
+        """(N, ...) to (B, T, ...), zero behind the end of shorter utterances; a view where all are equal."""
+        if self.equal:
+            return x_NC.unflatten(0, (len(self.lengths), self.longest))
+        x_BTC = x_NC.new_zeros(len(self.lengths), self.longest, *x_NC.shape[1:])
+        for row, segment in zip(x_BTC, self.segments(), strict=True):
+            row[: segment.stop - segment.start] = x_NC[segment]
+        return x_BTC
+
+    def batches(self, x_NC: Tensor) -> Iterator[Tensor]:
+        """Views (B', T', C) that cover the packed sequence, as few as the lengths allow."""
+        if self.equal:
+            yield self.unpack(x_NC)
+        else:
+            for segment in self.segments():
+                if segment.stop > segment.start:
+                    yield x_NC[segment].unsqueeze(0)
+
+
+def depthwise_weight(weight_C1K: Tensor) -> Tensor:
+    """A depthwise convolution's weight as `depthwise` takes it, (C, 1, 1, K)."""
+    return weight_C1K.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+def depthwise(x_BTC: Tensor, weight_C11K: Tensor, bias_C: Tensor | None) -> Tensor:
+    """Depthwise convolution over time, zeros beyond both ends, (B, T, C) to (B, T, C).
+
+    As a 2-D convolution, whose channels-last layout a (B, T, C) tensor has as it is: nothing is transposed in
+    memory, and oneDNN takes its fast path.
+    """
+    x_BC1T = x_BTC.transpose(1, 2).unsqueeze(2)
+    padding = (0, (weight_C11K.shape[-1] - 1) // 2)
+    with record_function(f"{RANGE}depthwise"):
+        y_BC1T = F.conv2d(x_BC1T, weight_C11K, bias_C, padding=padding, groups=x_BTC.shape[-1])
+    return y_BC1T.squeeze(2).transpose(1, 2)
+
+
+def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
+    """Softmax attention inside each utterance, packed (N, 3, H, d) to (N, H * d); no scores between utterances.
+
+    Utterances of one length are one call. Otherwise CUDA in half precision has one kernel for all lengths, and
+    elsewhere there is a call per utterance: its heads fill two cores already.
+    """
+    if not layout.equal and qkv_N3HD.is_cuda and qkv_N3HD.dtype != torch.float32:
+        varlen = _varlen_attention()
+        if varlen is not None:
+            query, key, value = (part.contiguous() for part in qkv_N3HD.unbind(1))
+            ends = torch.tensor(layout.offsets, dtype=torch.int32, device=qkv_N3HD.device)
+            longest = layout.longest
+            return varlen(query, key, value, ends, ends, longest, longest).flatten(1)
+    parts = []
+    for batch in layout.batches(qkv_N3HD):  # (B', T', 3, H, d)
+        query, key, value = batch.permute(2, 0, 3, 1, 4)
+        out_BHTd = F.scaled_dot_product_attention(query, key, value)
+        parts.append(out_BHTd.transpose(1, 2).flatten(2).flatten(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _varlen_attention() -> Callable[..., Any] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # older PyTorch
+        return None
+    return varlen_attn

@@ -1,0 +1,112 @@
+"""The conv2d subsampling at the rate of matrix products, for inference.
+
+ESPnet's Conv2dSubsampling is two 3x3 stride-2 convolutions with ReLU and a linear layer over (channel, frequency).
+Here they are matrix products over windows, channels last. The windows of some frames at a time are copied out (9 of
+the first convolution's outputs each, overlapping), few enough to stay in the cache between copy and product. As the
+channels are last, a window's copy moves whole runs of them, and the linear layer reads the result as it lies.
+
+Where an utterance ends in a stretch of identical frames (the zeros that it was padded with), one output frame of that
+stretch is computed, and repeated.
+
+Shape legend: B utterances, S feature frames, F mel bins, R rows (one per output frame to compute, and one more for
+each utterance), Q output frequencies, C channels, N output frames of all utterances, D model size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localgp.pruning.linear import Linear
+from localgp.pruning.ragged import Ragged
+
+CHUNK = {"cpu": 32, "cuda": 512}  # rows at a time: what lies between the convolutions stays in the cache
+BLOCK = 768  # rows of the linear layer at a time
+
+
+def output_frames(feature_frames: int) -> int:
+    """Frames that two convolutions of width 3 and stride 2 make.
+
+    Example:
+        >>> output_frames(3001)
+        749
+    """
+    return max(0, ((feature_frames - 1) // 2 - 1) // 2)
+
+
+class PackedSubsampling:
+    """Args:
+    embed: ESPnet's Conv2dSubsampling.
+    dtype: Of the products.
+    """
+
+    def __init__(self, embed: Any, dtype: torch.dtype) -> None:
+        first, second, linear = embed.conv[0], embed.conv[2], embed.out[0]
+        channels = first.out_channels
+        self._bins = linear.in_features // channels  # Q, 19 of 80 mel bins
+        self._channels = channels
+        self.dtype = dtype
+        # Columns in the windows' order: (time, frequency) and (time, frequency, channel)
+        self._first = Linear(first.weight.reshape(channels, 9), first.bias, dtype, "relu")
+        columns = second.weight.permute(0, 2, 3, 1).reshape(second.out_channels, -1)
+        self._second = Linear(columns, second.bias, dtype, "relu")
+        weight = linear.weight.view(-1, channels, self._bins).transpose(1, 2)
+        self._linear = Linear(weight.reshape(len(weight), -1), linear.bias, dtype)
+
+    def __call__(self, feats_BSF: Tensor, lengths: list[int]) -> tuple[Tensor, Ragged]:
+        """Returns:
+        The paper's "front", (N, D), each utterance as if it were alone, and its layout.
+        """
+        layout = Ragged([output_frames(n) for n in lengths], feats_BSF.device)
+        computed = self._frames_to_compute(feats_BSF, lengths, layout)
+        rows = Ragged([n + 1 for n in computed], feats_BSF.device)
+        base = rows.owner_N * feats_BSF.shape[1] + 4 * rows.frame_N
+        limit = feats_BSF.shape[0] * feats_BSF.shape[1] - 1
+        taps = torch.arange(5, device=feats_BSF.device)
+        windows_R5 = (base.unsqueeze(1) + taps).clamp_(max=limit)
+        flat = feats_BSF.flatten(0, 1).to(self.dtype)
+        blocks = [
+            self._block(flat, windows_R5[begin : begin + BLOCK + 1])
+            for begin in range(0, rows.total - 1, BLOCK)
+        ]
+        front_RD = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        if computed == layout.lengths and len(lengths) == 1:
+            return front_RD, layout
+        last = torch.tensor([n - 1 for n in computed], device=feats_BSF.device)
+        first = torch.tensor(rows.offsets[:-1], device=feats_BSF.device)
+        owner = layout.owner_N
+        return front_RD.index_select(0, first[owner] + torch.minimum(layout.frame_N, last[owner])), layout
+
+    def _frames_to_compute(self, feats_BSF: Tensor, lengths: list[int], layout: Ragged) -> list[int]:
+        """Output frames of each utterance up to the first that sees nothing but the constant end."""
+        ends = torch.tensor(lengths, device=feats_BSF.device)
+        frames = torch.arange(feats_BSF.shape[1], device=feats_BSF.device)
+        last_BF = feats_BSF[torch.arange(len(lengths), device=ends.device), ends - 1]
+        differs_BS = (feats_BSF != last_BF.unsqueeze(1)).any(-1) & (frames < ends.unsqueeze(1))
+        constant_from = ((frames + 1) * differs_BS).amax(1).tolist()
+        return [min(n, -(-start // 4) + 1) for n, start in zip(layout.lengths, constant_from, strict=True)]
+
+    def _block(self, flat: Tensor, windows_R5: Tensor) -> Tensor:
+        """Front of all rows but the last, which only lends its even half frame."""
+        count = windows_R5.shape[0] - 1
+        out_RW = flat.new_empty(count, self._bins * self._channels)
+        chunk = CHUNK.get(flat.device.type, 512)
+        for begin in range(0, count, chunk):
+            end = min(count, begin + chunk)
+            convolved = self._convolve(flat[windows_R5[begin : end + 1]])
+            out_RW[begin:end] = convolved.view(end - begin, -1)
+        return self._linear(out_RW)
+
+    def _convolve(self, frames_R5F: Tensor) -> Tensor:
+        """Both convolutions with their ReLU, (R, 5, F) to ((R - 1) * Q, C)."""
+        rows, bins, channels = frames_R5F.shape[0], self._bins, self._channels
+        half = 2 * bins + 1  # frequencies between the convolutions that the second one sees
+        windows = frames_R5F.unfold(2, 3, 2)[:, :, :half].transpose(1, 2)  # (R, half, 5, 3)
+        even = self._first(windows[:, :, 0:3].reshape(-1, 9)).view(rows, half, channels)
+        odd = self._first(windows[:-1, :, 2:5].reshape(-1, 9)).view(rows - 1, half, channels)
+        columns = even.new_empty(rows - 1, bins, 3, 3, channels)
+        for time, frames in enumerate((even[:-1], odd, even[1:])):
+            columns[:, :, time] = frames.unfold(1, 3, 2).transpose(2, 3)
+        return self._second(columns.view(-1, 9 * channels))

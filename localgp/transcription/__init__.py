@@ -1,0 +1,1 @@
+"""Recordings of any length to text, segments and subtitles."""

@@ -1,0 +1,137 @@
+"""One recording on its way through the model: which windows it wants decoded next, and what came of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from localgp.transcription.formats import Segment
+from localgp.transcription.windows import (
+    SHORTEST,
+    SILENCE,
+    TimeTokens,
+    Window,
+    cut_at_pauses,
+    read_timed,
+    speech_bounds,
+    step_after,
+)
+
+
+class Job(ABC):
+    """Args:
+    samples: The recording (N,).
+    rate: Hz.
+    decode_text: Text of token ids.
+    """
+
+    timed = False  # whether its windows are decoded with timestamps
+
+    def __init__(self, samples: np.ndarray, rate: int, decode_text: Callable[[Sequence[int]], str]) -> None:
+        self.samples, self.rate, self._text = samples, rate, decode_text
+        self.segments: list[Segment] = []
+        self.language: str | None = None
+        self.language_probability: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+    @property
+    @abstractmethod
+    def done_seconds(self) -> float:
+        """How much of the recording is behind it."""
+
+    @abstractmethod
+    def ready(self) -> list[Window]:
+        """The windows that can be decoded now; empty when the recording is finished."""
+
+    @abstractmethod
+    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+        """Takes what was decoded for a window of `ready`."""
+
+    def silent(self, window: Window) -> bool:
+        return float(np.abs(self.samples[window.first : window.last]).max(initial=0.0)) < SILENCE
+
+
+class TimestampJob(Job):
+    """Windows one after the other, each beginning where the output of the one before says."""
+
+    timed = True
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        rate: int,
+        decode_text: Callable[[Sequence[int]], str],
+        times: TimeTokens,
+        window_seconds: float,
+    ) -> None:
+        super().__init__(samples, rate, decode_text)
+        self._times, self._window = times, window_seconds
+        self._offset = 0
+        self._skip_silence()
+
+    @property
+    def done_seconds(self) -> float:
+        return min(self._offset / self.rate, self.seconds)
+
+    def ready(self) -> list[Window]:
+        left = len(self.samples) - self._offset
+        # A recording that is shorter than that altogether is decoded all the same.
+        if left <= 0 or (self._offset and left < SHORTEST * self.rate):
+            return []
+        return [self._next()]
+
+    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+        utterances, going_on = read_timed(tokens, self._times)
+        offset = window.first / self.rate
+        for start, end, text in utterances:
+            begin, finish = offset + start, min(offset + end, self.seconds)
+            written = self._text(text)
+            if written and finish > begin:
+                self.segments.append(Segment(round(begin, 2), round(finish, 2), written))
+        self._offset += round(step_after(going_on, self._window) * self.rate)
+        self._skip_silence()
+
+    def _next(self) -> Window:
+        last = self._offset + round(self._window * self.rate)
+        return Window(self._offset, min(last, len(self.samples)))
+
+    def _skip_silence(self) -> None:
+        while self._offset < len(self.samples) and self.silent(self._next()):
+            self._offset += round(self._window * self.rate)
+
+
+class PauseJob(Job):
+    """Pieces cut beforehand; all of them can be decoded together."""
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        rate: int,
+        decode_text: Callable[[Sequence[int]], str],
+        longest: float,
+    ) -> None:
+        super().__init__(samples, rate, decode_text)
+        self._left = [w for w in cut_at_pauses(samples, rate, longest) if not self.silent(w)]
+        self._left_seconds = sum(w.last - w.first for w in self._left) / rate
+
+    @property
+    def done_seconds(self) -> float:
+        return self.seconds - sum(w.last - w.first for w in self._left) / self.rate
+
+    def ready(self) -> list[Window]:
+        return list(self._left)
+
+    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+        self._left.remove(window)
+        text = self._text(tokens)
+        if not text:
+            return
+        first, last = speech_bounds(self.samples[window.first : window.last], self.rate)
+        offset = window.first / self.rate
+        self.segments.append(Segment(round(offset + first, 2), round(offset + last, 2), text))
+        self.segments.sort(key=lambda segment: segment.start)

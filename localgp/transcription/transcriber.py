@@ -1,0 +1,322 @@
+"""A loaded model and how it transcribes: what `localgp.load` returns.
+
+Shape legend: B windows decoded together, N samples, T frames, D model size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from localgp.contexts.extract import place as place_context
+from localgp.contexts.extract import stack_contexts
+from localgp.corpora.audio import decode
+from localgp.corpora.languages import ISO_639_3
+from localgp.decoding.options import DecodeOptions
+from localgp.errors import AudioError, ConfigError
+from localgp.evaluation.decode import TaskSearches
+from localgp.training.data import Task
+from localgp.transcription.formats import Transcript
+from localgp.transcription.jobs import Job, PauseJob, TimestampJob
+from localgp.transcription.windows import TimeTokens, Window
+
+Source = str | Path | np.ndarray
+WINDOWS = ("timestamps", "pauses")
+_TWO_LETTERS = {three: two for two, three in ISO_639_3.items()}
+
+
+class Transcriber:
+    """Args:
+    model: `localgp.model.GatedS2T` in eval mode, on its device.
+    backbone: Its `localgp.backbone.owsm.Backbone`.
+    options: How to decode.
+    dtype: Arithmetic of encoder and decoder; features are always fp32.
+    extractors: Context name to the extractor of what the gates see besides the speech
+        (`localgp.contexts.extract.build_extractor`).
+    name: For people: where it was loaded from.
+    config: The configuration it was trained with; empty for an untouched backbone.
+    metrics: Its scores, where it has some.
+
+    Example:
+        >>> import localgp
+        >>> model = localgp.load("embedded")
+        >>> model.transcribe("speech.m4a", src="deu", tgt="fra").text          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        backbone: Any,
+        options: DecodeOptions,
+        *,
+        dtype: torch.dtype = torch.float32,
+        extractors: dict[str, Any] | None = None,
+        name: str = "",
+        config: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.backbone, self.options, self.dtype = model, backbone, options, dtype
+        self.extractors = extractors or {}
+        self.name, self.config, self.metrics = name, config or {}, metrics or {}
+        self.device = next(model.parameters()).device
+        self.sample_rate: int = backbone.sample_rate
+        self.window_seconds: float = backbone.padded_seconds
+        tokenizer = backbone.tokenizer
+        self._times = TimeTokens(
+            tokenizer.first_time,
+            tokenizer.last_time,
+            self.window_seconds / (tokenizer.last_time - tokenizer.first_time),
+        )
+        first = tokenizer.token_list.index(f"<{tokenizer.languages[0]}>")
+        self._language_ids = slice(first, first + len(tokenizer.languages))
+        self._searches: dict[DecodeOptions, TaskSearches] = {}
+
+    @property
+    def languages(self) -> list[str]:
+        """What can be spoken, ISO 639-3."""
+        return list(self.backbone.tokenizer.languages)
+
+    def transcribe(
+        self,
+        files: Source | Sequence[Source],
+        src: str | None = None,
+        tgt: str | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Transcribes or translates recordings of any length.
+
+        Args:
+            files: One file or several; an array (N,) is samples at the model's rate, full scale 1.
+            src: What is spoken, ``deu`` or ``de``; None: detected from each recording's first window.
+            tgt: What is written; None: the spoken language, a transcript.
+            settings: As `transcribe_each` takes them.
+
+        Returns:
+            A `Transcript`, or a list of them where ``files`` is a list.
+
+        Raises:
+            AudioError: A file that cannot be read.
+            ConfigError: A language that the model does not have, or a setting that cannot be.
+        """
+        single = isinstance(files, str | Path | np.ndarray)
+        sources: list[Source] = [files] if single else list(files)  # type: ignore[list-item, arg-type]
+        found: list[Transcript | None] = [None] * len(sources)
+        for index, result in self.transcribe_each(sources, src, tgt, **settings):
+            if isinstance(result, AudioError):
+                raise result
+            found[index] = result
+        return found[0] if single else found
+
+    def transcribe_each(
+        self,
+        files: Sequence[Source],
+        src: str | None = None,
+        tgt: str | None = None,
+        *,
+        batch: int = 8,
+        timestamps: bool | None = None,
+        windows: str = "timestamps",
+        max_window: float | None = None,
+        progress: bool = False,
+        **decoding: Any,
+    ) -> Iterator[tuple[int, Transcript | AudioError]]:
+        """Yields each file's index and its `Transcript`, or the error that kept it from being read, as soon as it
+        is finished; files are opened as they are needed.
+
+        Args:
+            batch: Windows, of all files, decoded together.
+            timestamps: Whether a recording that fits into one window gets predicted times too. None: it does
+                not, which is what models are best at; longer ones always do, with ``windows="timestamps"``.
+            windows: How a longer recording is walked through (`localgp.transcription.windows`).
+            max_window: Longest piece in seconds where it is cut at pauses; None: the model's window.
+            progress: Show a bar of the seconds done.
+            decoding: Changes to the model's decode options: ``beam=1``, ``ctc_weight=0``, ...
+        """
+        options = replace(self.options, **decoding) if decoding else self.options
+        longest = self._check(src, tgt, batch, windows, max_window)
+        bar = _Bar(len(files), progress)
+        waiting = iter(enumerate(files))
+        active: list[tuple[int, Job]] = []
+        more = True
+        while True:
+            while more and sum(len(job.ready()) for _, job in active) < batch:
+                item = next(waiting, None)
+                more = item is not None
+                if item is None:
+                    break
+                try:
+                    active.append((item[0], self._open(item[1], timestamps, windows, longest)))
+                except AudioError as error:
+                    yield item[0], error
+                    bar.file_done()
+            picked = self._pick(active, batch)
+            if picked:
+                self._run(picked, src, tgt, options)
+                bar.advance(sum(job.done_seconds for _, job in active), [j for _, j in active])
+            for index, job in [entry for entry in active if not entry[1].ready()]:
+                yield index, self._transcript(files[index], job, src, tgt)
+                bar.file_done(job)
+            active = [entry for entry in active if entry[1].ready()]
+            if not active and not more:
+                bar.close()
+                return
+
+    def _check(
+        self, src: str | None, tgt: str | None, batch: int, windows: str, max_window: float | None
+    ) -> float:
+        problems = []
+        if batch < 1:
+            problems.append(f"batch is {batch}; valid: 1 or more")
+        if windows not in WINDOWS:
+            problems.append(f"windows is {windows!r}; valid: {', '.join(WINDOWS)}")
+        longest = self.window_seconds if max_window is None else float(max_window)
+        if not 1.0 <= longest <= self.window_seconds:
+            problems.append(f"max_window is {max_window}; valid: 1 to this model's {self.window_seconds:g} s")
+        if problems:
+            raise ConfigError("; ".join(problems))
+        for language in (src, tgt):
+            if language is not None:
+                self.backbone.tokenizer.prompt(language, language)
+        if tgt is not None:
+            # A task that does not exist is an error before the first file, not in its middle.
+            self.backbone.tokenizer.prompt(src or self.languages[0], tgt)
+        return longest
+
+    def _open(self, source: Source, timestamps: bool | None, windows: str, longest: float) -> Job:
+        if isinstance(source, np.ndarray):
+            samples = np.ascontiguousarray(source, dtype=np.float32)
+            if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+                raise AudioError(
+                    f"an array of shape {source.shape}: give finite samples (N,) at {self.sample_rate} Hz, full scale 1"
+                )
+        else:
+            samples = decode(source, self.sample_rate).cut().samples
+        seconds = len(samples) / self.sample_rate
+        text = self.backbone.tokenizer.decode
+        if windows == "timestamps" and (timestamps or seconds > self.window_seconds):
+            return TimestampJob(samples, self.sample_rate, text, self._times, self.window_seconds)
+        return PauseJob(samples, self.sample_rate, text, longest)
+
+    @staticmethod
+    def _pick(active: list[tuple[int, Job]], batch: int) -> list[tuple[Job, Window]]:
+        """Windows to decode together, with times or without: the kind of the first that is ready."""
+        ready = [(job, window) for _, job in active for window in job.ready()]
+        return [entry for entry in ready if entry[0].timed == ready[0][0].timed][:batch]
+
+    @torch.inference_mode()
+    def _run(
+        self, picked: list[tuple[Job, Window]], src: str | None, tgt: str | None, options: DecodeOptions
+    ) -> None:
+        encoded = self._encode(picked)
+        unknown = [(row, job) for row, (job, _) in enumerate(picked) if job.language is None]
+        for row, job in unknown:
+            if src is None:
+                self._detect(encoded.x[row, : int(encoded.lengths[row])], job)
+            else:
+                job.language = self._code(src)
+        tasks = []
+        for row, (job, _) in enumerate(picked):
+            assert job.language is not None
+            target = self._code(tgt) if tgt else job.language
+            # Contexts know languages by two letters, as the corpora name them.
+            tasks.append(
+                Task(row, _TWO_LETTERS.get(job.language, job.language), _TWO_LETTERS.get(target, target))
+            )
+        if options not in self._searches:
+            self._searches = {  # one set of prepared weights at a time
+                options: TaskSearches(self.model.espnet, self.backbone.tokenizer, options, self.dtype)
+            }
+        gates = partial(self.model.step_gates, encoded) if self.model.decoder_policy is not None else None
+        found = self._searches[options](
+            encoded.x, encoded.lengths, range(len(tasks)), tasks, timestamps=picked[0][0].timed, gates=gates
+        )
+        eos = self.model.espnet.eos
+        for (job, window), tokens in zip(picked, found, strict=True):
+            job.accept(window, tokens[: tokens.index(eos)] if eos in tokens else tokens)
+
+    def _encode(self, picked: list[tuple[Job, Window]]) -> Any:
+        samples = round(self.window_seconds * self.sample_rate)
+        pieces = [job.samples[window.first : window.last][:samples] for job, window in picked]
+        speech_BN = np.zeros((len(picked), samples), dtype=np.float32)
+        for row, piece_N in enumerate(pieces):
+            speech_BN[row, : len(piece_N)] = piece_N
+        # A model that was trained without padding gets none.
+        ends = [len(piece_N) if self.model.trim else samples for piece_N in pieces]
+        lengths_B = torch.tensor(ends, device=self.device)
+        contexts = self._contexts(pieces, samples)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.model.encode(torch.from_numpy(speech_BN).to(self.device), lengths_B, contexts)
+
+    def _contexts(self, pieces: Sequence[np.ndarray], samples: int) -> dict[str, Tensor] | None:
+        """What the gates see besides the speech, extracted from each window by itself, as in training."""
+        if not self.extractors:
+            return None
+        contexts = [
+            {
+                name: place_context(extractor.extract(piece_N), extractor.step, 0, samples)
+                for name, extractor in self.extractors.items()
+            }
+            for piece_N in pieces
+        ]
+        return {name: value.to(self.device) for name, value in stack_contexts(contexts).items()}
+
+    def _detect(self, memory_TD: Tensor, job: Job) -> None:
+        """OWSM's own language identification: the language token it predicts after ``<sos>``."""
+        espnet = self.model.espnet
+        start = torch.full((1, 1), espnet.sos, device=self.device)
+        logp_1V, _ = espnet.decoder.batch_score(start, [None], memory_TD.unsqueeze(0).float())
+        probability_V = logp_1V[0, self._language_ids].float().softmax(-1)
+        best = int(probability_V.argmax())
+        job.language, job.language_probability = self.languages[best], float(probability_V[best])
+
+    def _code(self, language: str) -> str:
+        """``de`` to ``deu``, checked."""
+        tokenizer = self.backbone.tokenizer
+        return tokenizer.token_list[tokenizer.prompt(language, language)[0]][1:-1]
+
+    def _transcript(self, source: Source, job: Job, src: str | None, tgt: str | None) -> Transcript:
+        # A recording without any sound has no language of its own.
+        language = job.language or (self._code(src) if src else "und")
+        return Transcript(
+            "array" if isinstance(source, np.ndarray) else str(source),
+            round(job.seconds, 3),
+            language,
+            self._code(tgt) if tgt else language,
+            None if job.language_probability is None else round(job.language_probability, 4),
+            job.segments,
+        )
+
+
+class _Bar:
+    """Seconds of audio done and files left, on standard error where that is a terminal."""
+
+    def __init__(self, files: int, wanted: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=0.0,
+            unit="s",
+            disable=None if wanted else True,
+            bar_format="{n:.0f}/{total:.0f} s of audio  {bar}  {elapsed}{postfix}",
+        )
+        self._files, self._finished, self._behind = files, 0, 0.0
+
+    def advance(self, seconds: float, jobs: Sequence[Job]) -> None:
+        self._bar.total = self._behind + sum(job.seconds for job in jobs)
+        self._bar.n = self._behind + seconds
+        self._bar.refresh()
+
+    def file_done(self, job: Job | None = None) -> None:
+        self._finished += 1
+        self._behind += job.seconds if job else 0.0
+        self._bar.set_postfix_str(f"{self._finished}/{self._files} files")
+
+    def close(self) -> None:
+        self._bar.close()

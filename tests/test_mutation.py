@@ -1,0 +1,165 @@
+"""Damaged inputs end in an error of ours or a listed skip: 100 random cases, and failures of the surroundings."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from localgp.cli import CONF_DIR, reported
+from localgp.errors import ConfigError, NonFiniteError
+from localgp.failures import remedy
+from localgp.validate import RULES, check_config
+from tests.scripts_as_modules import script
+
+
+def test_a_hundred_damaged_inputs():
+    ended, wrong = script("mutate_inputs").mutate(cases=100, seed=7)
+    assert wrong == []
+    assert sum(ended.values()) == 100
+    assert ended["error"] > 40
+
+
+def test_the_test_itself_sees_what_goes_wrong(tmp_path):
+    """Readers that take anything, raise anything or run anything are found out."""
+    mutate_inputs = script("mutate_inputs")
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "m.bin").write_bytes(bytes(1000))
+
+    def ends(use):
+        target = mutate_inputs.Target(lambda _: None, use, ("m.bin",), {})
+        mutate_inputs.TARGETS["probe"] = target
+        try:
+            generator = mutate_inputs.Random(0)
+            return {mutate_inputs.try_case("probe", good, tmp_path, generator)[0] for _ in range(30)}
+        finally:
+            del mutate_inputs.TARGETS["probe"]
+
+    def unpickle(place):
+        import pickle
+
+        pickle.loads((place / "m.bin").read_bytes())
+        return 0
+
+    def litter(place):
+        (place / "half-written").write_text("x")
+        return 0
+
+    assert "silent" in ends(lambda place: 0)
+    assert ends(lambda place: 1 // 0) == {"traceback"}
+    assert "code" in ends(unpickle)
+    assert ends(litter) == {"written"}
+
+
+# --- configurations
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def test_every_shipped_experiment_passes():
+    for conf in (CONF_DIR / "conf").glob("*.yaml"):
+        check_config(composed(f"conf={conf.stem}"))
+    for backbone in ("owsm_v3.1_medium", "mini"):
+        check_config(composed(f"backbone={backbone}", "corpus=europarl_st"))
+
+
+def test_all_problems_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        check_config(composed("training.batch_size=0", "training.lr=fast", "decode.beam=1.5", "exp_dir=''"))
+    message = str(error.value)
+    assert "training.batch_size is 0; valid: a whole number, 1 or more" in message
+    assert "training.lr is 'fast'; valid: a number above 0" in message
+    assert "decode.beam is 1.5" in message
+    assert "exp_dir is ''; valid: a path" in message
+
+
+def test_rules_are_about_keys_that_exist():
+    from omegaconf import OmegaConf
+
+    keys = {
+        key
+        for corpus in ("mini", "manifest")
+        for key in _leaves(OmegaConf.to_container(composed(f"corpus={corpus}")))
+    }
+    assert set(RULES) <= keys
+
+
+def _leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+# --- the surroundings
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "exp/x"), r"exp/x: No space left.*Free space"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/root/x"),
+            r"/root/x: Permission denied.*exp_dir=",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "training.batch_size=1"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+            "decode.batch=1",
+        ),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "training.workers=0"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+            "the disk is full",
+        ),
+    ],
+)
+def test_failures_of_the_surroundings_name_the_remedy(error, said, capsys):
+    import re
+
+    with pytest.raises(SystemExit) as status, reported():
+        raise error
+    assert status.value.code == 1
+    printed = capsys.readouterr().err
+    assert re.search(said, printed, re.DOTALL)
+    assert "Traceback" not in printed
+
+
+def test_a_bug_stays_a_traceback():
+    assert remedy(KeyError("x")) is None
+    assert remedy(RuntimeError("shape mismatch")) is None
+    with pytest.raises(ZeroDivisionError), reported():
+        1 // 0  # noqa: B018
+
+
+def test_unwritable_and_full_places(tmp_path, capsys):
+    """A file where a directory has to be; a device on which no space is left."""
+    from pathlib import Path
+
+    from localgp.corpora.prepared import prepare
+
+    (tmp_path / "data").write_text("not a directory")
+    with pytest.raises(SystemExit), reported():
+        prepare(composed(f"data_dir={tmp_path / 'data'}"))
+    assert "something else is where" in capsys.readouterr().err
+    with pytest.raises(SystemExit), reported():
+        Path("/dev/full").write_text("x" * 100_000)
+    assert "disk is full" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    from types import SimpleNamespace
+
+    from localgp.training.module import TrainingModule
+
+    module = SimpleNamespace(global_step=12)
+    with pytest.raises(NonFiniteError, match=r"loss_ctc is not finite at step .*training\.lr"):
+        TrainingModule._check_finite(module, {"loss_ctc": float("nan"), "loss_att": 1.0}, {"utt_ids": ["u1"]})

@@ -1,0 +1,288 @@
+"""The packed encoder against the reference path on the same weights, and its parts against PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from localgp.errors import BackboneError, ConfigError
+from localgp.gates import GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
+from localgp.gates.folded import FoldedLocalGates
+from localgp.pruning.encoder import encode, subsample
+from localgp.pruning.packed import PackedEncoder, packed_encoder
+from localgp.pruning.packed_layer import LayerPlan
+from localgp.pruning.ragged import Ragged, attend, depthwise, depthwise_weight
+from localgp.pruning.subsampling import PackedSubsampling
+from tests.conftest import LAYERS, SIZE, make_encoder
+from tests.test_encoder import FixedGates
+
+MODULES = ["ffn1", "attention", "ffn2"]
+FRAMES = 59
+
+
+@pytest.fixture
+def full():
+    """Three utterances of one length, as OWSM's are."""
+    return torch.randn(3, 240, 80, generator=torch.Generator().manual_seed(2)), torch.tensor([240] * 3)
+
+
+def random_decisions(seed: int) -> dict[str, torch.Tensor]:
+    """Random gates with a module nothing runs in, one everything runs in, and one utterance without a frame."""
+    generator = torch.Generator().manual_seed(seed)
+    decisions = {name: (torch.rand(LAYERS, 3, FRAMES, generator=generator) < 0.6).float() for name in MODULES}
+    decisions["attention"][0] = 0.0
+    decisions["ffn1"][1] = 1.0
+    decisions["attention"][1, 2] = 0.0
+    return decisions
+
+
+def local_gates(contexts: dict[str, int], seed: int = 0, threshold: float = 0.5) -> LocalGates:
+    """Gates that decide by what they see, with each module open about half of the time."""
+    torch.manual_seed(seed)
+    policy = LocalGates(LAYERS, SIZE, MODULES, contexts, bias=0.0, threshold=threshold)
+    for layer in policy.layers:
+        for head in layer.heads.values():
+            nn.init.normal_(head.weight, std=0.2)
+    return policy.eval()
+
+
+def test_dense_equals_the_untouched_encoder(encoder, full):
+    output = encode(encoder, *full, path="packed")
+    expected, lengths, _ = encoder(*full)
+    assert (output.x - expected).abs().max() <= 2e-5
+    assert torch.equal(output.lengths, lengths)
+    assert output.gates == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_gates_equal_the_reference(encoder, full, seed):
+    policy = FixedGates(random_decisions(seed)).eval()
+    expected = encode(encoder, *full, policy, path="masked")
+    output = encode(encoder, *full, policy, path="packed")
+    assert (output.x - expected.x).abs().max() <= 2e-5
+    for ours, theirs in zip(output.gates, expected.gates, strict=True):
+        assert all(torch.equal(ours[name].value, theirs[name].value) for name in MODULES)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_open_and_none_open(encoder, full, share):
+    policy = FixedGates({name: torch.full((LAYERS, 3, FRAMES), share) for name in MODULES}).eval()
+    expected = encode(encoder, *full, policy, path="masked").x
+    assert (encode(encoder, *full, policy, path="packed").x - expected).abs().max() <= 2e-5
+
+
+def test_utterance_gates_skip_the_convolution_too(encoder, full):
+    decisions = {name: torch.tensor([[[1.0], [0.0], [1.0]]] * LAYERS) for name in [*MODULES, "cgmlp"]}
+    policy = FixedGates(decisions).eval()
+    expected = encode(encoder, *full, policy, path="masked")
+    output = encode(encoder, *full, policy, path="packed")
+    assert (output.x - expected.x).abs().max() <= 2e-5
+    assert torch.equal(output.gates[0]["cgmlp"].value, expected.gates[0]["cgmlp"].value)
+
+
+def test_global_gates(encoder, full):
+    torch.manual_seed(0)
+    policy = GlobalGates(LAYERS, SIZE, [*MODULES, "cgmlp"], bias=0.0).eval()
+    nn.init.normal_(policy.predictor[-1].weight, std=2.0)
+    expected = encode(encoder, *full, policy, path="gathered")
+    output = encode(encoder, *full, policy, path="packed")
+    skipped = [1 - gates[name].value.mean() for gates in expected.gates for name in gates]
+    assert 0 < sum(skipped) < len(skipped)
+    assert (output.x - expected.x).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threshold"), [({}, 0.5), ({"front": SIZE}, 0.5), ({"front": SIZE, "spk": 6, "event": 5}, 0.7)]
+)
+def test_folded_gates_decide_as_local_gates(encoder, full, sizes, threshold):
+    """Frame-wise contexts, one that is the same for an utterance, and one of another length."""
+    contexts = {"spk": torch.randn(3, 1, 6), "event": torch.randn(3, 50, 5)}
+    policy = local_gates(sizes, threshold=threshold)
+    expected = encode(encoder, *full, policy, contexts, path="gathered")
+    output = encode(encoder, *full, policy, contexts, path="packed")
+    values = torch.stack([gates[name].value for gates in expected.gates for name in MODULES])
+    assert 0.05 < values.mean() < 0.95
+    for ours, theirs in zip(output.gates, expected.gates, strict=True):
+        assert all(torch.equal(ours[name].value, theirs[name].value) for name in MODULES)
+    assert (output.x - expected.x).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_folded_gates_at_the_ends_of_the_threshold(threshold):
+    policy = local_gates({}, threshold=threshold)
+    folded = FoldedLocalGates(policy)
+    memory = folded.begin([], torch.zeros(4, dtype=torch.long))
+    assert (folded.gate(0, torch.randn(4, SIZE), memory) == (threshold == 0.0)).all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "local", "random", "speechprune", "global"])
+def test_ragged_equals_each_utterance_alone(encoder, feats, kind):
+    values, lengths = feats
+    contexts = {"spk": torch.randn(3, 1, 6), "event": torch.randn(3, 70, 5)}
+    policy = {
+        "dense": lambda: None,
+        "local": lambda: local_gates({"front": SIZE, "spk": 6, "event": 5}),
+        "random": lambda: RandomGates(MODULES, 0.4).eval(),
+        "speechprune": lambda: SpeechPruneGates(MODULES, 0.4, encoder).eval(),
+        "global": lambda: GlobalGates(LAYERS, SIZE, MODULES).eval(),
+    }[kind]()
+    together = encode(encoder, values, lengths, policy, contexts, path="packed")
+    for b, length in enumerate(lengths.tolist()):
+        own = {name: value[b : b + 1] for name, value in contexts.items()}
+        alone = encode(encoder, values[b : b + 1, :length], lengths[b : b + 1], policy, own, path="masked")
+        frames = int(alone.lengths)
+        assert int(together.lengths[b]) == frames == alone.x.shape[1]
+        assert (together.x[b, :frames] - alone.x[0]).abs().max() <= 2e-5
+        assert (together.x[b, frames:] == 0).all()
+        for ours, theirs in zip(together.gates, alone.gates, strict=True):
+            for name, gate in ours.items():
+                assert torch.equal(gate.value[b, :frames], theirs[name].value[0])
+
+
+def test_padding_does_not_reach_the_result(encoder, feats):
+    values, lengths = feats
+    changed = values.clone()
+    changed[1, 170:] = 1e3
+    before, after = (encode(encoder, v, lengths, path="packed").x for v in (values, changed))
+    assert torch.equal(before, after)
+
+
+def test_bf16_is_close(full):
+    """Within a few roundings of bf16, and about as close to fp32 as ESPnet's under autocast."""
+    encoder = make_encoder()  # its own: ESPnet rounds the positions it keeps when it runs in bf16
+    policy = FixedGates(random_decisions(0)).eval()
+    exact = encode(encoder, *full, policy, path="masked").x.detach()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = encode(encoder, *full, policy, path="packed").x
+        theirs = encode(encoder, *full, policy, path="masked").x
+    assert ours.dtype == torch.float32
+    error = (ours - exact).abs().mean()
+    assert 0 < error <= 0.02
+    assert error <= 1.2 * (theirs - exact).abs().mean()
+
+
+def test_weights_are_read_anew_after_they_changed(full):
+    encoder = make_encoder()
+    before = encode(encoder, *full, path="packed").x
+    assert packed_encoder(encoder, torch.float32) is packed_encoder(encoder, torch.float32)
+    with torch.no_grad():
+        encoder.encoders[0].feed_forward.w_2.weight.mul_(2.0)
+    after = encode(encoder, *full, path="packed").x
+    assert (after - before).abs().max() > 1e-3
+    assert (after - encode(encoder, *full, path="masked").x).abs().max() <= 2e-5
+
+
+def test_training_and_too_short_utterances_are_refused(full):
+    encoder = make_encoder()
+    with pytest.raises(ConfigError, match="6 feature frames; valid: 7 or more"):
+        encode(encoder, full[0], torch.tensor([240, 6, 240]), path="packed")
+    with pytest.raises(ConfigError, match="'packed' is for inference.*'masked' or 'gathered'"):
+        encode(encoder, *full, RandomGates(MODULES, 0.3).train(), path="packed")
+    with pytest.raises(ConfigError, match="'packed' is for inference"):
+        encode(encoder.train(), *full, path="packed")
+
+
+def test_frame_gates_of_the_convolution_are_refused():
+    with pytest.raises(ConfigError, match="cgmlp can only be gated per utterance"):
+        LayerPlan({"cgmlp": torch.ones(5, dtype=torch.bool)}, Ragged([3, 2]))
+
+
+def test_unsupported_backbones_are_named():
+    from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+
+    with pytest.raises(BackboneError, match="TransformerEncoder"):
+        PackedEncoder(TransformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
+
+
+def test_options_of_the_convolutional_gating(full):
+    """A linear layer and an activation after the convolution, and norms of queries and keys."""
+    from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+
+    torch.manual_seed(3)
+    encoder = EBranchformerEncoder(
+        80,
+        output_size=32,
+        attention_heads=4,
+        attention_layer_type="selfattn",
+        pos_enc_layer_type="scaled_abs_pos",
+        cgmlp_linear_units=64,
+        cgmlp_conv_kernel=7,
+        use_linear_after_conv=True,
+        gate_activation="swish",
+        linear_units=48,
+        ffn_activation_type="relu",
+        num_blocks=2,
+        use_ffn=True,
+        macaron_ffn=True,
+        merge_conv_kernel=5,
+        qk_norm=True,
+    ).eval()
+    assert (encode(encoder, *full, path="packed").x - encoder(*full)[0]).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("frames", [7, 8, 9, 10, 131, 240])
+@pytest.mark.parametrize("bins", [80, 83])
+def test_subsampling(frames, bins):
+    from espnet.nets.pytorch_backend.transformer.subsampling import Conv2dSubsampling
+
+    torch.manual_seed(0)
+    encoder = make_encoder() if bins == 80 else nn.Module()
+    if bins != 80:
+        encoder.embed = Conv2dSubsampling(bins, SIZE, 0.0).eval()
+    feats = torch.randn(2, frames, bins)
+    _, front, mask = subsample(encoder, feats, torch.ones(2, 1, frames, dtype=torch.bool))
+    packed, layout = PackedSubsampling(encoder.embed, torch.float32)(feats, [frames, frames])
+    assert layout.lengths == [mask.shape[2]] * 2
+    assert (layout.unpack(packed) - front).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("speech", [0, 3, 64, 101, 236, 240])
+def test_a_constant_end_is_computed_once_and_exactly(encoder, speech, monkeypatch):
+    feats = torch.full((2, 240, 80), -1.5)
+    feats[0, :speech] = torch.randn(speech, 80, generator=torch.Generator().manual_seed(0))
+    feats[1, : speech // 2] = 1.0
+    _, front, _ = subsample(encoder, feats, torch.ones(2, 1, 240, dtype=torch.bool))
+    subsampling = PackedSubsampling(encoder.embed, torch.float32)
+    rows = []
+    convolve = subsampling._convolve
+    monkeypatch.setattr(
+        subsampling, "_convolve", lambda frames: (rows.append(len(frames)), convolve(frames))[1]
+    )
+    packed, layout = subsampling(feats, [240, 240])
+    assert (layout.unpack(packed) - front).abs().max() <= 1e-5
+    needed = [min(FRAMES, -(-n // 4) + 1) for n in (speech, speech // 2)]
+    assert sum(rows) - len(rows) == sum(needed) + 1  # the row between two utterances counts nothing
+
+
+def test_no_convolution_or_attention_across_utterances():
+    layout = Ragged([5, 1, 9])
+    torch.manual_seed(0)
+    x = torch.randn(15, 8)
+    weight, bias = torch.randn(8, 1, 7), torch.randn(8)
+    qkv = torch.randn(15, 3, 2, 4)
+    convolved = torch.cat(
+        [depthwise(batch, depthwise_weight(weight), bias)[0] for batch in layout.batches(x)]
+    )
+    attended = attend(qkv, layout)
+    for segment in layout.segments():
+        expected = nn.functional.conv1d(x[segment].t()[None], weight, bias, padding=3, groups=8)[0].t()
+        torch.testing.assert_close(convolved[segment], expected)
+        query, key, value = qkv[segment].permute(1, 2, 0, 3)
+        scores = torch.softmax(query @ key.transpose(1, 2) / 2.0, dim=-1)
+        torch.testing.assert_close(attended[segment], (scores @ value).transpose(0, 1).flatten(1))
+
+
+def test_ragged_layout_round_trip():
+    layout = Ragged([2, 0, 3])
+    x = torch.arange(15.0).view(3, 5, 1)
+    packed = layout.pack(x)
+    assert packed.flatten().tolist() == [0, 1, 10, 11, 12]
+    assert layout.owner_N.tolist() == [0, 0, 2, 2, 2]
+    assert layout.frame_N.tolist() == [0, 1, 0, 1, 2]
+    assert layout.unpack(packed)[..., 0].tolist() == [[0, 1, 0], [0, 0, 0], [10, 11, 12]]
+
+
+def test_open_gates_equal_no_gates(encoder, full):
+    gated = encode(encoder, *full, OpenGates(MODULES).eval(), path="packed").x
+    assert torch.equal(gated, encode(encoder, *full, path="packed").x)

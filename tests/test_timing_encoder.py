@@ -1,0 +1,144 @@
+"""The encoder benchmark on a tiny model: its rows, goals and command."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from localgp import bench
+from localgp.cli import CONF_DIR
+from localgp.errors import CheckpointError, ConfigError
+from localgp.evaluation.timing import paired, peak_megabytes
+from localgp.evaluation.timing_encoder import EncoderBench
+from localgp.evaluation.timing_goals import decoder_goals, encoder_goals
+from localgp.evaluation.timing_parts import INSIDE, PARTS
+from tests.conftest import make_encoder
+
+
+def test_paired_runs_alternate():
+    order: list[str] = []
+
+    def slow() -> None:
+        order.append("slow")
+        time.sleep(0.004)
+
+    times = paired({"fast": lambda: order.append("fast"), "slow": slow}, 3, torch.device("cpu"))
+    assert order == ["fast", "slow"] * 4  # one round of warming up
+    assert times.ratio("slow", "fast") > 1
+    assert times.median("slow") >= 0.004
+
+
+def test_peak_memory_of_a_run():
+    peak = peak_megabytes(lambda: torch.ones(16 * 2**20), torch.device("cpu"))
+    assert peak is None or 60 <= peak <= 80  # 64 MB, where the system says
+
+
+def test_rows_and_goals():
+    torch.manual_seed(0)
+    encoder = make_encoder()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    lines: list[str] = []
+    tiny = EncoderBench(
+        encoder, backbone="tiny", seconds=2.0, repeats=1, espnet_repeats=1, progress=lines.append
+    )
+    tiny.dense("fp32", 1)
+    tiny.dense("fp32", 1, 0.5)
+    tiny.pruned("fp32", 2, 0.5)
+    tiny.pruned("fp32", 1, 0.5)
+    tiny.gates("fp32", 1)
+    tiny.ragged("fp32", [2.0, 1.0, 0.5])
+    rows = tiny.rows
+    assert [row["measure"] for row in rows] == ["dense", "padded", "pruned", "pruned", "gates", "ragged"]
+    assert len(lines) == len(rows)
+    assert all(row["seconds"] > 0 and row["time_ratio"] > 0 for row in rows)
+    assert all(row["relative_error"] <= 1e-5 for row in rows[:2])
+    pruned = rows[3]
+    assert pruned["flop_ratio"] < 1
+    became = (1 - pruned["time_ratio"]) / (1 - pruned["flop_ratio"])
+    assert pruned["saved_flops_became_time"] == pytest.approx(became, abs=2e-3)
+    assert 1 < rows[5]["flop_ratio"] < 3  # one whole, a half and a quarter
+    assert rows[4]["flop_ratio"] < 0.1
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+    goals = encoder_goals(rows)
+    assert [goal["goal"][:2] for goal in goals] == ["2:", "2:", "1:", "7:", "3:", "3:"]  # batch 2 has none
+    for goal in goals:
+        held = goal["value"] <= goal["limit"] if goal["sense"] == "<=" else goal["value"] >= goal["limit"]
+        assert goal["met"] == held
+    assert goals[2]["limit"] == pytest.approx(pruned["flop_ratio"] + 0.03)
+
+
+def test_decoder_goals():
+    row = {
+        "backbone": "owsm_v3.1_small",
+        "dtype": "fp32",
+        "utterances": 8,
+        "ctc_weight": 0.0,
+        "skipped": 0.0,
+        "speedup_vs_espnet": 30.0,
+        "identical_hypotheses": True,
+        "step_time_ratio_vs_dense": None,
+    }
+    step = row | {"skipped": 0.3, "speedup_vs_espnet": None, "step_time_ratio_vs_dense": 0.9}
+    fast, slow = decoder_goals([row, step])
+    assert (fast["met"], fast["limit"], fast["sense"]) == (True, 25.0, ">=")
+    assert (slow["met"], slow["limit"], slow["sense"]) == (False, 0.8, "<=")
+    assert not decoder_goals([row | {"identical_hypotheses": False}])[0]["met"]
+
+
+@pytest.fixture
+def run_bench(monkeypatch, tmp_path, capsys):
+    """The command's function with a tiny encoder in place of the published shapes."""
+    monkeypatch.setattr(bench, "_random_encoder", lambda name: make_encoder())
+
+    def run(*overrides: str) -> dict:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            cfg = compose("config", overrides=[f"exp_dir={tmp_path}", "device=cpu", *overrides])
+        bench.main(cfg)
+        printed = capsys.readouterr().out
+        result = json.loads(printed.splitlines()[-1])
+        assert json.loads((tmp_path / "bench" / f"{result['bench']}.json").read_text()) == result
+        return result
+
+    return run
+
+
+TINY = ["bench.seconds=1.0", "bench.repeats=1"]
+
+
+def test_the_command_writes_what_it_prints(run_bench):
+    result = run_bench(
+        "bench=encoder",
+        *TINY,
+        "bench.backbones=[tiny]",
+        "bench.batches=[1,2]",
+        "bench.dtypes=[fp32]",
+        "bench.speech_seconds=0.5",
+        "bench.skipped=[0.3]",
+        "bench.ragged=[1.0,0.5]",
+        "bench.espnet_repeats=1",
+    )
+    measures = [row["measure"] for row in result["rows"]]
+    assert measures[:7] == ["dense", "padded", "pruned", "gates", "pruned", "gates", "ragged"]
+    parts = {row["part"]: row for row in result["rows"][7:]}
+    assert set(parts) == {*PARTS, INSIDE}
+    assert all(row["seconds"] > 0 and row["against_seconds"] > 0 for row in parts.values())
+    for share in ("time_share", "flop_share"):
+        assert sum(parts[part][share] for part in PARTS) == pytest.approx(1, abs=0.02)
+    assert {goal["goal"][0] for goal in result["goals"]} == {"1", "2", "3", "7"}
+    assert result["machine"]["cores"] >= 1
+
+
+def test_unknown_choices_and_runs_are_named(run_bench, tmp_path):
+    with pytest.raises(ConfigError, match="bench.measures has dens; valid: dense, padded"):
+        run_bench("bench=encoder", "bench.measures=[dens]")
+    with pytest.raises(ConfigError, match="bench.dtypes has int8; valid: fp32, bf16"):
+        run_bench("bench=encoder", "bench.dtypes=[int8]")
+    with pytest.raises(CheckpointError, match="holds no finished run"):
+        run_bench("bench=encoder", "bench.backbones=[]", f"bench.run={tmp_path}")
+    with pytest.raises(ConfigError, match="'gpu'; valid: encoder, decoder, training"):
+        run_bench("bench.name=gpu")

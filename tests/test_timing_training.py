@@ -1,0 +1,74 @@
+"""The training benchmark on a tiny model, and the gathered path's gradients."""
+
+from __future__ import annotations
+
+import torch
+
+from localgp.evaluation.timing_goals import training_goals
+from localgp.evaluation.timing_training import bench_training
+from localgp.pruning.frames import attend_gathered, attend_masked, run_gathered, run_masked
+from tests.conftest import make_encoder
+
+
+def test_rows_and_goals():
+    encoder = make_encoder()
+    lines: list[str] = []
+    rows = bench_training(
+        encoder,
+        backbone="tiny",
+        seconds=1.0,
+        batches=(1, 2),
+        skipped=(0.5,),
+        repeats=1,
+        progress=lines.append,
+    )
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert len(lines) == 2
+    assert all(0 < row["flop_ratio"] < 1 and row["time_ratio"] > 0 for row in rows)
+    assert not encoder.training
+    assert all(p.grad is None for p in encoder.parameters())
+    goals = training_goals(rows)
+    assert [goal["limit"] for goal in goals] == [round(row["flop_ratio"] + 0.05, 4) for row in rows]
+
+
+def test_gathered_gradients_equal_masked_ones():
+    """Of inputs, weights and open gates; frames of one utterance all open, of another all closed."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh())
+    decisions = (torch.rand(3, 7) < 0.5).float()
+    decisions[1], decisions[2] = 1.0, 0.0
+    found = {}
+    for run in (run_masked, run_gathered):
+        x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        gate = decisions.clone().requires_grad_()
+        module.zero_grad()
+        y = x + run(module, x, gate, 0.5)
+        (y * torch.arange(6.0)).square().sum().backward()
+        found[run] = (y, x.grad, module[0].weight.grad.clone(), gate.grad * decisions)
+    for ours, theirs in zip(found[run_gathered], found[run_masked], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gathered_attention_gradients_equal_masked_ones():
+    torch.manual_seed(0)
+    project = torch.nn.Linear(6, 18)
+
+    def attention(x, mask_B1T):
+        query, key, value = project(x).chunk(3, dim=-1)
+        scores = (query @ key.transpose(1, 2)).masked_fill(~mask_B1T, torch.finfo(x.dtype).min)
+        return torch.softmax(scores, dim=-1) @ value
+
+    decisions = (torch.rand(3, 7) < 0.5).float()
+    decisions[1], decisions[2] = 1.0, 0.0
+    mask_B1T = torch.arange(7).expand(3, 1, 7) < torch.tensor([7, 5, 7]).view(3, 1, 1)
+    decisions = decisions * mask_B1T.squeeze(1)
+    found = {}
+    for run in (attend_masked, attend_gathered):
+        x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        gate = decisions.clone().requires_grad_()
+        project.zero_grad()
+        y = run(attention, x, gate, mask_B1T)
+        (y * torch.arange(6.0)).square().sum().backward()
+        found[run] = (y, x.grad, project.weight.grad.clone(), gate.grad * decisions)
+    for ours, theirs in zip(found[attend_gathered], found[attend_masked], strict=True):
+        torch.testing.assert_close(ours, theirs)
