@@ -205,13 +205,12 @@ def build_strategy(cfg: DictConfig, world: World, device: torch.device) -> Any:
 
 def _fsdp() -> Any:
     from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
-    from espnet.nets.pytorch_backend.transformer.decoder_layer import DecoderLayer
     from espnet.nets.pytorch_backend.transformer.positionwise_feed_forward import PositionwiseFeedForward
     from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
     from lightning.pytorch.strategies import FSDPStrategy
 
-    # The gated encoder calls a layer's modules one by one, so these, and not the layer, are what is sharded.
-    units = {PositionwiseFeedForward, MultiHeadedAttention, ConvolutionalGatingMLP, DecoderLayer}
+    # With gates a layer's modules are called one by one, so these, and not the layer, are what is sharded.
+    units = {PositionwiseFeedForward, MultiHeadedAttention, ConvolutionalGatingMLP}
     return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full")
 
 

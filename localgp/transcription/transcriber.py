@@ -244,15 +244,16 @@ class Transcriber:
     def _encode(self, picked: list[tuple[Job, Window]]) -> Any:
         samples = round(self.window_seconds * self.sample_rate)
         pieces = [job.samples[window.first : window.last][:samples] for job, window in picked]
-        speech_BN = np.zeros((len(picked), samples), dtype=np.float32)
+        padded_BN = np.zeros((len(picked), samples), dtype=np.float32)
         for row, piece_N in enumerate(pieces):
-            speech_BN[row, : len(piece_N)] = piece_N
+            padded_BN[row, : len(piece_N)] = piece_N
         # A model that was trained without padding gets none.
         ends = [len(piece_N) if self.model.trim else samples for piece_N in pieces]
         lengths_B = torch.tensor(ends, device=self.device)
         contexts = self._contexts(pieces, samples)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.model.encode(torch.from_numpy(speech_BN).to(self.device), lengths_B, contexts)
+            speech_BN = torch.from_numpy(padded_BN).to(self.device)
+            return self.model.encode(speech_BN, lengths_B, contexts, path="packed")
 
     def _contexts(self, pieces: Sequence[np.ndarray], samples: int) -> dict[str, Tensor] | None:
         """What the gates see besides the speech, extracted from each window by itself, as in training."""
