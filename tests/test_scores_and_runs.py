@@ -79,7 +79,7 @@ def test_run_directory_and_its_variants(tmp_path):
 def test_run_refuses_another_configuration(tmp_path):
     Run(composed("conf=row05", f"exp_dir={tmp_path}")).start()
     Run(composed("conf=row05", f"exp_dir={tmp_path}", "decode.beam=1", "training.log_every=3")).start()
-    with pytest.raises(CheckpointError, match="training.lr: 0.0003 there, 0.1 asked for"):
+    with pytest.raises(CheckpointError, match="training.lr: 0.0005 there, 0.1 asked for"):
         Run(composed("conf=row05", f"exp_dir={tmp_path}", "training.lr=0.1")).start()
 
 
