@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from localgp.evaluation.flops import EncoderCost, count_with_fvcore
-from localgp.gates import RandomGates
+from localgp.gates import LocalGates, RandomGates
 from localgp.pruning.encoder import encode
 
 
@@ -25,8 +25,13 @@ def test_gathered_equals_fvcore(encoder, target):
 def test_local_gates_cost_what_their_products_cost():
     """Counted on the products written as matrix products, which fvcore sees."""
     cost = EncoderCost(frames=10, bins=80, size=4, ffn=8, cgmlp=8, cgmlp_kernel=3, merge_kernel=3, layers=2)
-    contexts, modules, frames, size = 1, 3, 10, 4
-    attention = sum(2 * frames * (contexts + layer) * size for layer in range(2))
-    heads = 2 * modules * frames * size * 2
-    values = (contexts + 1) * frames * size * size  # the context's and the first layer's
-    assert cost.local_gates(modules, contexts) == attention + heads + values
+    modules, frames, size = 3, 10, 4
+    for sizes, aligned in (
+        ({"front": 4}, frames * size**2),
+        ({"front": 4, "spk": 5}, frames * size**2 + 5 * size + size**2),  # one vector an utterance
+        ({"front": 4, "event": 6}, 2 * frames * size**2 + frames * 6 * size),
+    ):
+        policy = LocalGates(2, size, ["ffn1", "attention", "ffn2"], sizes)
+        attention = sum(2 * frames * (len(sizes) + layer) * size for layer in range(2))
+        heads = 2 * modules * frames * size * 2
+        assert cost.local_gates(policy) == attention + heads + frames * size**2 + aligned

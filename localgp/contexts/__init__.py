@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from localgp.errors import ConfigError
 
 ENCODER_CONTEXTS = ("front", "spk", "event")
+PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
 
 
 def context_shape(name: str, cfg: DictConfig) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from localgp.contexts import PER_UTTERANCE
 from localgp.gates import GlobalGates, LocalGates
 from localgp.pruning.encoder import encode
 
@@ -103,19 +104,24 @@ class EncoderCost:
                 total += self.module_on(name, counts.get(name, self.frames))
         return total
 
-    def local_gates(self, modules: int, contexts: int) -> float:
-        """LocalGP: products with keys and values, heads, and the values' projections (one per layer but the
-        last, and one per context). fvcore counts matrix products and not our element-wise form of them, so
-        this term is by formula alone."""
+    def local_gates(self, policy: LocalGates) -> float:
+        """LocalGP: products with keys and values, heads, the values' projections (one per layer but the last),
+        and for each context its alignment to D and its value's projection, once per utterance where the context
+        is one vector. fvcore counts matrix products and not our element-wise form of them, so this term is by
+        formula alone."""
+        contexts, modules = len(policy.needs), len(policy.modules_gated)
         per_frame = sum(2 * (contexts + layer) * self.size for layer in range(self.layers))
-        per_frame += self.layers * modules * 2 * self.size
-        per_frame += (contexts + self.layers - 1) * self.size**2
-        return self.frames * per_frame
+        per_frame += self.layers * modules * 2 * self.size + (self.layers - 1) * self.size**2
+        total = self.frames * per_frame
+        for name, align in policy.align.items():
+            frames = 1 if name in PER_UTTERANCE else self.frames
+            total += frames * (sum(p.numel() for p in align.parameters() if p.ndim == 2) + self.size**2)
+        return float(total)
 
     def gates(self, policy: Any) -> float:
         """What deciding costs: LocalGP at every frame, GlobalGP once, the controls nothing."""
         if isinstance(policy, LocalGates):
-            return self.local_gates(len(policy.modules_gated), len(policy.needs))
+            return self.local_gates(policy)
         if isinstance(policy, GlobalGates):
             return float(global_gates(policy))
         return 0.0
