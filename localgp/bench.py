@@ -98,7 +98,7 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         rows += bench.rows
     if wanted.run is not None:
         rows.append(_learnt(cfg, device))
-        _progress(f"learnt {rows[-1]['backbone']}: {rows[-1]['time_ratio']} of dense")
+        _progress(f"learnt {rows[-1]['backbone']}: {rows[-1]['time_ratio_vs_dense']} of dense")
     return rows, encoder_goals(rows)
 
 
@@ -173,6 +173,7 @@ def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
     from localgp.errors import CheckpointError, ConfigError
     from localgp.evaluation.evaluate import load_weights
     from localgp.evaluation.timing_encoder import bench_learnt
+    from localgp.stored import read_yaml_mapping
 
     directory = Path(cfg.bench.run)
     stored, weights = directory / "config.yaml", directory / "checkpoints" / "model.safetensors"
@@ -181,8 +182,13 @@ def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
             f"bench.run: {directory} holds no finished run (config.yaml, checkpoints/model.safetensors); "
             "give the directory that localgp.train printed"
         )
-    trained = OmegaConf.merge(OmegaConf.create({"contexts": cfg.contexts}), OmegaConf.load(stored))
-    assert isinstance(trained, DictConfig)
+    config = read_yaml_mapping(stored, "restore it, or give another run")
+    trained = OmegaConf.create({"contexts": OmegaConf.to_container(cfg.contexts, resolve=True), **config})
+    lacking = [key for key in ("name", "backbone", "pruning", "corpus", "data_dir") if key not in trained]
+    if lacking:
+        raise CheckpointError(
+            f"{stored}: not a run's configuration, it lacks {', '.join(lacking)}; restore it, or give another run"
+        )
     model, backbone = build_model(trained)
     if model.policy is None:
         raise ConfigError(f"bench.run: {directory} is a dense model; give a run with gates")
@@ -191,13 +197,14 @@ def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
     rows = load_prepared(trained)["test"]
     contexts = row_contexts(trained, (rows, rows))
     samples = round(backbone.padded_seconds * backbone.sample_rate)
-    batches = []
+    batches, said = [], []
     for begin in range(0, min(cfg.bench.run_utterances, len(rows)), cfg.bench.run_batch):
         items = [rows[i] for i in range(begin, min(begin + cfg.bench.run_batch, len(rows)))]
         speech = torch.zeros(len(items), samples)
         for row, item in zip(speech, items, strict=True):
             signal = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
             row[: len(signal)] = torch.from_numpy(signal)
+            said.append(round(len(signal) / backbone.sample_rate, 3))
         given = {}
         if contexts is not None:
             stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
@@ -210,6 +217,7 @@ def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
         backbone=backbone.name,
         name=str(trained.name),
         seconds=backbone.padded_seconds,
+        seconds_of_audio=said,
         repeats=cfg.bench.repeats,
     )
 
@@ -246,6 +254,8 @@ def _progress(line: str) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value[:4])) + (", ..." if len(value) > 4 else "")
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

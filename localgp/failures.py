@@ -55,6 +55,9 @@ _OUT_OF_MEMORY = (
 )
 
 
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def _of_system(error: OSError) -> str | None:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -68,7 +71,12 @@ def _of_system(error: OSError) -> str | None:
         return _OUT_OF_MEMORY.format(error.strerror)
     if error.errno == errno.EMFILE:
         return f"{where}too many open files: raise the limit (ulimit -n 4096) or use fewer workers."
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+    if error.errno == errno.ENOENT and error.filename:
+        return (
+            f"{where}{error.strerror}: it, or a directory above it, is missing, or was removed while this ran; check "
+            "the path, and run the command again."
+        )
+    if error.errno in _IN_THE_WAY:
         return (
             f"{where}{error.strerror}: something else is where a file or directory has to be; choose another."
         )

@@ -25,18 +25,26 @@ def count(cfg: DictConfig) -> dict:
     """
     import torch
 
-    from localgp.backbone.owsm import build_encoder, read_train_config
+    from localgp.backbone.owsm import build_encoder, padded_seconds, read_train_config
     from localgp.build import build_policy
     from localgp.contexts.cost import with_contexts
-    from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of
+    from localgp.evaluation.flops import (
+        CONVENTION,
+        EncoderCost,
+        feature_frames_of,
+        mel_bins_of,
+        sample_rate_of,
+    )
     from localgp.gates import GlobalGates
+    from localgp.pruning.encoder import check_supported
 
     config = read_train_config(cfg.backbone)
-    seconds = float(config["preprocessor_conf"]["speech_length"])
+    seconds = padded_seconds(config)
     feature_frames = feature_frames_of(config, seconds)
     with torch.device("meta"):  # shapes without memory
         encoder = build_encoder(config)
-    cost = EncoderCost.of(encoder, feature_frames)
+    check_supported(encoder)
+    cost = EncoderCost.of(encoder, feature_frames, mel_bins_of(config))
     dense = cost.encoder(feature_frames)
     policy = build_policy(cfg, encoder)
     modules = list(cfg.pruning.encoder_modules)
@@ -64,6 +72,13 @@ def count(cfg: DictConfig) -> dict:
     }
     total = pruned + gates
     decoder_terms = count_decoder(cfg, config, cost.frames)
+    length = f"{seconds:g} s"
+    if (
+        cfg.padding == "none"
+    ):  # what its own, shorter inputs cost depends on data, which are not looked at here
+        length += (
+            ", the longest input: each utterance costs what its own length does (localgp.evaluate counts it)"
+        )
     return {
         "gflops": with_contexts(
             {
@@ -71,10 +86,10 @@ def count(cfg: DictConfig) -> dict:
                 "context": 0.0,
                 "total": round(total / 1e9, 3),
                 "decoder": round(sum(decoder_terms.values()) / 1e9, 3),
-                "convention": f"{CONVENTION}, {seconds:g} s",
+                "convention": f"{CONVENTION}, {length}",
             },
             cfg,
-            [round(seconds * 16000)],
+            [round(seconds * sample_rate_of(config))],
         ),
         "terms": {name: round(value / 1e9, 3) for name, value in terms.items()},
         "decoder_tokens": DECODER_TOKENS,

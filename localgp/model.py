@@ -64,8 +64,7 @@ class GatedS2T(nn.Module):
         trim: bool = False,
     ) -> None:
         super().__init__()
-        if policy is not None:
-            check_supported(espnet.encoder)
+        check_supported(espnet.encoder)  # which is run here module by module, dense or gated
         if decoder_policy is not None:
             from localgp.decoding.cached_decoder import check_supported as check_decoder
 

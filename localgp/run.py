@@ -22,6 +22,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
+from localgp.stored import run_config, section
 
 # What may differ between the run on disk and the one asked for without making it another run.
 _FREE = (
@@ -38,6 +39,7 @@ _FREE = (
     "hydra",
 )
 _FREE_TRAINING = ("resume", "log_every", "logger", "checkpoint_every")
+_ONLY_TRAINING = ("training", "trainer")  # of no effect on how trained weights are evaluated
 _VARIANTS = {"target": 0.3}  # pruning keys whose change gives the run a directory of its own
 
 
@@ -50,9 +52,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def commit() -> str:
-    """Git commit of the source tree with ``-dirty`` where it has changes; ``unknown`` outside of one."""
-    here = Path(__file__).parent
+    """Git commit of the source tree with ``-dirty`` where it has changes; ``unknown`` outside of one.
+
+    An installed package may lie in a repository that is another project's, whose commit says nothing.
+    """
+    here = Path(__file__).resolve().parent
     try:
+        top = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel"], cwd=here, capture_output=True, text=True, check=True
+        )
+        if Path(top.stdout.strip()).resolve() != here.parent:
+            return "unknown"
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         )
@@ -84,28 +94,35 @@ class Run:
     def finished(self) -> bool:
         return self.weights.exists()
 
-    def check(self) -> None:
-        """Raises:
-        CheckpointError: If the directory holds a run with another configuration.
-        """
-        resolved = OmegaConf.to_container(self.cfg, resolve=True)
-        stored = self.path / "config.yaml"
-        if stored.exists():
-            differences = list(
-                _differences(_relevant(OmegaConf.to_container(OmegaConf.load(stored))), _relevant(resolved))
-            )
-            if differences:
-                shown = "; ".join(
-                    f"{key}: {old!r} there, {new!r} asked for" for key, old, new in differences[:6]
-                )
-                raise CheckpointError(
-                    f"{self.path} holds a run with another configuration ({shown}). Remove the directory to start "
-                    "over, or give this run its own name (name=...) or place (exp_dir=...)."
-                )
+    def check(self, *, trained: bool = False) -> None:
+        """Args:
+            trained: Its weights are only used, so that options of training do not matter.
 
-    def start(self) -> None:
-        """Creates the directory with its config.yaml, or checks that the run in it is this one."""
-        self.check()
+        Raises:
+            CheckpointError: If the directory holds a run with another configuration, or a damaged one.
+        """
+        stored = run_config(self.path)
+        if not stored:
+            return
+        resolved = OmegaConf.to_container(self.cfg, resolve=True)
+        there, asked = _relevant(stored), _relevant(resolved)
+        if trained:
+            there, asked = ({k: v for k, v in c.items() if k not in _ONLY_TRAINING} for c in (there, asked))
+        differences = list(_differences(there, asked))
+        if differences:
+            shown = "; ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in differences[:6])
+            remedy = (
+                "Give the options it was trained with, or make a variant that uses its weights under another name: "
+                f"name={self.cfg.name}-variant evaluate.checkpoint={self.weights}"
+                if trained
+                else "Remove the directory to start over, or give this run its own name (name=...) or place "
+                "(exp_dir=...)."
+            )
+            raise CheckpointError(f"{self.path} holds a run with another configuration ({shown}). {remedy}")
+
+    def start(self, *, trained: bool = False) -> None:
+        """Creates the directory with its config.yaml, or checks that the run in it is this one; see `check`."""
+        self.check(trained=trained)
         stored = self.path / "config.yaml"
         if not stored.exists():
             write_atomically(stored, OmegaConf.to_yaml(self.cfg, resolve=True))
@@ -130,15 +147,15 @@ class Run:
 
 def _relevant(config: Any) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _FREE}
-    kept["training"] = {k: v for k, v in kept.get("training", {}).items() if k not in _FREE_TRAINING}
+    kept["training"] = {k: v for k, v in section(kept, "training").items() if k not in _FREE_TRAINING}
     # Where the corpus and the checkpoints lie may change with the machine.
     kept["corpus"] = {
-        k: v for k, v in kept.get("corpus", {}).items() if k not in ("root", "workers", "on_error")
+        k: v for k, v in section(kept, "corpus").items() if k not in ("root", "workers", "on_error")
     }
     # An extractor matters where gates see what it extracts.
-    pruning = kept.get("pruning") or {}
+    pruning = section(kept, "pruning")
     seen = [*(pruning.get("context") or []), *(pruning.get("decoder_context") or [])]
-    kept["contexts"] = {k: v for k, v in (kept.get("contexts") or {}).items() if k in seen}
+    kept["contexts"] = {k: v for k, v in section(kept, "contexts").items() if k in seen}
     return kept
 
 

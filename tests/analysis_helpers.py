@@ -14,6 +14,7 @@ from localgp.evaluation.gates_file import GateRecord, write_gates
 from localgp.evaluation.measured import kept_ratios
 from localgp.evaluation.score import references_of, score_tasks
 from localgp.run import Run, write_atomically
+from localgp.timeline import frame_centres
 
 MODULES = ["ffn1", "attention", "ffn2"]
 LAYERS, FRAMES, SECONDS = 4, 199, 8.0
@@ -41,7 +42,7 @@ class Place:
 def fake_gates(rows, truth, seed: int, kept_pause: float = 0.4, kept_speech: float = 0.95) -> GateRecord:
     """Gates that open for true speech in the first layer, and ever more at random in later ones."""
     rng = np.random.default_rng(seed)
-    centres = (np.arange(FRAMES) + 0.5) * SECONDS / FRAMES
+    centres = frame_centres(FRAMES, SECONDS)
     opened, real, utt_ids = [], [], []
     for row in rows.select_columns(["utt_id", "seconds"]).with_format(None):
         inside = np.zeros(FRAMES, dtype=bool)

@@ -43,3 +43,10 @@ def feats():
     """Features of a ragged batch: (3, 240, 80) and lengths."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(3, 240, 80, generator=generator), torch.tensor([240, 170, 90])
+
+
+@pytest.fixture
+def columns() -> set[str]:
+    """What scripts outside of this project read of a row of the encoder's and of training's benchmark."""
+    audio = {"backbone", "dtype", "seconds_of_audio", "padded_to", "skipped"}
+    return audio | {"flop_ratio", "time_ratio_vs_dense", "time_ratio_vs_espnet", "overhead_share", "peak_mib"}

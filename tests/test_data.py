@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from localgp.training.data import Collate, StepBatches, TrainingExamples, list_tasks, real_frames
+from localgp.errors import ConfigError
+from localgp.pruning.encoder import subsample
+from localgp.timeline import frame_centres
+from localgp.training.data import (
+    Collate,
+    StepBatches,
+    TrainingExamples,
+    check_enough,
+    list_tasks,
+    real_frames,
+)
+from tests.conftest import make_encoder
 
 
 class Letters:
@@ -80,6 +91,31 @@ def test_ranks_share_what_one_rank_sees():
 
 
 def test_real_frames():
-    mask = real_frames(torch.tensor([[0, 50], [20, 80]]), 10, 100)
-    np.testing.assert_array_equal(mask[0], [1] * 5 + [0] * 5)
-    np.testing.assert_array_equal(mask[1], [0, 0] + [1] * 6 + [0, 0])
+    """Encoder frame t is centred at 40 t + 30 ms."""
+    signal = torch.tensor([[0, 4 * 640 + 480], [0, 4 * 640 + 481], [481, 3 * 640]])
+    mask = real_frames(signal, 11, 12 * 640)
+    np.testing.assert_array_equal(mask[0], [1] * 4 + [0] * 7)
+    np.testing.assert_array_equal(mask[1], [1] * 5 + [0] * 6)
+    np.testing.assert_array_equal(mask[2], [0] + [1] * 2 + [0] * 8)
+
+
+def test_too_few_examples_for_a_step():
+    check_enough(16, 8, 2)
+    with pytest.raises(
+        ConfigError, match=r"15 training examples.*batch_size=8 in each of 2.*batch_size=7 or"
+    ):
+        check_enough(15, 8, 2)
+    with pytest.raises(ConfigError, match=r"3 training examples.*batch_size=4; valid.*batch_size=3 or"):
+        check_enough(3, 4, 1)
+
+
+def test_frame_centres_are_the_middle_of_what_a_frame_sees():
+    """The feature frames that an encoder frame's gradient reaches, through the real subsampling."""
+    encoder, frames = make_encoder(), 79  # 80 hops are 19 encoder frames
+    features = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    _, front, mask = subsample(encoder, features, torch.ones(1, 1, frames, dtype=torch.bool))
+    centres = frame_centres(mask.shape[2], frames + 1)
+    for t in (0, 7, mask.shape[2] - 1):
+        (gradient,) = torch.autograd.grad(front[0, t].sum(), features, retain_graph=True)
+        seen = gradient[0].abs().sum(-1).nonzero().flatten()
+        assert centres[t] == pytest.approx(float(seen.float().mean()))

@@ -11,7 +11,7 @@ from localgp.pruning.encoder import encode
 
 
 def test_dense_equals_fvcore(encoder):
-    assert EncoderCost.of(encoder, 301).encoder(301) == count_with_fvcore(encoder, 301)
+    assert EncoderCost.of(encoder, 301, 80).encoder(301) == count_with_fvcore(encoder, 301, bins=80)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.5])
@@ -19,7 +19,9 @@ def test_gathered_equals_fvcore(encoder, target):
     policy = RandomGates(["ffn1", "attention", "ffn2"], target).eval()
     gates = encode(encoder, torch.zeros(1, 301, 80), torch.tensor([301]), policy).gates
     kept = [{name: float(gate.mask.sum()) for name, gate in layer.items()} for layer in gates]
-    assert EncoderCost.of(encoder, 301).encoder(301, kept) == count_with_fvcore(encoder, 301, policy)
+    assert EncoderCost.of(encoder, 301, 80).encoder(301, kept) == count_with_fvcore(
+        encoder, 301, policy, bins=80
+    )
 
 
 def test_local_gates_cost_what_their_products_cost():

@@ -20,7 +20,7 @@ def test_five_kills(tmp_path):
 def test_the_comparison_sees_a_difference(tmp_path):
     import torch
 
-    from localgp.training.callbacks import save_weights
+    from localgp.weights import save_weights
 
     for name, value in (("one", 1.0), ("two", 1.0 + 2**-23)):
         (tmp_path / name / "checkpoints").mkdir(parents=True)

@@ -114,6 +114,11 @@ def _leaves(tree, prefix=""):
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
             "decode.batch=1",
         ),
+        (
+            OSError(errno.ENOTEMPTY, "Directory not empty", "exp/a"),
+            "exp/a: Directory not empty: something else",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "exp/b"), "exp/b: .*is missing"),
         (MemoryError(), "out of memory"),
         (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "training.workers=0"),
         (
@@ -155,11 +160,13 @@ def test_unwritable_and_full_places(tmp_path, capsys):
     assert "disk is full" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update():
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     from types import SimpleNamespace
 
     from localgp.training.module import TrainingModule
 
-    module = SimpleNamespace(global_step=12)
-    with pytest.raises(NonFiniteError, match=r"loss_ctc is not finite at step .*training\.lr"):
+    module = SimpleNamespace(global_step=12, cfg=composed(f"exp_dir={tmp_path}"))
+    with pytest.raises(
+        NonFiniteError, match=r"loss_ctc is not finite at step .*no checkpoint yet.*training\.lr"
+    ):
         TrainingModule._check_finite(module, {"loss_ctc": float("nan"), "loss_att": 1.0}, {"utt_ids": ["u1"]})

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import localgp
 from localgp.errors import BackboneError, CheckpointError, ConfigError, HubError
 from localgp.hub.archive import unpacked, write_zip
+from localgp.hub.card import licence_of
 from localgp.hub.pack import pack, push
 from localgp.pack import main, run_directory
 from tests.scripts_as_modules import script
@@ -34,7 +36,7 @@ def run(tmp_path_factory):
     for name, value in state.items():
         if name.startswith("policy."):
             state[name] = torch.randn(value.shape, generator=generator)
-    from localgp.training.callbacks import save_weights
+    from localgp.weights import save_weights
 
     save_weights(state, path)
     return place
@@ -106,6 +108,51 @@ def test_no_path_of_this_machine_is_packed(run, packed):
         p.read_bytes() for p in packed["huggingface"].rglob("*") if p.suffix in (".yaml", ".md", ".json")
     ]
     assert not any(str(run.parent).encode() in text for text in texts)
+
+
+def test_extractors_are_named_and_their_place_on_this_machine_is_not(tmp_path):
+    from localgp.hub.card import model_card
+    from localgp.hub.load import base_config
+    from localgp.hub.pack import portable
+
+    (tmp_path / "BEATs.pt").write_bytes(b"")
+    cfg = base_config("conf=row08", f"contexts.event.source={tmp_path / 'BEATs.pt'}")
+    config = portable(OmegaConf.to_container(cfg, resolve=True))
+    assert config["contexts"]["event"]["source"] == "models/BEATs.pt"
+    gflops = {
+        "encoder": 1.5,
+        "dense": 2.0,
+        "context": 0.75,
+        "contexts": {"spk": 0.25, "event": 0.5},
+        "total": 2.25,
+    }
+    metrics = {"wer": {"de": 1.0}, "bleu": {}, "gflops": gflops | {"convention": "counted"}}
+    card = model_card(config, metrics, licence="mit", name="m")
+    assert "`spk` embedded in localgp; `event` from `models/BEATs.pt`" in card
+    assert "Encoder with gates: 1.500 GFLOPs, dense 2.000" in card
+    assert "contexts: spk 0.250, event 0.500; together 2.250 (counted)" in card
+    assert str(tmp_path) not in card
+    plain = portable(OmegaConf.to_container(base_config("conf=row05"), resolve=True))
+    assert "extractors" not in model_card(plain, {}, licence="mit", name="m")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "corpus", "licence"),
+    [
+        ("mini", "mini", "apache-2.0"),
+        ("owsm_v3.1_small", "mini", "cc-by-4.0"),
+        ("mini", "europarl_st", "cc-by-nc-4.0"),
+        ("mini_big", "mini", None),
+        ("owsm_v3.1_medium_mine", "mini", None),
+    ],
+)
+def test_the_licence_is_known_for_exact_names_alone(backbone, corpus, licence):
+    config = {"backbone": {"name": backbone}, "corpus": {"name": corpus}}
+    if licence is None:
+        with pytest.raises(ConfigError, match="--licence"):
+            licence_of(config)
+    else:
+        assert licence_of(config) == licence
 
 
 def test_packing_needs_a_finished_run_scores_and_a_licence(run, tmp_path):

@@ -72,6 +72,19 @@ def test_the_second_time_nothing_is_decoded(corpus, monkeypatch):
     assert (again.path, again.fresh, again.report) == (first.path, False, first.report)
 
 
+@pytest.mark.parametrize("damage_report", [Path.unlink, lambda path: path.write_text('{"hours": ')])
+def test_one_that_is_not_whole_is_made_again(tmp_path, damage_report):
+    """A folder without a report (removed by hand, or by a copy that broke off), and one whose report is cut off."""
+    write_corpus(tmp_path / "corpus")
+    first = prepare(corpus_config(tmp_path))
+    damage_report(first.path / "report.json")
+    again = prepare(corpus_config(tmp_path))
+    assert again.fresh
+    assert again.path == first.path
+    assert again.load()["dev"][0]["utt_id"] == first.load()["dev"][0]["utt_id"]
+    assert not prepare(corpus_config(tmp_path)).fresh
+
+
 def test_options_and_files_that_matter_make_another_one(tmp_path):
     write_corpus(tmp_path / "corpus")
     paths = {

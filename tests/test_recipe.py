@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -128,6 +131,38 @@ def test_evaluate_and_report(where):
     assert "report" in run("report", where)
     assert (where / "exp/report.html").stat().st_size > 5000
     assert "row05" in (where / "exp/RESULTS.md").read_text(encoding="utf-8")
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+# Commands of the README's table that are run, at a size that fits a test, elsewhere.
+ELSEWHERE = {
+    "bench": "test_timing_encoder.py",
+    "transcribe": "test_transcribe.py",
+    "pack": "test_pack.py",
+    "speechprune": "test_speechprune_reports.py",
+}
+
+
+def test_the_readmes_commands_run_as_they_stand(where, monkeypatch, capsys):
+    """Each with what the table says and `TINY` behind it, in order; what an earlier test did is found done."""
+    lines = re.findall(r"^\| `python -m localgp\.(\S+) ?([^`]*)` \|", README, re.MULTILINE)
+    seen = [entry for entry, _ in lines]
+    assert sorted({*seen} - {*ELSEWHERE}) == ["analyze", "evaluate", "flops", "prepare", "report", "train"]
+    for entry, arguments in lines:
+        if entry in ELSEWHERE:
+            assert f"localgp.{entry}" in README
+            assert (Path(__file__).parent / ELSEWHERE[entry]).exists()
+            continue
+        less = ["decode.beam=2", "evaluate.limit=2"]
+        argv = command(entry, where, *shlex.split(arguments), *less)[2:]
+        monkeypatch.setattr(sys, "argv", argv)
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+        printed = capsys.readouterr()
+        assert printed.out.strip(), printed.err
+        if entry == "flops":
+            assert json.loads(printed.out.splitlines()[-1])["gflops"]["encoder"] > 400
+    assert (where / "exp/report.html").exists()
+    assert list((where / "exp/mini/mini/row05/seed1/analysis").iterdir())
 
 
 def test_evaluating_what_was_not_trained(where):

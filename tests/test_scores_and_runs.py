@@ -100,6 +100,7 @@ def _metrics(name, wer, whole=True):
         "decode": {"beam": 5},
         "data": {"corpus": "mini", "split": "test", "utterances": 9, "whole_split": whole},
         "commit": "abc",
+        "backbone": {"name": "mini"},
     }
 
 

@@ -10,7 +10,7 @@ from localgp.pruning.frames import attend_gathered, attend_masked, run_gathered,
 from tests.conftest import make_encoder
 
 
-def test_rows_and_goals():
+def test_rows_and_goals(columns):
     encoder = make_encoder()
     lines: list[str] = []
     rows = bench_training(
@@ -24,7 +24,12 @@ def test_rows_and_goals():
     )
     assert [row["batch"] for row in rows] == [1, 2]
     assert len(lines) == 2
-    assert all(0 < row["flop_ratio"] < 1 and row["time_ratio"] > 0 for row in rows)
+    assert all(columns <= set(row) for row in rows)
+    assert [row["seconds_of_audio"] for row in rows] == [[1.0], [1.0, 1.0]]
+    assert all(0 < row["flop_ratio"] < 1 and row["time_ratio_vs_dense"] > 0 for row in rows)
+    assert all(row["time_ratio_vs_espnet"] is None and row["padded_to"] == 1.0 for row in rows)
+    # Two utterances need the same gradients as one, and more of everything else.
+    assert rows[1]["peak_mib"] > rows[0]["peak_mib"] > 0
     assert not encoder.training
     assert all(p.grad is None for p in encoder.parameters())
     goals = training_goals(rows)

@@ -162,6 +162,9 @@ def test_subtitles():
         "1\n00:00:00,500 --> 00:00:02,000\na → b\n\n2\n00:59:59,999 --> 01:00:00,500\nzwei\n"
     )
     assert transcript.format("vtt").startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\n")
+    marked = Transcript("m", 3.0, "deu", "deu", None, [Segment(0.5, 2.0, "R&D <b> --> 1")])
+    assert marked.format("vtt").endswith("R&amp;D &lt;b&gt; → 1\n")
+    assert marked.format("srt").endswith("R&D <b> → 1\n")
     assert json.loads(transcript.format("json"))["segments"][2]["text"] == "zwei"
     assert all(len(line) <= 42 for line in cue("wort " * 30).splitlines())
     with pytest.raises(ConfigError, match="valid: text, json, srt, vtt"):

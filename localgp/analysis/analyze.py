@@ -1,4 +1,7 @@
-"""Figures and numbers of one evaluated run, from its stored gates: nothing is decoded again."""
+"""Figures and numbers of one evaluated run, from its stored gates: nothing is decoded again.
+
+What happens with another speaker's embedding no stored gate tells: the encoder alone runs again for that.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from omegaconf import DictConfig
 from localgp.analysis.collect import Evaluated, read_run
 from localgp.analysis.figures import agreement_figure, kept_figure, mask_figure, relations_figure, varied
 from localgp.analysis.options import AnalyzeOptions
+from localgp.analysis.speaker_swap import sees_speaker, speaker_swap
 from localgp.analysis.study import Corpora, Study, study, telling_utterance
 from localgp.analysis.style import save_figure
 from localgp.analysis.tokens import token_figure, token_summary, typical_tokens
-from localgp.errors import ConfigError
+from localgp.errors import ConfigError, LocalGPError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
 from localgp.evaluation.table import format_table
 from localgp.run import Run, write_atomically
@@ -43,6 +47,9 @@ def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
         found = study(run, corpora)
         summary |= found.summary()
         texts.append(encoder_text(found))
+        if sees_speaker(cfg) and options.swap_utterances:
+            summary["speaker_swap"], text = _swap(cfg, found, corpora, options.swap_utterances)
+            texts.append(text)
         files += _encoder_figures(found, corpora, options, folder)
     if decoder_gates.exists():
         record = read_decoder_gates(decoder_gates)
@@ -58,6 +65,23 @@ def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
         files.append(save_figure(token_figure(record, list(pieces)), folder / f"figure2.{options.format}"))
     write_atomically(folder / "analysis.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return "\n\n".join(texts), [folder / "analysis.json", *files]
+
+
+def _swap(cfg: DictConfig, found: Study, corpora: Corpora, limit: int) -> tuple[dict[str, Any] | None, str]:
+    """For analysis.json and the terminal; where the weights, the corpus or the extractor is not at hand, why not."""
+    run, record = Run(cfg), found.record
+    checkpoint = (found.run.metrics.get("asked") or {}).get("checkpoint")
+    try:
+        run.check(trained=True)
+        weights = Path(checkpoint) if checkpoint else run.require_weights()
+        swap = speaker_swap(cfg, weights, record, corpora.of(found.run, record.utt_ids), limit)
+    except LocalGPError as error:
+        return None, f"gates with the speaker swapped: left out, since {error}"
+    other = "another speaker's" if swap.trained_with == "own" else "the right speaker's"
+    return swap.summary(), (
+        f"share of frames with signal whose gate flips with {other} embedding, {swap.utterances} utterances, %; beside "
+        f"it with the same one, which rounding alone can flip\n\n{format_table(*swap.rows())}"
+    )
 
 
 def _encoder_figures(found: Study, corpora: Corpora, options: AnalyzeOptions, folder: Path) -> list[Path]:

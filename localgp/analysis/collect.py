@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localgp.errors import CheckpointError
+from localgp.stored import read_metrics
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,15 @@ def read_run(path: Path) -> Evaluated:
     """
     corpus, backbone, name, seed = path.parts[-4:]
     try:
-        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        missing = [key for key in ("wer", "bleu", "data", "gflops") if key not in metrics]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
+        metrics = read_metrics(path / "metrics.json")
         return Evaluated(path, corpus, backbone, name, int(seed.removeprefix("seed")), metrics)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} has not been evaluated (no metrics.json); run python -m localgp.evaluate with the same options"
         ) from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(
-            f"{path / 'metrics.json'} is not a metrics.json ({error}); evaluate that run again"
+            f"{path} is not the directory of a run: seed<number> is its last part"
         ) from error
 
 

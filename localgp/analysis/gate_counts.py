@@ -12,6 +12,7 @@ import numpy as np
 
 from localgp.analysis.sources import Truth
 from localgp.evaluation.gates_file import GateRecord
+from localgp.timeline import frame_centres
 
 REGIONS = ("speech", "pause", "padding")
 
@@ -23,7 +24,7 @@ def frames_in(intervals: Sequence[tuple[float, float]], frames: int, seconds_per
         >>> frames_in([(0.04, 0.12)], 4, 0.04).tolist()
         [False, True, True, False]
     """
-    centre = (np.arange(frames) + 0.5) * seconds_per_frame
+    centre = frame_centres(frames, frames * seconds_per_frame)
     inside = np.zeros(frames, dtype=bool)
     for start, end in intervals:
         inside |= (centre >= start) & (centre < end)

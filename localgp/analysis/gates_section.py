@@ -11,6 +11,7 @@ from localgp.analysis.analyze import token_test_rows
 from localgp.analysis.collect import Evaluated, Group
 from localgp.analysis.figures import agreement_figure, mask_figure, relations_figure, varied
 from localgp.analysis.html import Page, caption, details, heat_table
+from localgp.analysis.speaker_swap import swap_table
 from localgp.analysis.study import Corpora, Study, telling_utterance
 from localgp.analysis.tables import Table
 from localgp.analysis.tokens import token_figure, token_summary, typical_tokens
@@ -36,6 +37,17 @@ def gates_section(page: Page, groups: Sequence[Group], studies: dict[str, Study]
                 "with signal, averaged over layers and modules; after the slash an energy VAD that opens as many "
                 "frames of each utterance. AUC of a mask is the mean of true positive and true negative rate: 0.5 is "
                 "chance."
+            )
+        )
+    swaps = swap_table([found.run for _, found in gated])
+    if swaps is not None:
+        page.raw(swaps.html())
+        page.raw(
+            caption(
+                "Do gates hang on the speaker? Share of frames with signal, in percent, whose gate flips when the "
+                "encoder decides again with another voice's embedding (for the control, which has wrong ones, with "
+                "the right one), averaged over layers; beside it with the same embedding, which rounding alone can "
+                "flip. From python -m localgp.analyze."
             )
         )
     for position, (g, found) in enumerate(gated):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from localgp.analysis.collect import Evaluated, Group, group
 from localgp.analysis.significance import SIGNIFICANCE
@@ -84,18 +85,34 @@ def replace_between_markers(path: Path, text: str) -> None:
 
 
 def describe(groups: Sequence[Group]) -> str:
-    """Decoding options, normaliser, signatures and commits behind a table."""
-    metrics = [run.metrics for g in groups for run in g.runs]
-    decode = metrics[0]["decode"]
-    same = all(m["decode"] == decode for m in metrics)
-    options = (
-        ", ".join(f"{k} {v}" for k, v in decode.items()) if same else "differ between runs, see metrics.json"
-    )
+    """Decoding options, normaliser, signatures, GFLOPs' convention and commits behind a table."""
     commits = sorted(
-        {m["commit"][:12] + ("-dirty" if m["commit"].endswith("-dirty") else "") for m in metrics}
+        {c[:12] + ("-dirty" if c.endswith("-dirty") else "") for g in groups for c in _commits(g)}
     )
+    decoding = _stated(groups, lambda m: ", ".join(f"{k} {v}" for k, v in m["decode"].items()))
     return (
-        f"Decoding: {options}. WER: {metrics[0]['signature']['wer']}. BLEU: sacrebleu, "
-        f"`{metrics[0]['signature']['bleu']}`. GFLOPs: {metrics[0]['gflops']['convention']}. "
-        f"Commit: {', '.join(commits)}."
+        f"Decoding: {decoding}. WER: {_stated(groups, lambda m: m['signature']['wer'])}. BLEU: sacrebleu, "
+        f"{_stated(groups, lambda m: _code(m['signature']['bleu']))}. "
+        f"GFLOPs: {_stated(groups, lambda m: m['gflops']['convention'])}. Commit: {', '.join(commits)}."
+    )
+
+
+def _commits(group: Group) -> list[str]:
+    return [str(run.metrics["commit"]) for run in group.runs]
+
+
+def _code(signature: str) -> str:
+    return f"`{signature}`" if signature else ""
+
+
+def _stated(groups: Sequence[Group], what: Callable[[dict[str, Any]], str]) -> str:
+    """What the runs' metrics state, the commonest first; whoever states another thing is named with it."""
+    runs: dict[str, list[str]] = {}
+    for g in groups:
+        for run in g.runs:
+            runs.setdefault(what(run.metrics), []).append(g.name)
+    stated = {text: names for text, names in runs.items() if text} or {"none": []}
+    first, *others = sorted(stated, key=lambda text: -len(stated[text]))
+    return "; ".join(
+        [first, *(f"but {text} for {', '.join(dict.fromkeys(stated[text]))}" for text in others)]
     )

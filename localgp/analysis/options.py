@@ -29,11 +29,14 @@ class AnalyzeOptions:
     """Attributes:
     utterance: Id of Figure 1's utterance; None takes the one with most pause between words.
     tokens: Figure 2's tokens as in the BPE vocabulary; empty takes common ones.
+    swap_utterances: On how many the gates are decided again with another voice's embedding, where they see the
+        speaker; 0 leaves that out.
     format: Of the figures.
     """
 
     utterance: str | None = None
     tokens: tuple[str, ...] = ()
+    swap_utterances: int = 32
     format: str = "svg"
 
     @classmethod
@@ -42,6 +45,10 @@ class AnalyzeOptions:
         if values.get("tokens") is not None:
             values["tokens"] = tuple(str(t) for t in values["tokens"])
         options = cls(**values)
+        if not isinstance(options.swap_utterances, int) or options.swap_utterances < 0:
+            raise ConfigError(
+                f"analyze.swap_utterances is {options.swap_utterances!r}; valid: 0 or more utterances"
+            )
         if options.format not in FORMATS:
             raise ConfigError(f"analyze.format is {options.format!r}; valid: {', '.join(FORMATS)}")
         return options

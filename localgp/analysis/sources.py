@@ -16,6 +16,7 @@ import numpy as np
 
 from localgp.analysis.collect import Evaluated
 from localgp.errors import CorpusError
+from localgp.stored import run_config, section
 
 SAMPLE_RATE = 16_000  # of prepared samples
 
@@ -88,14 +89,9 @@ def find_utterances(run: Evaluated, data_dir: Path, utt_ids: Iterable[str]) -> U
 
 def corpus_root(run: Evaluated, data_dir: Path) -> Path:
     """Where the run's configuration says that its corpus lies, if that is still there, else the usual place."""
-    from omegaconf import OmegaConf
-
+    configured = section(run_config(run.path), "corpus").get("root")
     usual = data_dir / run.corpus
-    stored = run.path / "config.yaml"
-    if not stored.exists():
-        return usual
-    configured = OmegaConf.select(OmegaConf.load(stored), "corpus.root")
-    return Path(configured) if configured and Path(configured).is_dir() else usual
+    return Path(configured) if isinstance(configured, str) and Path(configured).is_dir() else usual
 
 
 def read_truth(root: Path, split: str, texts: dict[str, dict[str, Any]]) -> dict[str, Truth]:

@@ -107,10 +107,7 @@ def read_record(run: Evaluated) -> GateRecord:
             f"{run.path} has no stored gates ({run.gates.name}): a dense run has none to analyse; for a gated one, "
             "evaluate again"
         )
-    try:
-        return read_gates(run.gates)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{run.gates} cannot be read ({error}); evaluate that run again") from error
+    return read_gates(run.gates)
 
 
 class Corpora:

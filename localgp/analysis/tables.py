@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from localgp.analysis.collect import Group
 from localgp.analysis.paper import BLEU_TASKS, TABLE_1, WER_TASKS
 from localgp.analysis.pareto import machine
+from localgp.stored import run_config, section
 
 NOT_RUN = "not run"
 # Of the encoder, as the paper counts; of extracting its contexts, which the paper leaves out; of the decoder.
@@ -191,13 +191,10 @@ def speed(groups: Sequence[Group]) -> Table | None:
 
 def description(group: Group) -> tuple[str, str, str]:
     """What is pruned, by which gates, from which context: from the run's own configuration."""
-    from omegaconf import OmegaConf
-
-    stored = group.runs[0].path / "config.yaml"
-    if not stored.exists():
+    config = run_config(group.runs[0].path)
+    pruning = section(config, "pruning")
+    if not pruning:
         return "?", "?", "?"
-    config: Any = OmegaConf.to_container(OmegaConf.load(stored))
-    pruning = config["pruning"]
     encoder, decoder = pruning.get("encoder"), pruning.get("decoder")
     if not encoder and not decoder:
         return "no padding" if config.get("padding") == "none" else "-", "-", "-"

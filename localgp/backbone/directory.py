@@ -7,7 +7,6 @@ configuration names the BPE model and the feature statistics relative to the roo
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import yaml
 
 from localgp.errors import BackboneError
+from localgp.hub.download import HUB_ID, download
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "mini"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _PATTERNS = ["*.yaml", "*.pth", "*.model", "*.npz", "*.txt"]  # of a hub repository; training plots are left
 
 
@@ -57,28 +56,19 @@ def locate(path: str, *, need_weights: bool = True) -> ModelFiles:
         return _files_of(directory, str(directory), need_weights)
     if directory.is_file():
         raise BackboneError(f"backbone.path={path} is a file; give the directory that holds config.yaml")
-    if _HUB_ID.match(path):
-        return _files_of(_download(path), path, need_weights)
+    if HUB_ID.match(path):
+        fetched = download(
+            path,
+            _PATTERNS,
+            option="backbone.path=",
+            instead="The right shape without any download: backbone.weights=random",
+            error=BackboneError,
+        )
+        return _files_of(fetched, path, need_weights)
     raise BackboneError(
         f"backbone.path={path}: no such directory, and not a Hugging Face repository id (owner/name); valid are "
         "'embedded', a directory with config.yaml and *.pth, or an id such as espnet/owsm_v3.1_ebf_base"
     )
-
-
-def _download(repo_id: str) -> Path:
-    """The local copy of a hub repository, fetched if it is not there yet."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=_PATTERNS))
-    except Exception as error:  # the hub client raises its own, requests' and OS errors alike
-        raise BackboneError(
-            f"cannot fetch {repo_id} from the Hugging Face hub, and no complete copy is in its cache "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}).\n"
-            f"  With a network:    hf download {repo_id} --local-dir models/{repo_id.split('/')[1]}\n"
-            f"  then here:         backbone.path=models/{repo_id.split('/')[1]}\n"
-            "  The right shape without any download: backbone.weights=random"
-        ) from error
 
 
 def _files_of(directory: Path, source: str, need_weights: bool) -> ModelFiles:

@@ -107,11 +107,16 @@ def assemble(model: Any, config: dict[str, Any], name: str, source: str) -> Back
         model=model,
         tokenizer=OwsmTokenizer(config["token_list"], Path(config["bpemodel"])),
         sample_rate=int(preprocessor.get("fs", 16000)),
-        padded_seconds=float(preprocessor.get("speech_length", 30)),
+        padded_seconds=padded_seconds(config),
         name=name,
         source=source,
         train_config=config,
     )
+
+
+def padded_seconds(config: Mapping[str, Any]) -> float:
+    """What an ESPnet configuration pads every input to; OWSM's 30 s where it does not say."""
+    return float((config.get("preprocessor_conf") or {}).get("speech_length", 30))
 
 
 def read_train_config(cfg: Mapping[str, Any]) -> dict[str, Any]:

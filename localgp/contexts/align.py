@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor
+
+from localgp.errors import ConfigError
+
+
+def collect_contexts(
+    names: Sequence[str], given: Mapping[str, Tensor], front_BTD: Tensor, feats_BSF: Tensor
+) -> dict[str, Tensor]:
+    """What the gates of a batch need, by name: computed here (``front``, ``energy``) or aligned to its T frames.
+
+    Raises:
+        ConfigError: A context is neither.
+    """
+    frames = front_BTD.shape[1]
+    collected = {}
+    for name in names:
+        if name == "front":
+            collected[name] = front_BTD
+        elif name == "energy":
+            collected[name] = frame_energy(feats_BSF, frames)
+        elif name in given:
+            collected[name] = align_frames(given[name], frames)
+        else:
+            raise ConfigError(f"the gates need the context {name!r}, given: {sorted(given) or 'none'}")
+    return collected
 
 
 def align_frames(context_BTC: Tensor, frames: int) -> Tensor:

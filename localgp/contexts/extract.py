@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 
 from localgp.contexts.cache import ContextStore, open_store
 from localgp.errors import ConfigError
+from localgp.timeline import frame_centres
 
 EXTRACTED = ("spk", "event")
 _HOP = 160  # samples of a feature frame; four of them are an encoder frame
-_SEEN = 7  # feature frames that an encoder frame sees (two 3x3 stride-2 convolutions)
 
 
 def needed_contexts(cfg: DictConfig) -> list[str]:
@@ -55,8 +55,8 @@ def place(steps_SC: np.ndarray, step: int | None, offset: int, samples: int) -> 
     if step is None:
         return steps_SC.astype(np.float32)
     frames = ((samples // _HOP) // 2 - 1) // 2
-    centres_T = (4 * np.arange(frames) + _SEEN // 2) * _HOP
-    index_T = np.clip((centres_T - offset) // step, 0, len(steps_SC) - 1)
+    centres_T = frame_centres(frames, samples)
+    index_T = np.clip((centres_T - offset) // step, 0, len(steps_SC) - 1).astype(int)
     return steps_SC[index_T].astype(np.float32)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from localgp.errors import LocalGPError
+from localgp.hub.download import HUB_ID, download
 
 MINI = Path(__file__).parent / "mini"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 
 
 class ContextError(LocalGPError):
@@ -36,13 +35,19 @@ def fetch_directory(key: str, source: str, files: Sequence[str]) -> Path:
     """
     directory = local_directory(source)
     if directory is None:
-        if not _HUB_ID.match(source) or Path(source).suffix in (".ckpt", ".pt", ".pth", ".yaml"):
+        if not HUB_ID.match(source) or Path(source).suffix in (".ckpt", ".pt", ".pth", ".yaml"):
             raise ContextError(
                 f"{key}={source}: no such directory, and not a Hugging Face repository id; valid are 'mini' (the "
                 f"embedded extractor), a directory with {' and '.join(files)}, or an id such as "
                 "speechbrain/spkrec-ecapa-voxceleb"
             )
-        directory = _download(key, source, files)
+        directory = download(
+            source,
+            files,
+            option=f"{key}=",
+            instead=f"The small embedded extractor needs no download: {key}=mini",
+            error=ContextError,
+        )
     missing = [name for name in files if not (directory / name).is_file()]
     if missing:
         there = ", ".join(sorted(p.name for p in directory.iterdir())[:12]) or "nothing"
@@ -51,22 +56,6 @@ def fetch_directory(key: str, source: str, files: Sequence[str]) -> Path:
             f"repository there, or use the embedded extractor: {key}=mini"
         )
     return directory
-
-
-def _download(key: str, repo_id: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(files)))
-    except Exception as error:  # the hub client raises its own, requests' and OS errors alike
-        name = repo_id.split("/")[1]
-        raise ContextError(
-            f"cannot fetch {repo_id} from the Hugging Face hub, and no complete copy is in its cache "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}).\n"
-            f"  With a network:    hf download {repo_id} --local-dir models/{name}\n"
-            f"  then here:         {key}=models/{name}\n"
-            f"  The small embedded extractor needs no download: {key}=mini"
-        ) from error
 
 
 def read_tensors(path: Path) -> Any:

@@ -68,6 +68,20 @@ def load_prepared(cfg: DictConfig) -> dict[str, Any]:
     return prepared.load()
 
 
+def limit_per_language(rows: Any, limit: int | None) -> Any:
+    """The first ``limit`` rows of each language; all where it is None."""
+    if limit is None:
+        return rows
+    seen: dict[str, int] = {}
+    keep = []
+    for index, language in enumerate(rows.select_columns(["language"])):
+        name = language["language"]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] <= limit:
+            keep.append(index)
+    return rows.select(keep)
+
+
 def prepare(cfg: DictConfig) -> PreparedCorpus:
     """Makes the prepared corpus, or finds it made.
 
@@ -87,8 +101,8 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
         files = _audio_files(reading)
         digest = _fingerprint(reading, files, corpus)
         final = base / f"{corpus.name}-{digest}"
-        if (final / "report.json").is_file():
-            report = json.loads((final / "report.json").read_text(encoding="utf-8"))
+        report = _report_of(final)
+        if report is not None:
             return PreparedCorpus(final, report, fresh=False)
         started = time.monotonic()
         work = base / f"{corpus.name}-{digest}.partial"
@@ -101,6 +115,9 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
         report = _assemble(work / "final", jobs, reading, digest, corpus.name, final)
         report["seconds"] = round(time.monotonic() - started, 1)
         _write_json(work / "final" / "report.json", report)
+        shutil.rmtree(
+            final, ignore_errors=True
+        )  # one that is not whole: without a report, or with a damaged one
         os.replace(work / "final", final)
         for stale in base.glob(f"{corpus.name}-*.partial"):  # ours, and what older settings left unfinished
             if re.fullmatch(rf"{re.escape(corpus.name)}-[0-9a-f]{{12}}\.partial", stale.name):
@@ -132,6 +149,15 @@ def read_corpus(corpus: DictConfig) -> Reading:
     return read_europarl_st(
         corpus.root, languages=languages, asr_direction=corpus.asr_direction, train_folders=folders, **common
     )
+
+
+def _report_of(folder: Path) -> dict[str, Any] | None:
+    """The report of a prepared corpus; None where there is none to read, so that it is made again."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return None
+    return report if isinstance(report, dict) else None
 
 
 def _check_config(corpus: DictConfig) -> None:

@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
+from localgp.evaluation.gates_file import stored_arrays
+
 
 @dataclass
 class DecoderGateRecord:
@@ -97,11 +99,19 @@ def write_decoder_gates(path: Path, record: DecoderGateRecord) -> None:
 
 
 def read_decoder_gates(path: Path) -> DecoderGateRecord:
-    """Reads what `write_decoder_gates` wrote; nothing is unpickled."""
-    with np.load(path, allow_pickle=False) as file:
+    """Reads what `write_decoder_gates` wrote; nothing is unpickled.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    with stored_arrays(path) as file:
         modules = [str(m) for m in file["modules"]]
         layers, lengths = int(file["layers"]), file["lengths"]
         bits = np.unpackbits(file["bits"], axis=-1, count=layers * len(modules)).astype(bool)
+        if len(bits) != len(file["tokens"]) or len(bits) != lengths.sum():
+            raise ValueError(
+                f"gates of {len(bits)} tokens, {len(file['tokens'])} tokens, {lengths.sum()} in hypotheses"
+            )
         return DecoderGateRecord(
             modules,
             bits.reshape(-1, layers, len(modules)),

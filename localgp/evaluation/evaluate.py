@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -12,28 +11,37 @@ from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError, ConfigError
 from localgp.run import Run, commit, write_atomically
+from localgp.stored import read_metrics
+from localgp.weights import load_state
 
 
 def load_weights(model: Any, path: Path) -> None:
     """Raises:
-    CheckpointError: If the file is damaged or of another model.
+    CheckpointError: If the file is missing, damaged or of another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    load_state(
+        model,
+        path,
+        remedy="Use the conf, backbone and pruning options it was trained with (config.yaml of its run), restore it, "
+        "or train again.",
+    )
 
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
+
+def weights_of(run: Run) -> Path:
+    """What is evaluated: the run's own weights, or ``evaluate.checkpoint``.
+
+    Raises:
+        CheckpointError: There are none, or the run was trained with another configuration.
+    """
+    given = run.cfg.evaluate.checkpoint
+    weights = Path(given) if given else run.require_weights()
+    if not weights.is_file():
         raise CheckpointError(
-            f"{path} cannot be read ({error}); remove it and train again, or restore it"
-        ) from error
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{path} is of another model: {len(missing)} parameters are missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} are unknown ({', '.join(unexpected[:3])}). Use the conf, backbone and pruning options "
-            "it was trained with (config.yaml beside it)."
+            f"evaluate.checkpoint={given}: no such file; give a model.safetensors or step*.safetensors of a run's "
+            "checkpoints/, or leave it out for the run's own"
         )
+    run.check(trained=True)
+    return weights
 
 
 def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,7 +57,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.build import build_model
     from localgp.contexts.cost import with_contexts
     from localgp.contexts.extract import row_contexts
-    from localgp.corpora.prepared import load_prepared
+    from localgp.corpora.prepared import limit_per_language, load_prepared
     from localgp.decoding.options import DecodeOptions
     from localgp.evaluation.decode import decode_rows
     from localgp.evaluation.decoder_gates_file import write_decoder_gates
@@ -59,11 +67,10 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
     from localgp.training.data import list_tasks
-    from localgp.training.fit import limit_per_language
     from localgp.training.world import connect, first_then_others, gather_to_first, world_from
 
     run = Run(cfg)
-    weights = Path(cfg.evaluate.checkpoint) if cfg.evaluate.checkpoint else run.require_weights()
+    weights = weights_of(run)
     asked = {
         "decode": OmegaConf.to_container(cfg.decode, resolve=True),
         "split": cfg.evaluate.split,
@@ -114,6 +121,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     decoded = merge_decoded(parts, tasks, rows)
     seconds = {**decoded.seconds, "total": time.perf_counter() - began}
 
+    run.start(trained=True)  # a variant has a directory, and with it a configuration, of its own
     references = references_of(rows)
     pairs = {}
     for task, texts in decoded.text.items():
@@ -170,8 +178,8 @@ def evaluated(run: Run, weights: Path, asked: dict[str, Any]) -> dict[str, Any] 
     """The run's metrics, if they were made from these weights with these options; else None."""
     path = run.path / "metrics.json"
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_metrics(path)
         fresh = path.stat().st_mtime >= weights.stat().st_mtime
-    except (OSError, ValueError):
+    except (OSError, CheckpointError):  # none, or a damaged one: it is made again
         return None
     return metrics if fresh and metrics.get("asked") == asked else None

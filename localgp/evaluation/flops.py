@@ -44,8 +44,8 @@ class EncoderCost:
     layers: int
 
     @classmethod
-    def of(cls, encoder: Any, feature_frames: int, bins: int = 80) -> EncoderCost:
-        """Reads the dimensions off an ESPnet encoder."""
+    def of(cls, encoder: Any, feature_frames: int, bins: int) -> EncoderCost:
+        """Reads the dimensions off an ESPnet encoder; ``bins`` it does not know (`mel_bins_of`)."""
         layer = encoder.encoders[0]
         return cls(
             frames=((feature_frames - 1) // 2 - 1) // 2,
@@ -137,10 +137,24 @@ def global_gates(policy: GlobalGates) -> int:
 def feature_frames_of(train_config: dict[str, Any], seconds: float) -> int:
     """Log-mel frames of an input padded to ``seconds``, from ESPnet's front-end configuration. The STFT is
     centred, so 30 s at a hop of 10 ms are 3001 frames, of which the subsampling makes 749."""
-    frontend = train_config["frontend_conf"]
-    rate = frontend.get("fs", 16000)
-    rate = 1000 * int(rate[:-1]) if isinstance(rate, str) and rate.endswith("k") else int(rate)
-    return round(seconds * rate) // int(frontend["hop_length"]) + 1
+    samples = round(seconds * sample_rate_of(train_config))
+    return samples // int(train_config["frontend_conf"]["hop_length"]) + 1
+
+
+def sample_rate_of(train_config: dict[str, Any]) -> int:
+    """Samples a second, as ESPnet's front-end configuration writes them: 16000 or ``16k``.
+
+    Example:
+        >>> sample_rate_of({"frontend_conf": {"fs": "8k"}})
+        8000
+    """
+    rate = str((train_config.get("frontend_conf") or {}).get("fs", 16000))
+    return 1000 * int(rate[:-1]) if rate.endswith("k") else int(rate)
+
+
+def mel_bins_of(train_config: dict[str, Any]) -> int:
+    """Mel bins of ESPnet's front end, whose default is 80."""
+    return int((train_config.get("frontend_conf") or {}).get("n_mels", 80))
 
 
 class _Encoder(nn.Module):
@@ -156,7 +170,7 @@ class _Encoder(nn.Module):
 
 
 @torch.no_grad()
-def count_with_fvcore(encoder: Any, feature_frames: int, policy: Any = None, bins: int = 80) -> float:
+def count_with_fvcore(encoder: Any, feature_frames: int, policy: Any = None, *, bins: int) -> float:
     """FLOPs of one utterance through the real modules, by ``fvcore.nn.FlopCountAnalysis``."""
     from fvcore.nn import FlopCountAnalysis
 

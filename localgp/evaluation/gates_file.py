@@ -15,10 +15,17 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+
+from localgp.errors import CheckpointError
 
 
 @dataclass
@@ -59,14 +66,38 @@ def write_gates(path: Path, record: GateRecord) -> None:
     os.replace(temporary, path)
 
 
+@contextmanager
+def stored_arrays(path: Path) -> Iterator[Any]:
+    """The arrays of an npz file, none of them unpickled.
+
+    Raises:
+        CheckpointError: Whatever is wrong with the file, found while it is opened or while its arrays are used.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except (
+        OSError, EOFError, BadZipFile, zlib.error, NotImplementedError, MemoryError,
+        ValueError, TypeError, KeyError, IndexError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{path} cannot be read as stored gates ({type(error).__name__}: {error}); evaluate that run again with "
+            "evaluate.force=true"
+        ) from error
+
+
 def read_gates(path: Path) -> GateRecord:
-    """Reads what `write_gates` wrote; nothing is unpickled."""
-    with np.load(path, allow_pickle=False) as file:
-        frames = int(file["frames"])
-        return GateRecord(
-            [str(u) for u in file["utt_ids"]],
-            [str(m) for m in file["modules"]],
-            np.unpackbits(file["bits"], axis=-1, count=frames).astype(bool),
-            file["real"],
-            float(file["seconds_per_frame"]),
-        )
+    """Reads what `write_gates` wrote; nothing is unpickled.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    with stored_arrays(path) as file:
+        frames, real = int(file["frames"]), file["real"]
+        utt_ids, modules = [str(u) for u in file["utt_ids"]], [str(m) for m in file["modules"]]
+        opened = np.unpackbits(file["bits"], axis=-1, count=frames).astype(bool)
+        if opened.ndim != 4 or opened.shape[::2] != (len(utt_ids), len(modules)):
+            raise ValueError(f"bits of {opened.shape}, {len(utt_ids)} utterances, {len(modules)} modules")
+        if real.shape != (len(utt_ids), 2):
+            raise ValueError(f"real of {real.shape}, {len(utt_ids)} utterances")
+        return GateRecord(utt_ids, modules, opened, real, float(file["seconds_per_frame"]))

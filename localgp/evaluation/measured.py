@@ -64,17 +64,17 @@ def measured_gflops(
         backbone: Its `localgp.backbone.owsm.Backbone`.
         samples: Of each utterance, where inputs are not padded (a dense encoder).
     """
-    from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of
+    from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of, mel_bins_of
 
     config, seconds = backbone.train_config, backbone.padded_seconds
-    feature_frames = feature_frames_of(config, seconds)
-    cost = EncoderCost.of(model.espnet.encoder, feature_frames)
+    feature_frames, bins = feature_frames_of(config, seconds), mel_bins_of(config)
+    cost = EncoderCost.of(model.espnet.encoder, feature_frames, bins)
     dense = cost.encoder(feature_frames)
     gate_cost = cost.gates(model.policy)
     pruned, length = dense, f"{seconds:g} s"
     if samples is not None:
         own = [feature_frames_of(config, count / backbone.sample_rate) for count in samples]
-        pruned = float(np.mean([EncoderCost.of(model.espnet.encoder, n).encoder(n) for n in own]))
+        pruned = float(np.mean([EncoderCost.of(model.espnet.encoder, n, bins).encoder(n) for n in own]))
         length = "each utterance at its own length"
     if gates is not None:
         kept_ULM = gates.open.sum(-1).astype(np.float64)

@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def peak_megabytes(run: Callable[[], Any], device: torch.device) -> float | None:
-    """Memory that a run takes at most beyond what was in use before it; None where the system cannot say.
+def peak_mib(run: Callable[[], Any], device: torch.device) -> float:
+    """MiB of tensors that a run holds at most beyond those that were there before it.
 
-    On CUDA what PyTorch allocates; on a CPU the process's resident set, whose high-water mark Linux lets a process
-    reset for itself.
+    On CUDA the caching allocator's count; on a CPU a running sum over the allocations and releases that the profiler
+    records, in a run of its own. (Resident memory would say little: the C library hands warm pages out again.)
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -77,16 +78,9 @@ def peak_megabytes(run: Callable[[], Any], device: torch.device) -> float | None
         before = torch.cuda.memory_allocated(device)
         run()
         torch.cuda.synchronize(device)
-        return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before_kb = _status_kilobytes("VmRSS")
+        return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 3)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
-        return round((_status_kilobytes("VmHWM") - before_kb) / 2**10, 1)
-    except (OSError, StopIteration):
-        return None
-
-
-def _status_kilobytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+    recorded = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]")
+    return round(max(accumulate((nbytes for _, nbytes in changes), initial=0)) / 2**20, 3)

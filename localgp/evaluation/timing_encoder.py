@@ -4,6 +4,8 @@ Every row compares runs that alternate, and gives the median of their ratios wit
 Random features stand in for speech: no encoder's time depends on what is said. (What learnt gates skip does: see
 `bench_learnt`.)
 
+Every row has the keys of `make_row`; a figure that does not apply is None.
+
 Shape legend: B utterances, S feature frames, F mel bins, N encoder frames of all utterances.
 """
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from localgp.evaluation.flops import EncoderCost
-from localgp.evaluation.timing import Paired, paired, peak_megabytes
+from localgp.evaluation.timing import Paired, paired, peak_mib
 from localgp.evaluation.timing_parts import INSIDE, PARTS, espnet_seconds, flop_shares, our_seconds
 from localgp.gates import LocalGates, RandomGates
 from localgp.gates.folded import FoldedLocalGates
@@ -38,6 +40,7 @@ class EncoderBench:
         encoder: ESPnet's, dense, untouched; random weights will do.
         backbone: Name for the rows.
         seconds: Of an utterance, padded.
+        bins: Mel bins of its input.
         repeats: Rounds of ours against ours.
         espnet_repeats: Rounds of ESPnet against ours.
         seed: Of inputs and gates.
@@ -50,6 +53,7 @@ class EncoderBench:
         *,
         backbone: str,
         seconds: float = 30.0,
+        bins: int = 80,
         repeats: int = 5,
         espnet_repeats: int = 3,
         seed: int = 0,
@@ -60,7 +64,7 @@ class EncoderBench:
         self.frames = feature_frames(seconds)
         self.seconds = seconds
         self.device = next(encoder.parameters()).device
-        self.cost = EncoderCost.of(encoder, self.frames)
+        self.cost = EncoderCost.of(encoder, self.frames, bins)
         self.rows: list[dict[str, Any]] = []
         self._progress = progress
         self._packed: dict[str, PackedEncoder] = {}
@@ -106,11 +110,14 @@ class EncoderBench:
         own, other = ours().x, theirs()[0].flatten(0, 1)
         error = float((own - other).abs().max() / other.abs().max())
         measure = "dense" if speech is None else "padded"
-        row = {"against": "espnet", "flop_ratio": 1.0, "relative_error": float(f"{error:.2g}")}
-        if speech is not None:
-            row["speech_seconds"] = speech
-        row["espnet_peak_mb"] = peak_megabytes(theirs, self.device)
-        self._add(measure, dtype, batch, times, "ours", "espnet", ours, row)
+        row = {
+            "flop_ratio": 1.0,
+            "time_ratio_vs_espnet": round(times.ratio("ours", "espnet"), 4),
+            "relative_error": float(f"{error:.2g}"),
+            "espnet_peak_mib": peak_mib(theirs, self.device),
+        }
+        said = [self.seconds if speech is None else speech] * batch
+        self._add(measure, dtype, said, times, ("ours", "espnet"), ours, row)
 
     def pruned(self, dtype: str, batch: int, share: float) -> None:
         """Random gates against our dense path."""
@@ -119,13 +126,12 @@ class EncoderBench:
         dense, gated = (self.ours(feats_BSF, lengths, dtype, gates) for gates in (None, policy))
         times = paired({"dense": dense, "pruned": gated}, self.repeats, self.device)
         kept = dict.fromkeys(MODULES, float(self.cost.frames - round(share * self.cost.frames)))
-        row = {"against": "dense", "skipped": share, "flop_ratio": self._flop_ratio(kept)}
-        self._add("pruned", dtype, batch, times, "pruned", "dense", gated, row)
+        row = {"skipped": share} | against_dense(times.ratio("pruned", "dense"), self._flop_ratio(kept))
+        self._add("pruned", dtype, [self.seconds] * batch, times, ("pruned", "dense"), gated, row)
 
     def ragged(self, dtype: str, parts: Sequence[float]) -> None:
         """A ragged batch, packed, against one utterance of full length times the parts' share of its FLOPs; and
         against ESPnet's padded batch."""
-        longest = max(parts)
         lengths = [feature_frames(part) for part in parts]
         generator = torch.Generator().manual_seed(self.seed)
         feats_BSF = torch.randn(len(parts), max(lengths), self.cost.bins, generator=generator).to(self.device)
@@ -133,17 +139,18 @@ class EncoderBench:
         packed = self.ours(feats_BSF, lengths, dtype)
         padded = self.espnet(feats_BSF, lengths, dtype)
         times = paired({"one": alone, "packed": packed}, self.repeats, self.device)
-        costs = [EncoderCost.of(self.encoder, length).encoder(length) for length in lengths]
+        costs = [EncoderCost.of(self.encoder, length, self.cost.bins).encoder(length) for length in lengths]
         share = sum(costs) / max(costs)
         against = paired({"packed": packed, "espnet": padded}, self.espnet_repeats, self.device)
         row = {
-            "against": f"one of {longest:g} s",
-            "parts_seconds": list(parts),
-            "flop_ratio": round(share, 4),
+            "padded_to": None,  # packed; ESPnet pads to the longest
+            "flop_ratio": round(share / len(parts), 4),
+            "time_ratio_vs_espnet": round(against.ratio("packed", "espnet"), 4),
+            "share_of_work": round(share, 4),
             "time_over_share_of_work": round(times.ratio("packed", "one") / share, 4),
             "espnet_padded_over_ours": round(against.ratio("espnet", "packed"), 4),
         }
-        self._add("ragged", dtype, len(parts), times, "packed", "one", packed, row)
+        self._add("ragged", dtype, list(parts), times, ("packed", "one"), packed, row)
 
     def gates(self, dtype: str, batch: int) -> None:
         """What LocalGP itself takes (all layers' predictors and their attention to the contexts) of the dense
@@ -165,8 +172,11 @@ class EncoderBench:
         dense = self.ours(self.features(batch), [self.frames] * batch, dtype)
         times = paired({"gates": predict, "dense": dense}, self.repeats, self.device)
         flops = folded.flops(layout.total) / (batch * self.cost.encoder(self.frames))
-        row = {"against": "dense", "flop_ratio": round(flops, 5)}
-        self._add("gates", dtype, batch, times, "gates", "dense", predict, row)
+        row = {
+            "overhead_share": round(times.ratio("gates", "dense"), 4),
+            "overhead_flop_share": round(flops, 5),
+        }
+        self._add("gates", dtype, [self.seconds] * batch, times, ("gates", "dense"), predict, row)
 
     def profile(self, dtype: str) -> None:
         """Seconds by part of one utterance, ours and ESPnet's; a row for each part."""
@@ -176,16 +186,12 @@ class EncoderBench:
         shares = flop_shares(self.cost, self.frames)
         total = sum(ours[part] for part in PARTS)
         for part in (*PARTS, INSIDE):
-            row = {
-                "measure": "profile",
-                "backbone": self.backbone,
-                "dtype": dtype,
-                "batch": 1,
-                "audio_seconds": self.seconds,
+            row = make_row("profile", self.backbone, dtype, [self.seconds], self.seconds) | {
                 "part": part,
                 "seconds": round(ours[part], 5),
                 "against": "espnet",
                 "against_seconds": round(theirs[part], 5),
+                "time_ratio_vs_espnet": round(ours[part] / theirs[part], 4),
                 "time_share": round(ours[part] / total, 4),
                 "flop_share": round(shares[part], 4),
             }
@@ -203,64 +209,90 @@ class EncoderBench:
         self,
         measure: str,
         dtype: str,
-        batch: int,
+        said: list[float],
         times: Paired,
-        over: str,
-        under: str,
+        pair: tuple[str, str],
         run: Callable[[], Any],
         more: dict[str, Any],
     ) -> None:
-        row = make_row(measure, self.backbone, dtype, batch, self.seconds, times, over, under) | more
+        row = make_row(measure, self.backbone, dtype, said, self.seconds) | timed(times, *pair) | more
         row |= saved_share(row)
-        row["peak_mb"] = peak_megabytes(run, self.device)
+        row["peak_mib"] = peak_mib(run, self.device)
         self.rows.append(row)
         self._progress(describe(row))
 
 
 def make_row(
-    measure: str,
-    backbone: str,
-    dtype: str,
-    batch: int,
-    seconds: float,
-    times: Paired,
-    over: str,
-    under: str,
+    measure: str, backbone: str, dtype: str, said: Sequence[float], padded_to: float
 ) -> dict[str, Any]:
+    """The keys that every row of the encoder and of training has; None until measured, or where it does not apply.
+
+    ``flop_ratio``: FLOPs of the run over those of the dense, padded encoder. ``overhead_share``: of the dense run's
+    time, what is spent beyond ``flop_ratio`` (deciding, gathering, adding back).
+    """
     return {
         "measure": measure,
         "backbone": backbone,
         "dtype": dtype,
-        "batch": batch,
-        "audio_seconds": seconds,
-        "against": under,
+        "batch": len(said),
+        "seconds_of_audio": list(said),
+        "padded_to": padded_to,
         "skipped": 0.0,
-        "seconds": round(times.median(over), 5),
-        "against_seconds": round(times.median(under), 5),
-        "time_ratio": round(times.ratio(over, under), 4),
         "flop_ratio": None,
+        "time_ratio_vs_dense": None,
+        "time_ratio_vs_espnet": None,
+        "overhead_share": None,
+        "peak_mib": None,
     }
+
+
+def timed(times: Paired, over: str, under: str) -> dict[str, Any]:
+    """Median seconds of a run and of what it alternated with."""
+    return {
+        "seconds": round(times.median(over), 5),
+        "against": under,
+        "against_seconds": round(times.median(under), 5),
+    }
+
+
+def against_dense(time_ratio: float, flop_ratio: float) -> dict[str, float]:
+    """
+    Example:
+        >>> against_dense(0.82, 0.8)
+        {'flop_ratio': 0.8, 'time_ratio_vs_dense': 0.82, 'overhead_share': 0.02}
+    """
+    found = {
+        "flop_ratio": flop_ratio,
+        "time_ratio_vs_dense": time_ratio,
+        "overhead_share": time_ratio - flop_ratio,
+    }
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def saved_share(row: dict[str, Any]) -> dict[str, float]:
     """Of the FLOPs skipped, the share that became time.
 
     Example:
-        >>> saved_share({"skipped": 0.3, "time_ratio": 0.82, "flop_ratio": 0.8})
+        >>> saved_share({"skipped": 0.3, "time_ratio_vs_dense": 0.82, "flop_ratio": 0.8})
         {'saved_flops_became_time': 0.9}
     """
     if not row["skipped"] or row["flop_ratio"] is None or row["flop_ratio"] >= 1:
         return {}
-    return {"saved_flops_became_time": round((1 - row["time_ratio"]) / (1 - row["flop_ratio"]), 3)}
+    return {"saved_flops_became_time": round((1 - row["time_ratio_vs_dense"]) / (1 - row["flop_ratio"]), 3)}
 
 
 def describe(row: dict[str, Any]) -> str:
     what = f"{row['measure']} {row['backbone']} {row['dtype']} x{row['batch']}"
     if row["skipped"]:
         what += f", {row['skipped']:.0%} skipped"
-    return (
-        f"{what}: {row['seconds']:.3f} s, {row['time_ratio']} of {row['against']} (FLOPs {row['flop_ratio']})"
-    )
+    figures = [f"{row['seconds']:.3f} s"]
+    for name, said in (
+        ("time_ratio_vs_dense", "of dense"),
+        ("time_ratio_vs_espnet", "of ESPnet"),
+        ("overhead_share", "of dense on top"),
+    ):
+        figures += [f"{row[name]} {said}"] if row[name] is not None else []
+    return f"{what}: {', '.join(figures)} (FLOPs {row['flop_ratio']}, {row['peak_mib']} MiB)"
 
 
 def feature_frames(seconds: float) -> int:
@@ -280,6 +312,7 @@ def bench_learnt(
     backbone: str,
     name: str,
     seconds: float,
+    seconds_of_audio: Sequence[float],
     dtype: str = "fp32",
     repeats: int = 5,
 ) -> dict[str, Any]:
@@ -290,6 +323,7 @@ def bench_learnt(
         batches: (speech (B, N), lengths (B,), contexts) of padded utterances.
         backbone, name: Of the run, for the row.
         seconds: Of a padded utterance.
+        seconds_of_audio: Of every utterance, without padding.
     """
     device = next(model.parameters()).device
     encoder, policy = model.espnet.encoder, model.policy
@@ -305,8 +339,8 @@ def bench_learnt(
             ]
 
     times = paired({"gated": lambda: run(policy), "dense": lambda: run(None)}, repeats, device)
-    frames = inputs[0][0].shape[1]
-    cost = EncoderCost.of(encoder, frames)
+    frames, bins = inputs[0][0].shape[1:]
+    cost = EncoderCost.of(encoder, frames, bins)
     pruned, count, opened = 0.0, 0, []
     for output in run(policy):
         expanded = [
@@ -317,8 +351,8 @@ def bench_learnt(
             kept = [{n: float(v[b].sum()) for n, v in layer.items()} for layer in expanded]
             pruned += cost.encoder(frames, kept) + cost.gates(policy)
             count += 1
-    batch = len(inputs[0][0])
-    row = make_row("learnt", f"{backbone} {name}", dtype, batch, seconds, times, "gated", "dense")
+    row = make_row("learnt", f"{backbone} {name}", dtype, seconds_of_audio, seconds)
+    row |= timed(times, "gated", "dense") | {"batch": len(inputs[0][0])}
     row["skipped"] = round(1 - float(torch.stack(opened).mean()), 4)
-    row["flop_ratio"] = round(pruned / (count * cost.encoder(frames)), 4)
-    return row | saved_share(row) | {"peak_mb": peak_megabytes(lambda: run(policy), device)}
+    row |= against_dense(times.ratio("gated", "dense"), pruned / (count * cost.encoder(frames)))
+    return row | saved_share(row) | {"peak_mib": peak_mib(lambda: run(policy), device)}

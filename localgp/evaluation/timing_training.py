@@ -12,8 +12,16 @@ from typing import Any
 import torch
 
 from localgp.evaluation.flops import EncoderCost
-from localgp.evaluation.timing import paired, peak_megabytes
-from localgp.evaluation.timing_encoder import MODULES, describe, feature_frames, make_row, saved_share
+from localgp.evaluation.timing import paired, peak_mib
+from localgp.evaluation.timing_encoder import (
+    MODULES,
+    against_dense,
+    describe,
+    feature_frames,
+    make_row,
+    saved_share,
+    timed,
+)
 from localgp.gates import RandomGates
 from localgp.pruning.encoder import encode
 
@@ -23,6 +31,7 @@ def bench_training(
     *,
     backbone: str,
     seconds: float = 30.0,
+    bins: int = 80,
     batches: tuple[int, ...] = (1,),
     skipped: tuple[float, ...] = (0.3,),
     repeats: int = 5,
@@ -35,6 +44,7 @@ def bench_training(
         encoder: ESPnet's; trained through the kernels it has (`localgp.model.use_fast_kernels`).
         backbone: Name for the rows.
         seconds: Of an utterance.
+        bins: Mel bins of its input.
         batches: Numbers of utterances.
         skipped: Shares of frames that random gates skip in every gated module.
         repeats: Alternating rounds.
@@ -42,13 +52,13 @@ def bench_training(
         progress: Called with a line after each row.
 
     Returns:
-        Rows with ``time_ratio`` and ``flop_ratio`` against the dense step.
+        Rows with ``time_ratio_vs_dense`` and ``flop_ratio`` against the dense step.
     """
     device = next(encoder.parameters()).device
     frames = feature_frames(seconds)
-    cost = EncoderCost.of(encoder, frames)
+    cost = EncoderCost.of(encoder, frames, bins)
     generator = torch.Generator().manual_seed(seed)
-    feats_BSF = torch.randn(max(batches), frames, cost.bins, generator=generator).to(device)
+    feats_BSF = torch.randn(max(batches), frames, bins, generator=generator).to(device)
     was_training = encoder.training
     rows = []
 
@@ -67,13 +77,13 @@ def bench_training(
                 gated = step(batch, RandomGates(MODULES, share, seed).train())
                 dense = step(batch, None)
                 times = paired({"gathered": gated, "dense": dense}, repeats, device)
-                row = make_row("training", backbone, "fp32", batch, seconds, times, "gathered", "dense")
                 kept = dict.fromkeys(MODULES, float(cost.frames - round(share * cost.frames)))
-                pruned = cost.encoder(frames, [kept] * cost.layers)
-                row |= {"skipped": share, "flop_ratio": round(pruned / cost.encoder(frames), 4)}
+                flops = cost.encoder(frames, [kept] * cost.layers) / cost.encoder(frames)
+                row = make_row("training", backbone, "fp32", [seconds] * batch, seconds)
+                row |= timed(times, "gathered", "dense") | {"skipped": share}
+                row |= against_dense(times.ratio("gathered", "dense"), flops)
                 row |= saved_share(row)
-                row["peak_mb"] = peak_megabytes(gated, device)
-                row["against_peak_mb"] = peak_megabytes(dense, device)
+                row["peak_mib"], row["dense_peak_mib"] = peak_mib(gated, device), peak_mib(dense, device)
                 rows.append(row)
                 progress(describe(row))
     finally:

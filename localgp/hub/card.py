@@ -12,7 +12,7 @@ from localgp.errors import ConfigError
 from localgp.hub.load import ESPNET, base_config
 
 # Fine-tuned weights carry the licences of what they came from. The mini corpus and backbone are made by this code.
-_WEIGHTS = {"mini": "apache-2.0", "owsm_v3.1": "cc-by-4.0"}
+_WEIGHTS = {"mini": "apache-2.0"} | {f"owsm_v3.1_{size}": "cc-by-4.0" for size in ("base", "small", "medium")}
 _DATA = {"mini": None, "europarl_st": "cc-by-nc-4.0"}  # None: adds nothing
 
 
@@ -23,7 +23,7 @@ def licence_of(config: dict[str, Any]) -> str:
         ConfigError: One of the two is the user's own.
     """
     backbone, corpus = str(config["backbone"]["name"]), str((config.get("corpus") or {}).get("name"))
-    weights = next((licence for name, licence in _WEIGHTS.items() if backbone.startswith(name)), None)
+    weights = _WEIGHTS.get(backbone)
     if weights is None or corpus not in _DATA:
         raise ConfigError(
             f"the licence of a model from backbone {backbone!r} and corpus {corpus!r} is not known here; "
@@ -100,6 +100,7 @@ def model_card(
         "pipeline_tag": "automatic-speech-recognition",
         "tags": ["localgp", "espnet", "speech-translation", "dynamic-pruning"],
     }
+    needed = _extractors(config)
     source = str(config["backbone"].get("path", ""))
     if "/" in source and str(config["backbone"]["name"]).startswith("owsm"):
         head["base_model"] = source
@@ -117,10 +118,15 @@ def model_card(
         f"---\n{front}---\n",
         f"# {name}\n",
         f"{config['backbone']['name']} fine-tuned on {corpus.get('name', 'an unnamed corpus')} with context-driven "
-        f"dynamic pruning ([localgp](https://pypi.org/project/localgp/) {__version__}): gates decide frame by frame "
+        f"dynamic pruning (localgp {__version__}): gates decide frame by frame "
         "which modules run.\n",
         f"- Gates: {'; '.join(gates)}; target sparsity {pruning['target']:.0%}.",
         f"- Licence: {licence}.",
+        *(
+            [f"- Context extractors, needed wherever it is loaded and no part of it: {'; '.join(needed)}."]
+            if needed
+            else []
+        ),
         f"- Trained with:\n\n```bash\n{training_command(config)}\n```\n",
         "## Scores\n",
         _scores(metrics),
@@ -132,6 +138,24 @@ def model_card(
     if espnet:
         parts += ["## In ESPnet\n", espnet]
     return "\n".join(parts)
+
+
+def _contexts(gflops: dict[str, Any]) -> str:
+    each = ", ".join(f"{name} {value:.3f}" for name, value in (gflops.get("contexts") or {}).items())
+    return each or f"{gflops.get('context', 0.0):.3f}"
+
+
+def _extractors(config: dict[str, Any]) -> list[str]:
+    """What the gates' contexts are extracted with; looked for anew wherever the model is loaded."""
+    from omegaconf import OmegaConf
+
+    from localgp.contexts.extract import needed_contexts
+
+    found = []
+    for name in needed_contexts(OmegaConf.create({"pruning": config["pruning"]})):
+        source = config.get("contexts", {}).get(name, {}).get("source", "mini")
+        found.append(f"`{name}` " + ("embedded in localgp" if source == "mini" else f"from `{source}`"))
+    return found
 
 
 def _scores(metrics: dict[str, Any]) -> str:
@@ -157,8 +181,8 @@ def _scores(metrics: dict[str, Any]) -> str:
     gflops = metrics.get("gflops", {})
     if gflops:
         lines.append(
-            f"Encoder with gates: {gflops['total']:.3f} GFLOPs, dense {gflops.get('dense', 0):.3f} "
-            f"({gflops['convention']}).\n"
+            f"Encoder with gates: {gflops['encoder']:.3f} GFLOPs, dense {gflops.get('dense', 0):.3f}; extracting "
+            f"contexts: {_contexts(gflops)}; together {gflops['total']:.3f} ({gflops['convention']}).\n"
         )
     decode = ", ".join(f"{key} {value}" for key, value in metrics.get("decode", {}).items())
     lines.append(f"Decoding: {decode}. {' '.join(str(v) for v in metrics.get('signature', {}).values())}\n")

@@ -11,24 +11,24 @@ Nothing of it is unpickled.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from localgp.backbone.directory import locate
-from localgp.errors import BackboneError, CheckpointError, ConfigError, HubError, LocalGPError
+from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
 from localgp.hub.archive import is_archive, unpacked
+from localgp.hub.download import HUB_ID, download
+from localgp.stored import read_yaml_mapping, short
 from localgp.validate import check_config
+from localgp.weights import load_state
 
 CONFIG, WEIGHTS, METRICS = "localgp.yaml", "model.safetensors", "metrics.json"  # of a hub folder
 ESPNET = "espnet"  # its folder with ESPnet's configuration, BPE model and statistics
 EXTRAS, GATES = "localgp", "gates.safetensors"  # of an ESPnet archive: the folder of ours in it
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _HUB_FILES = ["*.yaml", "*.json", "*.safetensors", "*.model", "*.npz", "*.md", "*.pth", "*.txt"]
 # Sections of a stored configuration that say nothing about the model.
 _ELSEWHERE = (
@@ -104,27 +104,12 @@ def _find(source: str) -> Path | str:
         raise BackboneError(
             f"{source} is a file and not an archive of a model; give the directory of the run or the model"
         )
-    if _HUB_ID.match(source) and not source.startswith("."):
-        return _fetch(source)
+    if HUB_ID.match(source) and not source.startswith("."):
+        return download(source, _HUB_FILES)
     raise BackboneError(
         f"no model at {source}: give a run directory (exp/<corpus>/<backbone>/<conf>/seed<k>), a packed model, an "
         "ESPnet S2T directory, 'embedded', or a Hugging Face id (owner/name)"
     )
-
-
-def _fetch(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub client raises its own, its HTTP library's and OS errors alike
-        details = str(error).splitlines()[0] if str(error) else "no details"
-        raise HubError(
-            f"{repo_id} is not a directory here, and it cannot be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {details}).\n"
-            f"  With a network:  hf download {repo_id} --local-dir models/{repo_id.split('/')[1]}\n"
-            f"  then here:       models/{repo_id.split('/')[1]}"
-        ) from error
 
 
 def _read(path: Path | str, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:
@@ -184,21 +169,6 @@ def base_config(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def read_yaml_mapping(path: Path) -> dict[str, Any]:
-    """Raises:
-    CheckpointError: Not YAML, or not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable YAML file ({_short(error)}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no configuration; copy it again")
-    return content
-
-
 def stored_config(path: Path, gates: str = "trained") -> DictConfig:
     """A stored run configuration on top of the current defaults, so that keys that came later have a value.
 
@@ -247,62 +217,12 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
         if is_section:
             OmegaConf.to_container(cfg[section], resolve=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {section} cannot be used ({_short(error)}); copy it again") from error
+        raise CheckpointError(f"{path}: {section} cannot be used ({short(error)}); copy it again") from error
 
 
 def decode_options(cfg: DictConfig, kind: Any) -> Any:
     settings: Any = OmegaConf.to_container(cfg.decode, resolve=True)
     return kind(**{key: value for key, value in settings.items() if key not in ("batch", "precision")})
-
-
-def load_state(model: Any, path: Path, gates: str, *, only_gates: bool = False) -> None:
-    """Loads safetensors that must be exactly the model's.
-
-    Args:
-        gates: With ``open``, tensors of the gates are left out.
-        only_gates: The backbone has its weights, the file holds the rest.
-
-    Raises:
-        CheckpointError: Missing, damaged, or of another model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy the whole model again") from error
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: damaged or not safetensors ({_short(error)}); copy it again"
-        ) from error
-    if gates == "open":
-        state = {name: value for name, value in state.items() if name.startswith("espnet.")}
-    own = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not (only_gates and name.startswith("espnet."))
-    }
-    problems = [f"{name}: missing" for name in own if name not in state]
-    problems += [f"{name}: unknown" for name in state if name not in own]
-    problems += [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path} is of another model than the configuration beside it: {'; '.join(problems[:4])}"
-            f"{f' and {len(problems) - 4} more' if len(problems) > 4 else ''}. Copy the whole model again."
-        )
-    broken = [
-        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if broken:
-        raise CheckpointError(
-            f"{path}: {broken[0]} and {len(broken) - 1} others hold NaN or infinity; train again"
-        )
-    model.load_state_dict(state, strict=not only_gates)
 
 
 def _metrics(path: Path) -> dict[str, Any]:
@@ -312,13 +232,8 @@ def _metrics(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: not readable ({_short(error)}); remove it and evaluate again"
+            f"{path}: not readable ({short(error)}); remove it and evaluate again"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no scores; remove it and evaluate again")
     return content
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

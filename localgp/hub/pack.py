@@ -17,7 +17,8 @@ from localgp import __version__
 from localgp.errors import CheckpointError, HubError
 from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
-from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS, read_yaml_mapping
+from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS
+from localgp.stored import read_yaml_mapping
 
 _MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
 
@@ -83,7 +84,17 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     backbone = kept.get("backbone")
     if isinstance(backbone, dict) and Path(str(backbone.get("path"))).expanduser().is_dir():
         kept["backbone"] = {**backbone, "path": ESPNET}
+    if isinstance(kept.get("contexts"), dict):
+        kept["contexts"] = {name: _portable_context(section) for name, section in kept["contexts"].items()}
     return kept
+
+
+def _portable_context(section: Any) -> Any:
+    """An extractor's local file or directory, by its own name under ``models/`` of wherever the model is loaded."""
+    if not isinstance(section, dict) or section.get("source", "mini") == "mini":
+        return section
+    path = Path(str(section["source"])).expanduser()
+    return {**section, "source": f"models/{path.name}"} if path.is_absolute() or path.exists() else section
 
 
 def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: str, name: str) -> None:
@@ -177,7 +188,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    from localgp.training.callbacks import save_weights
+    from localgp.weights import save_weights
 
     save_weights(state, path)
     path.chmod(0o644)  # safetensors writes for its owner alone, and packed models are shared

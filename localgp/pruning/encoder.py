@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from localgp.contexts.align import collect_contexts
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates.gumbel import Gate
 from localgp.pruning.frames import attend_gathered, attend_masked, run_gathered, run_masked
@@ -54,7 +55,7 @@ def subsample(encoder: Any, feats_BSF: Tensor, mask_B1S: Tensor) -> tuple[Tensor
 
 def check_supported(encoder: Any) -> None:
     """Raises:
-    BackboneError: If the encoder is not of the kind that can be gated.
+    BackboneError: If the encoder is not of the kind that is run here, gated or dense.
     """
     from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
     from espnet.nets.pytorch_backend.transformer.subsampling import Conv2dSubsampling
@@ -75,7 +76,7 @@ def check_supported(encoder: Any) -> None:
             problems.append("layers lack FFNs, supported: use_ffn: true and macaron_ffn: true")
     if problems:
         raise BackboneError(
-            "this backbone cannot be gated: " + "; ".join(problems) + ". Use an OWSM-v3.1 model."
+            "this backbone is not supported: " + "; ".join(problems) + ". Use an OWSM-v3.1 model."
         )
 
 
@@ -176,7 +177,7 @@ def encode(
     x_BTD, front_BTD, mask_B1T = subsample(encoder, feats_BSF, mask_B1S)
     state = None
     if policy is not None:
-        state = policy.begin(_collect(policy.needs, contexts or {}, front_BTD, feats_BSF))
+        state = policy.begin(collect_contexts(policy.needs, contexts or {}, front_BTD, feats_BSF))
     record: list[dict[str, Gate]] = []
     for index, layer in enumerate(encoder.encoders):
         gates = policy.gate(index, x_BTD, state) if policy is not None else {}
@@ -185,22 +186,3 @@ def encode(
     x_BTD = encoder.after_norm(x_BTD)
     gates_of_layers = record if policy is not None else []
     return EncoderOutput(x_BTD, mask_B1T.squeeze(1).sum(1), gates_of_layers, front_BTD)
-
-
-def _collect(
-    names: tuple[str, ...], contexts: dict[str, Tensor], front_BTD: Tensor, feats_BSF: Tensor
-) -> dict[str, Tensor]:
-    from localgp.contexts.align import align_frames, frame_energy
-
-    frames = front_BTD.shape[1]
-    collected = {}
-    for name in names:
-        if name == "front":
-            collected[name] = front_BTD
-        elif name == "energy":
-            collected[name] = frame_energy(feats_BSF, frames)
-        elif name in contexts:
-            collected[name] = align_frames(contexts[name], frames)
-        else:
-            raise ConfigError(f"the gates need the context {name!r}, given: {sorted(contexts) or 'none'}")
-    return collected

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from localgp.contexts.align import collect_contexts
 from localgp.errors import ConfigError
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.gumbel import Gate
@@ -130,6 +131,12 @@ def packed_encoder(encoder: nn.Module, dtype: torch.dtype) -> PackedEncoder:
     return _prepare(encoder, dtype, lambda: PackedEncoder(encoder, dtype))
 
 
+def release(*modules: nn.Module) -> None:
+    """Drops what is prepared for these encoders and policies, a copy of their weights; the next call makes it anew."""
+    for module in modules:
+        _prepared.pop(module, None)
+
+
 def _prepare(module: nn.Module, key: Any, make: Callable[[], Any]) -> Any:
     state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()]
     kept = _prepared.setdefault(module, {})
@@ -147,8 +154,6 @@ def _decider(
     layout: Ragged,
 ) -> Callable[[int, Tensor], dict[str, Tensor]] | None:
     """A function of layer and its input (N, D) that says where the modules run."""
-    from localgp.pruning.encoder import _collect
-
     if policy is None:
         return None
     if layout.equal:
@@ -156,7 +161,7 @@ def _decider(
     else:
         parts = [(slice(b, b + 1), segment) for b, segment in enumerate(layout.segments())]
     collected = [
-        _collect(
+        collect_contexts(
             policy.needs,
             {name: value[rows] for name, value in contexts.items()},
             front_ND[frames].unflatten(0, (rows.stop - rows.start, -1)),

@@ -77,7 +77,8 @@ def require_transformers() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise BackboneError(
-            f"SpeechPrune needs the package transformers ({error}); install it: pip install 'localgp[speechprune]'"
+            f"SpeechPrune needs the package transformers ({error}); in the checkout of localgp: "
+            "pip install -e '.[speechprune]'"
         ) from error
 
 

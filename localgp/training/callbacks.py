@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from localgp.run import write_atomically
 from localgp.training.module import TrainingModule
 from localgp.training.world import mean_over_ranks
+from localgp.weights import flush, save_weights
 
 
 class DenseLog(Callback):
@@ -60,13 +61,8 @@ class DenseLog(Callback):
             "lr": learning_rates[0],
             "audio_per_second": self._audio / elapsed * trainer.world_size,
             "data_share": self._data_time / elapsed,
-            "memory_mib": _memory_mib(),
+            "memory_mib": _memory_mib(module.device),
         }
-        if module.model.policy is not None:
-            terms |= {
-                "target_kept": 1 - module.cfg.pruning.target,
-                "temperature": module.cfg.pruning.temperature,
-            }
         self._write(trainer, "train", terms)
         if trainer.is_global_zero:
             print(_line(trainer, module, terms), flush=True)
@@ -107,10 +103,10 @@ def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _memory_mib() -> float:
-    """Peak of this process: on the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+def _memory_mib(device: torch.device) -> float:
+    """Peak of this process where the model is: on the GPU, or in the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -217,22 +213,6 @@ def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch
         whole = trainer.strategy.lightning_module_state_dict()
         return {name.removeprefix("model."): value for name, value in whole.items()}
     return module.model.state_dict()
-
-
-def flush(path: Path) -> None:
-    """Brings a file's content to the disk, so that a power failure after its renaming does not leave it empty."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Safetensors, written aside and renamed."""
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
-    flush(temporary)
-    os.replace(temporary, path)
 
 
 def average(files: list[Path]) -> dict[str, torch.Tensor]:

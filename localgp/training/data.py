@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from localgp.contexts.extract import RowContexts, stack_contexts
+from localgp.errors import ConfigError
+from localgp.timeline import frame_centres
 
 IGNORE = -1  # ESPnet's padding of token sequences
 
@@ -114,11 +116,25 @@ class TrainingExamples(Dataset):
         }
 
 
+def check_enough(examples: int, batch_size: int, ranks: int) -> None:
+    """Raises:
+    ConfigError: There are fewer examples than a step takes.
+    """
+    if examples < batch_size * ranks:
+        processes = f" in each of {ranks} processes" if ranks > 1 else ""
+        raise ConfigError(
+            f"there are {examples} training examples, and a step takes training.batch_size={batch_size}{processes}; "
+            f"valid: training.batch_size={max(1, examples // ranks)} or less. Or train on more (training.limit=null), "
+            "or with fewer processes."
+        )
+
+
 class StepBatches(Sampler):
     """Batches of (epoch, index) for the steps from ``start`` on; each epoch is shuffled by (seed, epoch).
 
     With several ranks, each takes its share of every batch, so that a step sees the same examples whatever
-    the number of ranks: two ranks with batch b see what one rank with batch 2 b sees.
+    the number of ranks: two ranks with batch b see what one rank with batch 2 b sees. An epoch leaves out what does
+    not fill a batch; `check_enough` says whether there is one at all.
     """
 
     def __init__(
@@ -140,7 +156,7 @@ class StepBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         world = self.batch_size * self.ranks
-        per_epoch = max(1, self.examples // world)
+        per_epoch = self.examples // world
         order, order_epoch = np.zeros(0, dtype=np.int64), -1
         for step in range(self.start, self.steps):
             epoch, position = divmod(step, per_epoch)
@@ -194,7 +210,11 @@ class Collate:
 
 
 def real_frames(signal_B2: Tensor, frames: int, samples: int) -> Tensor:
-    """1 for the encoder frames with signal under their centre, 0 for padding; (B, frames)."""
-    per_frame = samples / frames
-    centre_T = (torch.arange(frames, device=signal_B2.device) + 0.5) * per_frame
+    """1 for the encoder frames with signal under their centre, 0 for padding; (B, frames).
+
+    Args:
+        signal_B2: First sample of the signal, and the first after it.
+        samples: N of the padded input.
+    """
+    centre_T = torch.from_numpy(frame_centres(frames, samples)).to(signal_B2.device)
     return ((centre_T >= signal_B2[:, :1]) & (centre_T < signal_B2[:, 1:])).float()

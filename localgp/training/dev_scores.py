@@ -28,9 +28,12 @@ class DevScores(Callback):
         from localgp.decoding.options import DecodeOptions
         from localgp.evaluation.decode import decode_rows
         from localgp.evaluation.score import references_of, score_tasks
+        from localgp.pruning.packed import release
         from localgp.training.data import list_tasks
 
         assert isinstance(module, TrainingModule)
+        if not module.dev_is_finite:  # there may be nothing to decode; the module, whose turn is next, raises
+            return
         decoded = decode_rows(
             module.model,
             self.backbone,
@@ -40,6 +43,8 @@ class DevScores(Callback):
             progress=False,
             contexts=self.contexts,
         )
+        model = module.model  # its weights change before the next scoring: no copy of them in between
+        release(*(m for m in (model.espnet.encoder, model.policy) if m is not None))
         references = references_of(self.rows)
         pairs = {
             task: ([references[task][i] for i in texts], list(texts.values()))

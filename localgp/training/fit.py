@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import platform
 import sys
@@ -21,12 +22,12 @@ from localgp import __version__
 from localgp.analysis.tensorboard import MaskImage
 from localgp.build import build_model
 from localgp.contexts.extract import row_contexts
-from localgp.corpora.prepared import load_prepared
+from localgp.corpora.prepared import limit_per_language, load_prepared
 from localgp.errors import CheckpointError, ConfigError
 from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint
-from localgp.training.data import Collate, StepBatches, TrainingExamples
+from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough
 from localgp.training.dev_scores import DevScores
 from localgp.training.memory import checkpoint_activations
 from localgp.training.module import TrainingModule
@@ -78,6 +79,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     dev = TrainingExamples(dev_rows, backbone.tokenizer, samples, group_tasks=True, contexts=contexts)
     if not len(examples) or not len(dev):
         raise ConfigError("the corpus has no training or no dev examples; see `python -m localgp.prepare`")
+    check_enough(len(examples), training.batch_size, world.ranks)
     steps_per_epoch = max(1, len(examples) // (training.batch_size * training.accumulate * world.ranks))
     max_steps = cfg.trainer.max_steps or training.max_steps or training.max_epochs * steps_per_epoch
     val_every = min(training.val_every or steps_per_epoch, max_steps)
@@ -214,40 +216,52 @@ def _fsdp() -> Any:
     return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full")
 
 
-def limit_per_language(rows: Any, limit: int | None) -> Any:
-    """The first ``limit`` rows of each language; all where it is None."""
-    if limit is None:
-        return rows
-    seen: dict[str, int] = {}
-    keep = []
-    for index, language in enumerate(rows.select_columns(["language"])):
-        name = language["language"]
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] <= limit:
-            keep.append(index)
-    return rows.select(keep)
+# Failures of the machine, which say nothing about the file that was being read.
+_NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE)
 
 
 def newest_checkpoint(directory: Path) -> tuple[Path, int] | None:
-    """The newest checkpoint that can be read, and its step; a damaged one is named and kept aside."""
-    for name in ("last.ckpt", "previous.ckpt"):
-        path = directory / name
+    """The newest checkpoint that can be read, and its step; None where there is none yet. A damaged one is named, and
+    kept aside where the one before can be used.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none of them can be read.
+    """
+    damaged: dict[Path, str] = {}
+    for path in (directory / "last.ckpt", directory / "previous.ckpt"):
         if not path.exists():
             continue
         try:
             with zipfile.ZipFile(path) as parts:  # PyTorch itself does not compare the checksums
-                damaged = parts.testzip()
-            if damaged is not None:
-                raise CheckpointError(f"checksum of {damaged}")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            return path, int(content["global_step"])
+                part = parts.testzip()
+            if part is not None:
+                raise CheckpointError(f"checksum of {part}")
+            step = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         except Exception as error:  # any unreadable file is the same to the user: use the one before
-            aside = path.with_suffix(".damaged")
-            path.rename(aside)
-            print(
-                f"{path} cannot be read ({error.__class__.__name__}); kept as {aside.name}, using the one before"
-            )
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_FILE:
+                raise
+            damaged[path] = error.__class__.__name__
+            continue
+        for other, why in damaged.items():
+            print(f"{other} cannot be read ({why}); kept as {_set_aside(other).name}, using the one before")
+        return path, step
+    if damaged:
+        named = ", ".join(f"{path} ({why})" for path, why in damaged.items())
+        raise CheckpointError(
+            f"this run was begun, and no checkpoint of it can be read: {named}. Put back a copy of one, or start over "
+            f"from step 0, with training.resume=never or by removing {directory.parent}."
+        )
     return None
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames a file to ``.damaged``, with a number where there is one of an earlier time."""
+    aside = path.with_suffix(".damaged")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_suffix(f".damaged{number}")
+    return path.rename(aside)
 
 
 def build_logger(name: str, directory: Path) -> Any:

@@ -10,21 +10,24 @@ from torch.utils.checkpoint import checkpoint
 
 from localgp.model import GatedS2T
 
+_ENCODER_PARTS = (".feed_forward_macaron", ".attn", ".cgmlp", ".feed_forward")
+_DECODER_PARTS = (".self_attn", ".src_attn", ".feed_forward")
+
 
 def checkpoint_activations(model: GatedS2T) -> list[str]:
     """Lets the large modules forget what happens inside of them, in training alone. What they compute, and with
     which random numbers, stays the same.
 
-    The gated encoder calls a layer's modules one by one, so these are what is checkpointed; the decoder's layers
-    are taken whole.
+    The encoder and a gated decoder call a layer's modules one by one, so these are what is checkpointed; a dense
+    decoder's layers are taken whole.
 
     Returns:
         Names of the modules.
     """
-    encoder = model.espnet.encoder.encoders
-    parts = ("feed_forward_macaron", "attn", "cgmlp", "feed_forward")
-    names = [f"encoder.encoders.{i}.{part}" for i in range(len(encoder)) for part in parts]
-    names += [f"decoder.decoders.{i}" for i in range(len(model.espnet.decoder.decoders))]
+    encoder, decoder = model.espnet.encoder.encoders, model.espnet.decoder.decoders
+    names = [f"encoder.encoders.{i}{part}" for i in range(len(encoder)) for part in _ENCODER_PARTS]
+    parts = _DECODER_PARTS if model.decoder_policy is not None else ("",)
+    names += [f"decoder.decoders.{i}{part}" for i in range(len(decoder)) for part in parts]
     for name in names:
         module = model.espnet.get_submodule(name)
         module.forward = _forgetful(module, module.forward)

@@ -14,6 +14,7 @@ from localgp.errors import NonFiniteError
 from localgp.gates.loss import kept_ratio, sparsity_loss
 from localgp.model import GatedS2T, Losses
 from localgp.pruning.encoder import EncoderOutput
+from localgp.run import Run
 from localgp.training.data import real_frames
 from localgp.training.schedule import build_optimizer
 from localgp.training.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
@@ -86,7 +87,7 @@ class TrainingModule(L.LightningModule):
             terms["loss_sparsity"] = terms.get("loss_sparsity", 0.0) + terms["loss_sparsity_decoder"]
         terms["loss"] = float(total.detach())
         terms |= self._kept(encoded, batch) | kept_tokens(losses)
-        if losses.decoder_gates:
+        if encoded.gates or losses.decoder_gates:
             terms |= {
                 "target_kept": 1 - self.cfg.pruning.target,
                 "temperature": self.cfg.pruning.temperature,
@@ -103,19 +104,35 @@ class TrainingModule(L.LightningModule):
         encoded = self._encode(batch, "gathered")
         losses = self.model.losses(encoded, batch)
         terms: dict[str, Any] = {"valid/loss": losses.total, "valid/accuracy": losses.accuracy}
-        kept = self._kept(encoded, batch) | kept_tokens(losses)
+        kept = self._kept(encoded, batch) | kept_tokens(losses) | kept_by_layer(encoded, losses)
         terms |= {f"valid/{name}": value for name, value in kept.items()}
         utterances = len(batch["utt_ids"])
         self._dev_utterances += utterances
         for name, value in terms.items():
             self._dev_sums[name] = self._dev_sums.get(name, 0.0) + float(value) * utterances
 
+    @property
+    def dev_is_finite(self) -> bool:
+        """Whether the dev losses of this process are."""
+        return _finite(self._dev_sums["valid/loss"])
+
     def on_validation_epoch_end(self) -> None:
         """Means over all utterances, whichever process had them. Lightning's own average over processes counts
         utterances in whole numbers, and is wrong where they have different numbers of them."""
         every = mean_over_ranks({**self._dev_sums, "": float(self._dev_utterances)})
         utterances = every.pop("")
-        self.log_dict({name: value / utterances for name, value in every.items()})
+        means = {name: value / utterances for name, value in every.items()}
+        if not _finite(means["valid/loss"]):  # the same in all processes; weights are ranked by it
+            raise NonFiniteError(
+                f"the dev loss is {means['valid/loss']} at step {self.global_step}, so these weights were not ranked "
+                f"or saved. {resumable(self.cfg)} Likely causes: a learning rate too high (training.lr), half "
+                "precision (training.precision=fp32), or damaged audio in the dev part."
+            )
+        by_layer = {name: value for name, value in means.items() if "/layer" in name}
+        self.log_dict({name: value for name, value in means.items() if name not in by_layer})
+        if not self.trainer.sanity_checking:
+            for logger in self.trainer.loggers:  # too many for the terminal and metrics.jsonl
+                logger.log_metrics(by_layer, step=self.global_step)
 
     def _encode(self, batch: dict[str, Any], path: str) -> EncoderOutput:
         lengths_B = batch["signal"][:, 1] if self.model.trim else batch["speech_lengths"]
@@ -154,7 +171,7 @@ class TrainingModule(L.LightningModule):
             raise NonFiniteError(
                 f"{', '.join(bad)} is not finite at step {self.global_step} "
                 f"({', '.join(f'{k}={v:.4g}' for k, v in terms.items())}), on {', '.join(batch['utt_ids'][:8])}. "
-                "No update was made and last.ckpt is from before it. Likely causes: a learning rate too high "
+                f"No update was made. {resumable(self.cfg)} Likely causes: a learning rate too high "
                 "(training.lr), half precision (training.precision=fp32), or damaged audio in these utterances."
             )
 
@@ -175,20 +192,43 @@ class TrainingModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norms = torch.stack(
-            [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        )
-        norm = float(norms.norm())
+        from lightning.pytorch.strategies import FSDPStrategy
+
+        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        sharded = isinstance(self.trainer.strategy, FSDPStrategy)
+        norm = gradient_norm(gradients, self.device, sharded=sharded)
         self.terms["grad_norm"] = norm
         if not _finite(norm):
             worst = [
                 n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
             ]
+            # This process's part can be finite where another's is not, or where only its norm is too large.
+            where = f", first in {worst[0]} and {len(worst) - 1} other parameters" if worst else ""
             raise NonFiniteError(
-                f"the gradient is not finite at step {self.global_step}, first in {worst[0]} and {len(worst) - 1} "
-                "other parameters. No update was made and last.ckpt is from before it. Lower training.lr, or set "
-                "training.precision=fp32."
+                f"the gradient's norm is {norm} at step {self.global_step}{where}. No update was made. "
+                f"{resumable(self.cfg)} Lower training.lr, or set training.precision=fp32."
             )
+
+
+def gradient_norm(gradients: list[Tensor], device: torch.device, *, sharded: bool) -> float:
+    """Euclidean norm of the whole gradient, the same in all processes.
+
+    Args:
+        gradients: Of this process, on ``device``.
+        sharded: They are its part of the gradient (FSDP), which can be nothing at all, and not all of it.
+    """
+    squared = torch.zeros((), dtype=torch.float64, device=device)
+    if gradients:
+        squared = torch.stack([gradient.norm() for gradient in gradients]).double().square().sum()
+    return float((sum_over_ranks(squared) if sharded else squared).sqrt())
+
+
+def resumable(cfg: DictConfig) -> str:
+    """What there is to go on from."""
+    last = Run(cfg).checkpoints / "last.ckpt"
+    if last.exists():
+        return f"{last} is from before it."
+    return "There is no checkpoint yet: the next run starts from step 0."
 
 
 def _learns(policy: Any) -> bool:
@@ -207,6 +247,21 @@ def kept_tokens(losses: Losses) -> dict[str, float]:
         )
         for name in losses.decoder_gates[0]
     }
+
+
+@torch.no_grad()
+def kept_by_layer(encoded: EncoderOutput, losses: Losses) -> dict[str, float]:
+    """``kept/<module>/layer<k>``, k from 1: each gate's share of all frames, or of the decoder's real tokens."""
+    shares = {}
+    every = encoded.x.new_ones(encoded.x.shape[:2])
+    for k, gates in enumerate(encoded.gates, 1):
+        for name, gate in gates.items():
+            shares[f"kept/{name}/layer{k}"] = float(kept_ratio(gate.decision.expand_as(every), every))
+    if losses.tokens is not None:
+        for k, gates in enumerate(losses.decoder_gates, 1):
+            for name, gate in gates.items():
+                shares[f"kept/decoder.{name}/layer{k}"] = float(kept_ratio(gate.decision, losses.tokens))
+    return shares
 
 
 def _finite(value: float) -> bool:

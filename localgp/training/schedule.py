@@ -53,7 +53,7 @@ def optimizer_kind(name: str, device_type: str) -> tuple[Any, dict[str, Any]]:
         import bitsandbytes
     except ImportError as error:
         raise ConfigError(
-            f"training.optimizer={name} needs bitsandbytes: pip install 'localgp[memory]'"
+            f"training.optimizer={name} needs bitsandbytes: in the checkout of localgp: pip install -e '.[memory]'"
         ) from error
     return getattr(bitsandbytes.optim, eight_bit[name]), {}
 

@@ -71,7 +71,9 @@ class Transcript:
             ]
             return "\n".join(blocks)
         if name == "vtt":
-            blocks = [f"{clock(s.start, '.')} --> {clock(s.end, '.')}\n{cue(s.text)}\n" for s in spoken]
+            blocks = [
+                f"{clock(s.start, '.')} --> {clock(s.end, '.')}\n{_escaped(cue(s.text))}\n" for s in spoken
+            ]
             return "\n".join(["WEBVTT\n", *blocks])
         raise ConfigError(f"format is {name!r}; valid: {', '.join(FORMATS)}")
 
@@ -87,6 +89,16 @@ def clock(seconds: float, mark: str) -> str:
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{mark}{rest % 1000:03d}"
+
+
+def _escaped(text: str) -> str:
+    """WebVTT reads ``<`` as the start of a tag and ``&`` as that of a character reference; SubRip knows neither.
+
+    Example:
+        >>> _escaped("R&D <b>")
+        'R&amp;D &lt;b&gt;'
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def cue(text: str, width: int = 42) -> str:

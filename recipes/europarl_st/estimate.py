@@ -108,7 +108,7 @@ def estimate(overrides: list[str]) -> list[list[str]]:
     use_fast_kernels(step.espnet)
     frames = feature_frames_of(config, float(config["preprocessor_conf"]["speech_length"]))
     parameters = sum(p.numel() for p in step.parameters())
-    cost = EncoderCost.of(step.espnet.encoder, frames)
+    cost = EncoderCost.of(step.espnet.encoder, frames, 80)
     forward = cost.encoder(frames) + cost.gates(step.policy)
     decoder = DecoderCost.of(step.espnet.decoder, cost.frames)
     forward += sum(decoder.terms(TOKENS).values()) + cost.frames * cost.size * decoder.vocabulary  # and CTC

@@ -1,0 +1,85 @@
+"""Weights in safetensors: written whole or not at all, read only into the very model they are of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localgp.errors import CheckpointError
+from localgp.stored import short
+
+if TYPE_CHECKING:
+    import torch
+
+
+def flush(path: Path) -> None:
+    """Brings a file's content to the disk, so that a power failure after its renaming does not leave it empty."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Safetensors, written aside and renamed."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
+    flush(temporary)
+    os.replace(temporary, path)
+
+
+def load_state(
+    model: Any,
+    path: Path,
+    gates: str = "trained",
+    *,
+    only_gates: bool = False,
+    remedy: str = "Copy the whole model again.",
+) -> None:
+    """Loads safetensors that must be exactly the model's.
+
+    Args:
+        gates: With ``open``, tensors of the gates are left out.
+        only_gates: The backbone has its weights, the file holds the rest.
+        remedy: What to do where the file is missing, damaged or of another model.
+
+    Raises:
+        CheckpointError: Missing, damaged, of another model, or with NaN or infinity.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. {remedy}") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged or not safetensors ({short(error)}). {remedy}") from error
+    if gates == "open":
+        state = {name: value for name, value in state.items() if name.startswith("espnet.")}
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not (only_gates and name.startswith("espnet."))
+    }
+    problems = [f"{name}: missing" for name in own if name not in state]
+    problems += [f"{name}: unknown" for name in state if name not in own]
+    problems += [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} is of another model than its configuration: {'; '.join(problems[:4])}"
+            f"{f' and {len(problems) - 4} more' if len(problems) > 4 else ''}. {remedy}"
+        )
+    broken = [
+        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {broken[0]} and {len(broken) - 1} others hold NaN or infinity; train again"
+        )
+    model.load_state_dict(state, strict=not only_gates)
