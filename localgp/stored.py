@@ -53,7 +53,7 @@ _METRICS: dict[str, dict[str, type | tuple[type, ...]] | None] = {
     "backbone": {"name": str},
     "kept": None,
     "decode": None,
-    "signature": None,
+    "signature": {"wer": str, "bleu": str},
 }
 
 
@@ -90,9 +90,9 @@ def _problem_of(metrics: Any) -> str:
     split = metrics["data"]["split"]
     if Path(split).name != split:
         return f"data.split is {split!r}, a path"
-    for name in ("name", "device", "commit"):
-        if not isinstance(metrics.get(name, ""), str):
-            return f"{name} is {metrics[name]!r}"
+    for name, default in (("name", ""), ("device", ""), ("commit", None)):
+        if not isinstance(metrics.get(name, default), str):
+            return f"{name} is {metrics.get(name)!r}"
     for name in ("wer", "bleu"):
         for key, value in metrics[name].items():
             if isinstance(value, bool) or not isinstance(value, int | float):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,13 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
 
 def decode_options(cfg: DictConfig, kind: Any) -> Any:
     settings: Any = OmegaConf.to_container(cfg.decode, resolve=True)
-    return kind(**{key: value for key, value in settings.items() if key not in ("batch", "precision")})
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(str(key) for key in set(settings) - known - {"batch", "precision"})
+    if unknown:
+        raise ConfigError(
+            f"decode has {', '.join(unknown)}; valid: batch, precision, {', '.join(sorted(known))}"
+        )
+    return kind(**{key: value for key, value in settings.items() if key in known})
 
 
 def _metrics(path: Path) -> dict[str, Any]:
