@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,18 @@ def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
     flush(temporary)
     os.replace(temporary, path)
+
+
+def mismatches(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps ``given`` tensors from being a model's ``own``: names and shapes."""
+    problems = [f"{name}: not in the checkpoint" for name in own if name not in given]
+    problems += [f"{name}: not in the model" for name in given if name not in own]
+    problems += [
+        f"{name}: {tuple(given[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    return problems
 
 
 def load_state(
@@ -63,13 +76,7 @@ def load_state(
         for name, value in model.state_dict().items()
         if not (only_gates and name.startswith("espnet."))
     }
-    problems = [f"{name}: missing" for name in own if name not in state]
-    problems += [f"{name}: unknown" for name in state if name not in own]
-    problems += [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    problems = mismatches(own, state)
     if problems:
         raise CheckpointError(
             f"{path} is of another model than its configuration: {'; '.join(problems[:4])}"

@@ -77,9 +77,9 @@ def test_section_that_is_none_is_another_configuration(trained, config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": torch.zeros(3, 2)}, r"weight: \(3, 2\) in the file, \(2, 2\) in the model"),
+        ({"weight": torch.zeros(3, 2)}, r"weight: \(3, 2\) in the checkpoint, \(2, 2\) in the model"),
         ({"weight": torch.full((2, 2), float("nan"))}, "weight and 0 others hold NaN"),
-        ({"other": torch.zeros(1)}, "other: unknown"),
+        ({"other": torch.zeros(1)}, "other: not in the model"),
     ],
 )
 def test_weights_must_be_the_models(tmp_path, change, message):

@@ -26,6 +26,7 @@ from localgp.backbone.directory import EMBEDDED, ModelFiles, locate, read_config
 from localgp.backbone.tokens import OwsmTokenizer, bpe_pieces, is_special
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.weights import mismatches
 
 log = logging.getLogger(__name__)
 
@@ -220,13 +221,7 @@ def load_weights(model: Any, files: ModelFiles) -> None:
             f"{files.weights}: not a state dictionary of tensors; give a model, not a trainer's state"
         )
     own = model.state_dict()
-    problems = [f"{key}: not in the checkpoint" for key in own if key not in state]
-    problems += [f"{key}: not in the model" for key in state if key not in own]
-    problems += [
-        f"{key}: {tuple(state[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
+    problems = mismatches(own, state)
     if problems:
         shown = "\n  ".join(problems[:6])
         more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
