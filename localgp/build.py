@@ -66,6 +66,7 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
             size,
             modules,
             {name: context_size(name, cfg, size) for name in pruning.context},
+            attention=context_attention(cfg),
             **predictor,
         )
     raise ConfigError(f"pruning.encoder is {pruning.encoder!r}; valid: null, {', '.join(POLICIES)}")
@@ -106,16 +107,20 @@ def build_decoder_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module |
     sizes = {"front": size, "task": 2 * size}
     if "lang2vec" in names:
         sizes["lang2vec"] = build_languages(cfg).size
-    policy: Any = {"local": LocalGates, "global": GlobalGates}[pruning.decoder]
-    return policy(
-        layers,
-        size,
-        modules,
-        {name: sizes[name] for name in names},
-        temperature=pruning.temperature,
-        threshold=pruning.threshold,
-        bias=pruning.gate_bias,
-    )
+    chosen = {name: sizes[name] for name in names}
+    predictor = {
+        "temperature": pruning.temperature,
+        "threshold": pruning.threshold,
+        "bias": pruning.gate_bias,
+    }
+    if pruning.decoder == "global":
+        return GlobalGates(layers, size, modules, chosen, **predictor)
+    return LocalGates(layers, size, modules, chosen, attention=context_attention(cfg), **predictor)
+
+
+def context_attention(cfg: DictConfig) -> str:
+    """``pruning.attention``; runs older than the option followed Algorithm 1."""
+    return str(cfg.pruning.get("attention", "dot"))
 
 
 def build_languages(cfg: DictConfig) -> Any:

@@ -40,7 +40,10 @@ _FREE = (
 )
 _FREE_TRAINING = ("resume", "log_every", "logger", "checkpoint_every")
 _ONLY_TRAINING = ("training", "trainer")  # of no effect on how trained weights are evaluated
-_VARIANTS = {"target": 0.3}  # pruning keys whose change gives the run a directory of its own
+_VARIANTS = {
+    "target": 0.3,
+    "attention": "dot",
+}  # pruning keys whose change gives the run a directory of its own
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -84,8 +87,9 @@ class Run:
         name = str(cfg.name)
         if cfg.pruning.encoder or cfg.pruning.decoder:
             for key, default in _VARIANTS.items():
-                if cfg.pruning[key] != default:
-                    name += f"-{key}{cfg.pruning[key]}"
+                value = cfg.pruning[key]
+                if value != default:
+                    name += f"-{value}" if isinstance(value, str) else f"-{key}{value}"
         self.path = Path(cfg.exp_dir) / cfg.corpus.name / cfg.backbone.name / name / f"seed{cfg.seed}"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.checkpoints / "model.safetensors"
@@ -154,6 +158,7 @@ def _relevant(config: Any) -> dict[str, Any]:
     }
     # An extractor matters where gates see what it extracts.
     pruning = section(kept, "pruning")
+    kept["pruning"] = {"attention": "dot", **pruning}  # what runs older than the option were
     seen = [*(pruning.get("context") or []), *(pruning.get("decoder_context") or [])]
     kept["contexts"] = {k: v for k, v in section(kept, "contexts").items() if k in seen}
     return kept

@@ -86,6 +86,7 @@ RULES: dict[str, Rule] = {
     "pruning.decoder_context": names(),
     "pruning.target": number(0.0, 0.999),
     "pruning.path": one_of("masked", "gathered"),
+    "pruning.attention": one_of("dot", "cosine"),
     "pruning.threshold": number(0.0, 1.0),
     "pruning.temperature": number(0.0, open_below=True),
     "pruning.gate_bias": number(-100.0, 100.0),

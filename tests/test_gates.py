@@ -58,6 +58,29 @@ def test_context_attention_is_algorithm_1():
     torch.testing.assert_close(memory.attend(x), expected)
 
 
+def test_cosine_attention_hears_short_keys():
+    """A context a hundred times shorter than the layer's input: Algorithm 1 never sees it, cosine attention does."""
+    batch, frames, size = 2, 6, 8
+    x, spk = 100 * torch.randn(batch, frames, size), torch.randn(batch, 1, 5)
+    moved = {}
+    for attention in ("dot", "cosine"):
+        gates = LocalGates(1, size, ["ffn1"], {"front": size, "spk": 5}, attention=attention).eval()
+        memories = [gates.begin({"front": x, "spk": context}) for context in (spk, -spk)]
+        moved[attention] = (memories[0].attend(x) - memories[1].attend(x)).abs().max().item()
+    assert moved["dot"] < 1e-6
+    assert moved["cosine"] > 1e-2
+
+
+def test_cosine_attention_is_softmax_of_cosines():
+    x, front, spk = torch.randn(2, 6, 8), torch.randn(2, 6, 8), torch.randn(2, 1, 8)
+    memory = ContextMemory("cosine")
+    for key in (front, spk):
+        memory.append(memory.key_of(key), key)
+    scores = torch.stack([torch.cosine_similarity(x, key, dim=-1) for key in (front, spk)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)
+    torch.testing.assert_close(memory.attend(x), weights[..., :1] * front + weights[..., 1:] * spk + x)
+
+
 def test_layers_append_input_and_projection():
     gates = LocalGates(3, 8, ["ffn1", "ffn2"], {"front": 8, "spk": 5}).eval()
     memory = gates.begin({"front": torch.randn(2, 6, 8), "spk": torch.randn(2, 1, 5)})

@@ -37,10 +37,12 @@ def random_decisions(seed: int) -> dict[str, torch.Tensor]:
     return decisions
 
 
-def local_gates(contexts: dict[str, int], seed: int = 0, threshold: float = 0.5) -> LocalGates:
+def local_gates(
+    contexts: dict[str, int], seed: int = 0, threshold: float = 0.5, attention: str = "dot"
+) -> LocalGates:
     """Gates that decide by what they see, with each module open about half of the time."""
     torch.manual_seed(seed)
-    policy = LocalGates(LAYERS, SIZE, MODULES, contexts, bias=0.0, threshold=threshold)
+    policy = LocalGates(LAYERS, SIZE, MODULES, contexts, bias=0.0, threshold=threshold, attention=attention)
     for layer in policy.layers:
         for head in layer.heads.values():
             nn.init.normal_(head.weight, std=0.2)
@@ -95,10 +97,11 @@ def test_global_gates(encoder, full):
 @pytest.mark.parametrize(
     ("sizes", "threshold"), [({}, 0.5), ({"front": SIZE}, 0.5), ({"front": SIZE, "spk": 6, "event": 5}, 0.7)]
 )
-def test_folded_gates_decide_as_local_gates(encoder, full, sizes, threshold):
+@pytest.mark.parametrize("attention", ["dot", "cosine"])
+def test_folded_gates_decide_as_local_gates(encoder, full, sizes, threshold, attention):
     """Frame-wise contexts, one that is the same for an utterance, and one of another length."""
     contexts = {"spk": torch.randn(3, 1, 6), "event": torch.randn(3, 50, 5)}
-    policy = local_gates(sizes, threshold=threshold)
+    policy = local_gates(sizes, threshold=threshold, attention=attention)
     expected = encode(encoder, *full, policy, contexts, path="gathered")
     output = encode(encoder, *full, policy, contexts, path="packed")
     values = torch.stack([gates[name].value for gates in expected.gates for name in MODULES])

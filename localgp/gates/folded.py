@@ -9,6 +9,8 @@ The vectors V_j^T h of all later layers' heads are known beforehand. Instead of 
 product of D x (modules x layers to come), and no values are kept, only those few logits. Of the two classes only the
 difference of their logits is computed: softmax(run) > threshold is run - skip > log(threshold / (1 - threshold)).
 
+With cosine attention keys are the inputs at unit mean square, and the values' part of a product reads those.
+
 The same decisions as `LocalGates` up to rounding.
 
 Shape legend: N frames of all utterances, B utterances, D model size, C keys so far, K keys at most, L layers, M
@@ -50,6 +52,7 @@ class FoldedLocalGates:
 
     def __init__(self, gates: LocalGates) -> None:
         self.modules, self.needs = gates.modules_gated, gates.needs
+        self._cosine = gates.attention == "cosine"
         self._layers = len(gates.layers)
         odds = gates.threshold / (1 - gates.threshold) if gates.threshold < 1 else math.inf
         self._least = math.log(odds) if odds > 0 else -math.inf
@@ -98,6 +101,8 @@ class FoldedLocalGates:
         )
         for context, align in zip(contexts, self._align, strict=True):
             key = context.float() if align is None else F.linear(context.float(), *align)
+            if self._cosine:
+                key = F.rms_norm(key, key.shape[-1:])
             logits = F.linear(key, self._weights[0], self._biases[0]).unflatten(1, (self._layers, -1))
             if key.shape[0] != frames:
                 key, logits = key.index_select(0, owner_N), logits.index_select(0, owner_N)
@@ -108,19 +113,33 @@ class FoldedLocalGates:
 
     def gate(self, layer: int, x_ND: Tensor, memory: FoldedMemory) -> Tensor:
         """Where each module of a layer runs, (M, N), from the layer's input in fp32."""
-        product = F.linear(x_ND, self._weights[layer + 1], self._biases[layer + 1])
+        key_ND = x_ND
+        if self._cosine:
+            key_ND = F.rms_norm(x_ND, x_ND.shape[-1:])
+            product = self._product_of_cosine(layer, x_ND, key_ND)
+        else:
+            product = F.linear(x_ND, self._weights[layer + 1], self._biases[layer + 1])
         logits_NLM = product.unflatten(1, (-1, len(self.modules)))
         logits_NM = logits_NLM[:, 0]
         count = memory.count
         if count:
-            scores_NC = _scores(memory.keys_NKD[:, :count], x_ND)
+            scores_NC = _scores(memory.keys_NKD[:, :count], key_ND)
+            if self._cosine:
+                scores_NC = scores_NC / x_ND.shape[-1]
             weights_NC1 = torch.softmax(scores_NC, dim=1).unsqueeze(2)
             logits_NM = logits_NM + (weights_NC1 * memory.logits_NKLM[:, :count, layer]).sum(1)
         if layer + 1 < self._layers:
-            memory.keys_NKD[:, count] = x_ND
+            memory.keys_NKD[:, count] = key_ND
             memory.logits_NKLM[:, count, layer + 1 :] = logits_NLM[:, 1:]
             memory.count += 1
         return (logits_NM > self._least).t()
+
+    def _product_of_cosine(self, layer: int, x_ND: Tensor, key_ND: Tensor) -> Tensor:
+        """The layer's own heads read its input, the values are projected from the key."""
+        weight, bias, own = self._weights[layer + 1], self._biases[layer + 1], len(self.modules)
+        return torch.cat(
+            [F.linear(x_ND, weight[:own], bias[:own]), F.linear(key_ND, weight[own:], bias[own:])], dim=1
+        )
 
 
 def _scores(keys_NCD: Tensor, x_ND: Tensor) -> Tensor:

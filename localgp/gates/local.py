@@ -1,4 +1,4 @@
-"""Local Gate Predictor: Algorithm 1 of the paper.
+"""Local Gate Predictor: Algorithm 1 of the paper, and the same with attention that no key can dominate.
 
 Shape legend: B batch, T frames (encoder) or tokens (decoder), D model size, C number of contexts seen so
 far (the paper's D^C).
@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.gates.gumbel import Gate, gumbel_gate
+
+ATTENTIONS = ("dot", "cosine")
 
 
 class ContextMemory:
@@ -21,20 +24,35 @@ class ContextMemory:
     A list instead of a tensor that is concatenated anew at every layer: appending copies nothing, so memory
     is linear in the number of layers, and keys are the layers' inputs themselves, not copies of them.
     Entries are (B, T, D), or (B, 1, D) for a context that is the same for the whole utterance.
+
+    Args:
+        attention: ``dot``: products as they are, unscaled, as in Algorithm 1. Layer inputs are long vectors (the
+            first is scaled by sqrt(D)), so the softmax picks one key and shorter ones are never seen.
+            ``cosine``: keys, and what values are projected from, have unit mean square; scores are cosines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attention: str = "dot") -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._cosine = attention == "cosine"
+
+    def key_of(self, x_BTD: Tensor) -> Tensor:
+        """What stands for a context or a layer's input as a key, and what its value is projected from."""
+        return F.rms_norm(x_BTD, x_BTD.shape[-1:]) if self._cosine else x_BTD
 
     def append(self, key_BTD: Tensor, value_BTD: Tensor) -> None:
         self.keys.append(key_BTD)
         self.values.append(value_BTD)
 
+    def weights(self, query_BTD: Tensor) -> Tensor:
+        """Softmax(x C_key^T), each frame over its own C entries, (B, T, C) in fp32."""
+        asked_BTD = self.key_of(query_BTD) / query_BTD.shape[-1] if self._cosine else query_BTD
+        scores_BTC = torch.stack([(asked_BTD * key).sum(-1) for key in self.keys], dim=-1)
+        return torch.softmax(scores_BTC.float(), dim=-1)
+
     def attend(self, query_BTD: Tensor) -> Tensor:
-        """Softmax(x C_key^T) C_value + x, each frame over its own C entries; unscaled, as in Algorithm 1."""
-        scores_BTC = torch.stack([(query_BTD * key).sum(-1) for key in self.keys], dim=-1)
-        weights_BTC = torch.softmax(scores_BTC.float(), dim=-1).to(query_BTD.dtype)
+        """Softmax(x C_key^T) C_value + x."""
+        weights_BTC = self.weights(query_BTD).to(query_BTD.dtype)
         attended = query_BTD
         for index, value in enumerate(self.values):
             attended = attended + weights_BTC[..., index : index + 1] * value
@@ -72,7 +90,8 @@ class LocalGatePredictor(nn.Module):
         attended_BTD = memory.attend(x_BTD) if memory.keys else x_BTD
         logits = {name: head(attended_BTD) for name, head in self.heads.items()}
         if self.value is not None:
-            memory.append(x_BTD, self.value(x_BTD))
+            key_BTD = memory.key_of(x_BTD)
+            memory.append(key_BTD, self.value(key_BTD))
         return logits
 
 
@@ -86,6 +105,7 @@ class LocalGates(nn.Module):
         context_sizes: Context name to its dimension, in the order in which they become keys. ``front`` is of
             size D and taken as it is; the others come from other models and are projected to D.
         temperature, threshold, bias: See `gumbel_gate` and `LocalGatePredictor`.
+        attention: Over the contexts: ``dot`` as in Algorithm 1, or ``cosine``; see `ContextMemory`.
     """
 
     def __init__(
@@ -98,9 +118,11 @@ class LocalGates(nn.Module):
         temperature: float = 1.0,
         threshold: float = 0.5,
         bias: float = 4.0,
+        attention: str = "dot",
     ) -> None:
         super().__init__()
         self.modules_gated = tuple(modules)
+        self.attention = attention
         self.temperature, self.threshold = temperature, threshold
         self.align = nn.ModuleDict(
             {
@@ -121,9 +143,9 @@ class LocalGates(nn.Module):
 
     def begin(self, contexts: dict[str, Tensor]) -> ContextMemory:
         """Keys and values of the contexts, each (B, T, size) or (B, 1, size), before the first layer."""
-        memory = ContextMemory()
+        memory = ContextMemory(self.attention)
         for name, align in self.align.items():
-            key = align(contexts[name])
+            key = memory.key_of(align(contexts[name]))
             memory.append(key, self.context_value(key))
         return memory
 
