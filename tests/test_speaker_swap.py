@@ -10,6 +10,7 @@ import torch
 
 from localgp.analysis.analyze import analyze
 from localgp.analysis.collect import read_run
+from localgp.analysis.context_attention import attention_table
 from localgp.analysis.speaker_swap import swap_table
 from localgp.build import build_model
 from localgp.evaluation.evaluate import evaluate
@@ -72,6 +73,20 @@ def test_swapped_speakers_flip_gates_and_the_same_ones_do_not(own, evaluated):
     table = swap_table([read_run(evaluated.path)])
     assert table.rows[0][:3] == ["row06, seed 1", "own", "4"]
     assert table.rows[0][3] == f"{100 * np.mean(found['swapped']['ffn1']):.2f}"
+
+
+def test_attention_over_contexts_is_measured(own, evaluated):
+    place, options = own
+    text, files = analyze(place.config(*options, "analyze.swap_utterances=4"))
+    found = json.loads(files[0].read_text(encoding="utf-8"))["context_attention"]
+    assert list(found["weights"])[:3] == ["front", "spk", "layer 1"]
+    by_layer = np.array(list(found["weights"].values())).T
+    np.testing.assert_allclose(by_layer.sum(1), 1.0, atol=1e-3)
+    assert (by_layer[0, 2:] == 0).all()  # the first layer has the contexts alone
+    assert "mean attention of the gates over contexts" in text
+    (row,) = attention_table([read_run(evaluated.path)]).rows
+    assert row[0] == "row06, seed 1"
+    assert sum(map(float, row[1:])) == pytest.approx(100, abs=0.1)
 
 
 def test_swap_is_left_out_with_its_reason_or_on_request(own, evaluated):

@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from localgp.analysis.collect import Evaluated, read_run
+from localgp.analysis.context_attention import context_attention, listens
 from localgp.analysis.figures import agreement_figure, kept_figure, mask_figure, relations_figure, varied
 from localgp.analysis.options import AnalyzeOptions
 from localgp.analysis.speaker_swap import sees_speaker, speaker_swap
@@ -47,9 +48,13 @@ def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
         found = study(run, corpora)
         summary |= found.summary()
         texts.append(encoder_text(found))
-        if sees_speaker(cfg) and options.swap_utterances:
-            summary["speaker_swap"], text = _swap(cfg, found, corpora, options.swap_utterances)
-            texts.append(text)
+        if options.swap_utterances:
+            if sees_speaker(cfg):
+                summary["speaker_swap"], text = _swap(cfg, found, corpora, options.swap_utterances)
+                texts.append(text)
+            if listens(cfg):
+                summary["context_attention"], text = _attention(cfg, found, corpora, options.swap_utterances)
+                texts.append(text)
         files += _encoder_figures(found, corpora, options, folder)
     if decoder_gates.exists():
         record = read_decoder_gates(decoder_gates)
@@ -69,12 +74,9 @@ def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
 
 def _swap(cfg: DictConfig, found: Study, corpora: Corpora, limit: int) -> tuple[dict[str, Any] | None, str]:
     """For analysis.json and the terminal; where the weights, the corpus or the extractor is not at hand, why not."""
-    run, record = Run(cfg), found.record
-    checkpoint = (found.run.metrics.get("asked") or {}).get("checkpoint")
     try:
-        run.check(trained=True)
-        weights = Path(checkpoint) if checkpoint else run.require_weights()
-        swap = speaker_swap(cfg, weights, record, corpora.of(found.run, record.utt_ids), limit)
+        weights, utterances = _evaluated_weights(cfg, found), corpora.of(found.run, found.record.utt_ids)
+        swap = speaker_swap(cfg, weights, found.record, utterances, limit)
     except LocalGPError as error:
         return None, f"gates with the speaker swapped: left out, since {error}"
     other = "another speaker's" if swap.trained_with == "own" else "the right speaker's"
@@ -82,6 +84,31 @@ def _swap(cfg: DictConfig, found: Study, corpora: Corpora, limit: int) -> tuple[
         f"share of frames with signal whose gate flips with {other} embedding, {swap.utterances} utterances, %; beside "
         f"it with the same one, which rounding alone can flip\n\n{format_table(*swap.rows())}"
     )
+
+
+def _attention(
+    cfg: DictConfig, found: Study, corpora: Corpora, limit: int
+) -> tuple[dict[str, Any] | None, str]:
+    """As `_swap`."""
+    try:
+        weights, utterances = _evaluated_weights(cfg, found), corpora.of(found.run, found.record.utt_ids)
+        attention = context_attention(cfg, weights, found.record, utterances, limit)
+    except LocalGPError as error:
+        return None, f"attention over the contexts: left out, since {error}"
+    return attention.summary(), (
+        f"mean attention of the gates over contexts and earlier layers' inputs, frames with signal of "
+        f"{attention.utterances} utterances, %\n\n{format_table(*attention.rows())}"
+    )
+
+
+def _evaluated_weights(cfg: DictConfig, found: Study) -> Path:
+    """Raises:
+    CheckpointError: They are not there, or of another configuration.
+    """
+    run = Run(cfg)
+    run.check(trained=True)
+    checkpoint = (found.run.metrics.get("asked") or {}).get("checkpoint")
+    return Path(checkpoint) if checkpoint else run.require_weights()
 
 
 def _encoder_figures(found: Study, corpora: Corpora, options: AnalyzeOptions, folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from localgp.analysis.analyze import token_test_rows
 from localgp.analysis.collect import Evaluated, Group
+from localgp.analysis.context_attention import attention_table
 from localgp.analysis.figures import agreement_figure, mask_figure, relations_figure, varied
 from localgp.analysis.html import Page, caption, details, heat_table
 from localgp.analysis.speaker_swap import swap_table
@@ -48,6 +49,16 @@ def gates_section(page: Page, groups: Sequence[Group], studies: dict[str, Study]
                 "encoder decides again with another voice's embedding (for the control, which has wrong ones, with "
                 "the right one), averaged over layers; beside it with the same embedding, which rounding alone can "
                 "flip. From python -m localgp.analyze."
+            )
+        )
+    attention = attention_table([found.run for _, found in gated])
+    if attention is not None:
+        page.raw(attention.html())
+        page.raw(
+            caption(
+                "Whom do the gates listen to? LocalGP's attention weight of each context, and of the earlier layers' "
+                "inputs together, in percent, averaged over layers and frames with signal. A context with no weight "
+                "cannot change a gate, and does not learn to. From python -m localgp.analyze."
             )
         )
     for position, (g, found) in enumerate(gated):

@@ -1,11 +1,10 @@
 """How far gates change when the speaker context is swapped: the encoder decides again, with another voice's embedding.
 
-Shape legend: U utterances, L layers, M gated modules, T encoder frames, B batch, N samples.
+Shape legend: U utterances, L layers, M gated modules, T encoder frames.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.analysis.collect import Evaluated
+from localgp.analysis.encode_rows import encode_rows
 from localgp.analysis.sources import Utterances
+from localgp.analysis.stored_analysis import stored_analysis
 from localgp.analysis.tables import Table
-from localgp.errors import CheckpointError, CorpusError
+from localgp.errors import CorpusError
 from localgp.evaluation.gates_file import GateRecord
-
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -63,23 +62,9 @@ class SpeakerSwap:
         return ["module", "layer", "flipped, speaker swapped", "flipped, same speaker"], [*rows, average]
 
 
-def stored_swap(run: Evaluated) -> dict[str, Any] | None:
-    """What `localgp.analyze` found (`SpeakerSwap.summary`); None where it has not, or for older gates."""
-    path = run.path / "analysis" / run.metrics["data"]["split"] / "analysis.json"
-    try:
-        if path.stat().st_mtime < run.gates.stat().st_mtime:
-            return None
-        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("speaker_swap")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); analyze that run again") from error
-    return found
-
-
 def swap_table(runs: Sequence[Evaluated]) -> Table | None:
     """A row for every run of which it is known: the share of gates that flip, in percent, by module."""
-    known = [(run, swap) for run in runs if (swap := stored_swap(run)) is not None]
+    known = [(run, swap) for run in runs if (swap := stored_analysis(run, "speaker_swap")) is not None]
     modules = list(dict.fromkeys(module for _, swap in known for module in swap["swapped"]))
     if not modules:
         return None
@@ -138,7 +123,7 @@ def speaker_swap(
         given = OmegaConf.merge(cfg, {"contexts": {"spk": {"shuffle": shuffle}}})
         assert isinstance(given, DictConfig)
         contexts = row_contexts(given, (rows, utterances.rows))
-        decided = _decide(model, rows, contexts, record.modules, samples, device, dtype)
+        decided = _decide(model, rows, contexts, record.modules, samples, dtype)
         changed = (decided != record.open[chosen]) & real_UT[:, None, None, :]
         flipped[shuffle] = changed.sum((0, 3)) / max(1, int(real_UT.sum()))
     return SpeakerSwap(
@@ -151,28 +136,13 @@ def speaker_swap(
 
 
 def _decide(
-    model: Any, rows: Any, contexts: Any, modules: Sequence[str], samples: int, device: Any, dtype: Any
+    model: Any, rows: Any, contexts: Any, modules: Sequence[str], samples: int, dtype: Any
 ) -> np.ndarray:
     """The gates as an evaluation decides them, bool (U, L, M, T)."""
     import torch
 
-    from localgp.contexts.extract import stack_contexts
-
     decided = []
-    for begin in range(0, len(rows), _BATCH):
-        items = [rows[i] for i in range(begin, min(begin + _BATCH, len(rows)))]
-        speech_BN = np.zeros((len(items), samples), dtype=np.float32)
-        for speech_N, item in zip(speech_BN, items, strict=True):
-            signal = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
-            speech_N[: len(signal)] = signal
-        stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
-        given = {name: context.to(device) for name, context in stacked.items()}
-        lengths_B = torch.full((len(items),), samples, device=device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
-        ):
-            encoded = model.encode(torch.from_numpy(speech_BN).to(device), lengths_B, given, path="packed")
+    for encoded in encode_rows(model, rows, contexts, samples, dtype=dtype):
         masks = [
             torch.stack([layer[name].mask.expand(encoded.x.shape[:2]) for name in modules])
             for layer in encoded.gates
