@@ -205,12 +205,13 @@ def test_dtype_of_the_search_is_that_of_cast_weights() -> None:
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
 @pytest.mark.parametrize("utterances", [24, pytest.param(200, marks=pytest.mark.slow)])
 def test_generated_speech_as_speech2text(utterances: int, ctc_weight: float) -> None:
-    """The embedded backbone, end to end through ESPnet's own inference class."""
+    """The embedded backbone from samples to tokens, through the packed encoder and through ESPnet's own class."""
     script = Path(__file__).parents[1] / "scripts" / "compare_with_espnet.py"
     tool = runpy.run_path(str(script))
     report = tool["compare"](tool["generate"](utterances), ctc_weight)
     assert report["identical"] == report["utterances"] == utterances
     assert report["max_score_difference"] < 1e-3
+    assert report["max_encoder_difference"] < 1e-4
     assert report["tokens"] > 6 * utterances, "outputs should be more than primer and eos"
 
 

@@ -69,7 +69,7 @@ class Walk:
         candidates[self.parents, torch.arange(labels_N.shape[0])] = labels_N
         added = self.scores(candidates)[self.parents, torch.arange(labels_N.shape[0])]
         choice = torch.arange(labels_N.shape[0])
-        self.scorer.advance(self.parents, choice, self.last, self.length, self.next_rows)
+        self.scorer.advance(self.parents, choice, self.next_rows)
         self.rows, self.last = self.next_rows, labels_N
         self.length = self.length.index_select(0, self.parents) + 1
         self.parents = torch.arange(labels_N.shape[0])
@@ -174,7 +174,7 @@ def test_utterances_leave_and_move() -> None:
     all_three.scores(torch.tensor([[6], [6], [6]]))
     all_three.scorer.keep_utterances([2])
     rows = Rows(torch.tensor([0]), 1)
-    all_three.scorer.advance(torch.tensor([2]), torch.tensor([0]), all_three.last, all_three.length, rows)
+    all_three.scorer.advance(torch.tensor([2]), torch.tensor([0]), rows)
     all_three.rows, all_three.last, all_three.length = rows, torch.tensor([6]), torch.tensor([3])
     alone.take(torch.tensor([6]))
     labels = torch.tensor([[7, 6, EOS]])

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from localgp.cli import CONF_DIR, reported
-from localgp.errors import ConfigError, NonFiniteError
+from localgp.errors import CheckpointError, ConfigError, NonFiniteError
 from localgp.failures import remedy
 from localgp.validate import RULES, check_config
 from tests.scripts_as_modules import script
@@ -158,6 +158,18 @@ def test_unwritable_and_full_places(tmp_path, capsys):
     with pytest.raises(SystemExit), reported():
         Path("/dev/full").write_text("x" * 100_000)
     assert "disk is full" in capsys.readouterr().err
+
+
+def test_two_damaged_checkpoints_are_named_and_left_alone(tmp_path):
+    """A training that cannot go on says so, instead of starting over by itself."""
+    from localgp.training.fit import newest_checkpoint
+
+    for name in ("last.ckpt", "previous.ckpt"):
+        torch.save({"global_step": 3}, tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt.*previous\.ckpt.*training\.resume=never"):
+        newest_checkpoint(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):

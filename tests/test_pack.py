@@ -29,7 +29,7 @@ NOISE = (np.random.default_rng(0).normal(size=40_000) * 0.1).astype(np.float32)
 def run(tmp_path_factory):
     """A finished run of row05 over a tiny backbone; its gates are not all open."""
     place = tmp_path_factory.mktemp("run")
-    script("mutate_inputs").tiny_run(place)
+    script("mutate.runs").tiny_run(place)
     path = place / "checkpoints" / "model.safetensors"
     state = load_file(path)
     generator = torch.Generator().manual_seed(0)

@@ -94,7 +94,7 @@ def test_a_base_model_with_gates_on_both_sides_decodes():
             model.espnet, backbone.tokenizer, DecodeOptions(beam=2, maxlenratio=-3), torch.float32
         )
         gates = functools.partial(model.step_gates, encoded)
-        (written,) = searches.write(encoded.x, encoded.lengths, [0], [Task(0, "de", "fr")], gates=gates)
+        (written,) = searches(encoded.x, encoded.lengths, [0], [Task(0, "de", "fr")], gates=gates)
     assert written.open_PLM.shape == (3, 6, 3)
 
 

@@ -30,9 +30,8 @@ class KeyValues:
     def __init__(self, utterances: int, heads: int, head_size: int, like: Tensor) -> None:
         self._stored = like.new_zeros(2, utterances, heads, 0, head_size)
 
-    def write(self, utterance_N: Tensor, column_N: Tensor, key_NHK: Tensor, value_NHK: Tensor) -> None:
-        self._stored[0, utterance_N, :, column_N] = key_NHK
-        self._stored[1, utterance_N, :, column_N] = value_NHK
+    def write(self, utterance_N: Tensor, column_N: Tensor, key_value_N2HK: Tensor) -> None:
+        self._stored[:, utterance_N, :, column_N] = key_value_N2HK
 
     def read(self, used: int) -> tuple[Tensor, Tensor]:
         return self._stored[0, :, :, :used], self._stored[1, :, :, :used]
@@ -41,12 +40,20 @@ class KeyValues:
         """Gives the cache ``capacity`` columns, of which the first are those of ``keep_UC`` (default: all)."""
         old = self._stored
         kept = old.shape[3] if keep_UC is None else keep_UC.shape[1]
-        new = old.new_zeros(2, old.shape[1], old.shape[2], capacity, old.shape[4])
+        new = old.new_empty(2, old.shape[1], old.shape[2], capacity, old.shape[4])
+        new[:, :, :, kept:] = 0
         if keep_UC is None:
             new[:, :, :, :kept] = old
         else:
-            index = keep_UC[None, :, None, :, None].expand(2, -1, old.shape[2], -1, old.shape[4])
-            new[:, :, :, :kept] = old.gather(3, index)
+            # Rows of K numbers, copied as such: a gather looks up every number by itself.
+            utterances, heads, columns = old.shape[1:4]
+            first_UH1 = columns * torch.arange(utterances * heads, device=old.device).view(
+                utterances, heads, 1
+            )
+            place_UHC = first_UH1 + keep_UC.unsqueeze(1)
+            for part, new_part in zip(old, new, strict=True):
+                rows_K = part.flatten(0, 2).index_select(0, place_UHC.flatten())
+                new_part[:, :, :kept] = rows_K.view(*place_UHC.shape, old.shape[4])
         self._stored = new
 
     def keep_utterances(self, move_to: Tensor, move_from: Tensor, count: int) -> None:

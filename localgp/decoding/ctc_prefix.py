@@ -21,6 +21,7 @@ Shape legend: N rows, U utterances, T frames, D model size, V vocabulary, K cand
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,25 @@ from localgp.decoding.rows import Rows
 LOG_ZERO = -1e10  # ESPnet's log of 0; finite, so that differences of impossible prefixes are no NaN
 VOCABULARY_BLOCK = 4096  # labels per block of the normaliser: 749 frames x 4096 x 4 B = 12 MB
 CANDIDATE_BUDGET = 1 << 24  # elements (row, candidate, frame) scored at once
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What `CTCPrefixScorer.advance` needs of the call of `CTCPrefixScorer.score` before.
+
+    Attributes:
+        labels_NK, psi_NK: Candidates, and the log-probability of the prefixes that they make.
+        logp_NKT: Theirs by frame; None where there are so many that they were scored block by block.
+        sum_NT: log(r_n + r_b) of the rows.
+        last_N, length_N: Last token and length of the rows.
+    """
+
+    labels_NK: Tensor
+    psi_NK: Tensor
+    logp_NKT: Tensor | None
+    sum_NT: Tensor
+    last_N: Tensor
+    length_N: Tensor
 
 
 class CTCPrefixScorer:
@@ -68,7 +88,7 @@ class CTCPrefixScorer:
         self._rn_NT = torch.full_like(self._blank_cumulative_UT, LOG_ZERO)
         self._rb_NT = self._blank_cumulative_UT.clone()
         self._psi_N = torch.zeros(utterances, dtype=torch.double, device=device)
-        self._candidates: tuple[Tensor, Tensor, Tensor] | None = None
+        self._scored: _Scored | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -90,16 +110,19 @@ class CTCPrefixScorer:
         sum_NT = torch.logaddexp(self._rn_NT, self._rb_NT)
         per_block = max(1, CANDIDATE_BUDGET // max(1, rows.size * frames))
         blocks = labels_NK.split(per_block, dim=1)
-        psi_NK = torch.cat([self._prefix(block, sum_NT, last_N, length_N, rows) for block in blocks], dim=1)
+        found = [self._prefix(block, sum_NT, last_N, length_N, rows) for block in blocks]
+        psi_NK = torch.cat([psi for psi, _ in found], dim=1)
         ends_N1 = self._lengths_U.index_select(0, rows.utterance_N).unsqueeze(1) - 1
         psi_NK = torch.where(labels_NK == self._eos, sum_NT.gather(1, ends_N1), psi_NK)
         psi_NK = torch.where(labels_NK == self._blank, LOG_ZERO, psi_NK)
-        self._candidates = labels_NK, psi_NK, sum_NT
+        logp_NKT = found[0][1] if len(found) == 1 else None
+        self._scored = _Scored(labels_NK, psi_NK, logp_NKT, sum_NT, last_N, length_N)
         return (psi_NK - self._psi_N.unsqueeze(1)).float()
 
     def _prefix(
         self, labels_NK: Tensor, sum_NT: Tensor, last_N: Tensor, length_N: Tensor, rows: Rows
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability (N, K) of the prefixes that labels make, and of the labels by frame (N, K, T)."""
         frames = self._memory_UTD.shape[1]
         logp_NKT = self._label_logp(labels_NK, rows)
         start_N1 = (length_N - 1).clamp(min=1).unsqueeze(1)
@@ -115,34 +138,28 @@ class CTCPrefixScorer:
         psi_NK = torch.logsumexp(phi_NKT + logp_NKT.float(), dim=2).double() + top_N1
         first_N1 = (length_N == 1).unsqueeze(1)  # nothing but <sos>: the label may also start at frame 0
         psi_NK = torch.where(first_N1, torch.logaddexp(psi_NK, logp_NKT[:, :, 0].double()), psi_NK)
-        return psi_NK.clamp(min=LOG_ZERO)
+        return psi_NK.clamp(min=LOG_ZERO), logp_NKT
 
-    def advance(
-        self,
-        parents_M: Tensor,
-        choice_M: Tensor,
-        last_N: Tensor,
-        length_N: Tensor,
-        new_rows: Rows,
-    ) -> None:
+    def advance(self, parents_M: Tensor, choice_M: Tensor, new_rows: Rows) -> None:
         """Makes the hypotheses that survive the beam the rows.
 
         Args:
             parents_M: The row that each continues.
             choice_M: Which of that row's candidates in `score` it took.
-            last_N: Last token of the rows before.
-            length_N: Tokens of the rows before, the primer included.
             new_rows: The rows from now on, by the same numbers of utterances.
         """
-        assert self._candidates is not None
-        labels_NK, psi_NK, sum_NT = self._candidates
-        label_M = labels_NK[parents_M, choice_M]
-        logp_MT = self._label_logp(label_M.unsqueeze(1), new_rows).squeeze(1).double()
-        repeats_M1 = (label_M == last_N.index_select(0, parents_M)).unsqueeze(1)
+        assert self._scored is not None, "score comes before advance"
+        scored = self._scored
+        label_M = scored.labels_NK[parents_M, choice_M]
+        if scored.logp_NKT is None:
+            logp_MT = self._label_logp(label_M.unsqueeze(1), new_rows).squeeze(1).double()
+        else:
+            logp_MT = scored.logp_NKT[parents_M, choice_M].double()
+        repeats_M1 = (label_M == scored.last_N.index_select(0, parents_M)).unsqueeze(1)
         phi_MT = torch.where(
-            repeats_M1, self._rb_NT.index_select(0, parents_M), sum_NT.index_select(0, parents_M)
+            repeats_M1, self._rb_NT.index_select(0, parents_M), scored.sum_NT.index_select(0, parents_M)
         )
-        length_M1 = length_N.index_select(0, parents_M).unsqueeze(1)
+        length_M1 = scored.length_N.index_select(0, parents_M).unsqueeze(1)
         time_T = torch.arange(phi_MT.shape[1], device=phi_MT.device)
         before_MT = time_T < (length_M1 - 1).clamp(min=1)
         cumulative_MT = logp_MT.cumsum(1)
@@ -153,7 +170,7 @@ class CTCPrefixScorer:
         leaving_MT = (_shift(rn_MT) - _shift(blanks_MT, 0.0)).masked_fill(before_MT, LOG_ZERO)
         rb_MT = blanks_MT + leaving_MT.logcumsumexp(1)
         self._rn_NT, self._rb_NT = rn_MT.clamp_(min=LOG_ZERO), rb_MT.clamp_(min=LOG_ZERO)
-        self._psi_N = psi_NK[parents_M, choice_M]
+        self._psi_N = scored.psi_NK[parents_M, choice_M]
 
     def keep_utterances(self, order: list[int]) -> None:
         """Utterance u is what was ``order[u]``; those not named leave. Rows are given anew by `advance`."""

@@ -35,10 +35,10 @@ class Rows:
             counts_U = torch.tensor(counts, device=device)
             self.width = max(counts)
         self._counts_U = counts_U
-        first_U = counts_U.cumsum(0) - counts_U
+        self.first_U = counts_U.cumsum(0) - counts_U
         self.index_N = torch.arange(self.size, device=device)
-        self.slot_N = self.index_N - first_U.index_select(0, utterance_N)
-        self.last_U = first_U + counts_U - 1
+        self.slot_N = self.index_N - self.first_U.index_select(0, utterance_N)
+        self.last_U = self.first_U + counts_U - 1
         self.full = self.size == utterances * self.width
         self.cell_N = self.utterance_N * self.width + self.slot_N
 

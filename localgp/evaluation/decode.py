@@ -25,7 +25,7 @@ class Decoded:
     """Attributes:
     text: Task name to utterance id to hypothesis.
     gates: Which module ran where; None for a dense encoder.
-        decoder_gates: Which decoder module ran for which token of the best hypotheses; None for a dense decoder.
+    decoder_gates: Which decoder module ran for which token of the best hypotheses; None for a dense decoder.
     seconds: Wall time spent in the encoder and in the decoder.
     """
 
@@ -85,20 +85,6 @@ class TaskSearches:
         )
 
     def __call__(
-        self,
-        memory_BTD: Tensor,
-        lengths_B: Tensor,
-        owners: Sequence[int],
-        tasks: Sequence[Task],
-        *,
-        timestamps: bool = False,
-        gates: GatesFor | None = None,
-    ) -> list[list[int]]:
-        """Token ids of the best hypothesis of each task, without its prompt; arguments as of `write`."""
-        found = self.write(memory_BTD, lengths_B, owners, tasks, timestamps=timestamps, gates=gates)
-        return [written.tokens for written in found]
-
-    def write(
         self,
         memory_BTD: Tensor,
         lengths_B: Tensor,
@@ -217,7 +203,7 @@ def decode_rows(
         chunk_tasks = [task for index in chunk for task in by_row[index]]
         began = _now(device)
         gates = partial(model.step_gates, encoded) if model.decoder_policy is not None else None
-        found = searches.write(encoded.x, encoded.lengths, owners, chunk_tasks, gates=gates)
+        found = searches(encoded.x, encoded.lengths, owners, chunk_tasks, gates=gates)
         result.seconds["decoder"] += _now(device) - began
         for task, written in zip(chunk_tasks, found, strict=True):
             result.text.setdefault(task.name, {})[utt_ids[task.row]] = tokenizer.decode(written.tokens)

@@ -238,7 +238,8 @@ class Transcriber:
             encoded.x, encoded.lengths, range(len(tasks)), tasks, timestamps=picked[0][0].timed, gates=gates
         )
         eos = self.model.espnet.eos
-        for (job, window), tokens in zip(picked, found, strict=True):
+        for (job, window), written in zip(picked, found, strict=True):
+            tokens = written.tokens
             job.accept(window, tokens[: tokens.index(eos)] if eos in tokens else tokens)
 
     def _encode(self, picked: list[tuple[Job, Window]]) -> Any:

@@ -10,17 +10,18 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from extractor import half, parse_arguments
 
 from localgp.contexts.event import BANDS, LAYERS, MINI_FILE, build
 from localgp.corpora.mini import LANGUAGES, speakers, synthesize_split
 from localgp.corpora.mini.noise import KINDS
 
+DEFAULTS = {"utterances": 320, "test_utterances": 60, "steps": 700, "batch_size": 16, "lr": 1.5e-3}
 CROP = 24  # steps of 160 ms of a training example
 FRAMES = 16  # feature frames of a step
 CLASSES = ("speech", *("silence" if kind == "clean" else kind for kind in KINDS))
@@ -49,21 +50,6 @@ CFG = {
     "gru_rel_pos": True,
     "finetuned_model": False,
 }
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--export", type=Path, required=True, help="directory of the checkpoint")
-    parser.add_argument("--seed", type=int, default=1999, help="of speech, order and initialisation")
-    parser.add_argument("--utterances", type=int, default=320, help="per language, for training")
-    parser.add_argument("--test-utterances", type=int, default=60, help="per language, of unseen speakers")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak")
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args(arguments)
 
 
 def labels_of(utterance: Any, steps: int) -> torch.Tensor:
@@ -155,12 +141,8 @@ def score(beats: Any, head: Any, data: list[tuple]) -> dict[str, Any]:
     }
 
 
-def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    args = parse_arguments(arguments)
+    args = parse_arguments(__doc__, arguments, per="language", **DEFAULTS)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     began = time.perf_counter()

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from extractor import half, parse_arguments
 
 from localgp.corpora.mini import LANGUAGES, speakers, synthesize_split
 
+DEFAULTS = {"utterances": 30, "test_utterances": 14, "steps": 500, "batch_size": 48, "lr": 3e-3}
 CROP = 160  # feature frames of a training example: 1.6 s
 SHAPE = {
     "input_size": 80,
@@ -81,21 +83,6 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
         classifier: !ref <pretrained_path>/classifier.ckpt
         label_encoder: !ref <pretrained_path>/label_encoder.txt
 """
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--export", type=Path, required=True, help="where the model directory is written")
-    parser.add_argument("--seed", type=int, default=1999, help="of speech, order and initialisation")
-    parser.add_argument("--utterances", type=int, default=30, help="per training speaker")
-    parser.add_argument("--test-utterances", type=int, default=14, help="per unseen speaker")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak")
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args(arguments)
 
 
 def make_features() -> Any:
@@ -229,14 +216,10 @@ def export(
             os.replace(file, directory / file.name)
 
 
-def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 
-    args = parse_arguments(arguments)
+    args = parse_arguments(__doc__, arguments, per="speaker", **DEFAULTS)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     began = time.perf_counter()

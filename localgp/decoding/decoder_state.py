@@ -1,0 +1,198 @@
+"""A running batch of the cached decoder: what is kept from step to step, and one step.
+
+With gates, a module runs on the rows whose gate is open, and only on them; a token whose self-attention is
+closed is neither query nor key.
+
+Shape legend: N rows, U utterances, W slots, T encoder frames, C columns of the cache, D model size, H heads,
+K size of a head, B utterances of the whole batch, P passes, L layers, M gated modules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from localgp.decoding.attend import attend, attend_source
+from localgp.decoding.cache import KeyValues, TokenTree
+from localgp.decoding.decoder_layer import DecoderLayer
+from localgp.decoding.gate_state import DecoderGates, GateState
+from localgp.decoding.rows import Rows
+from localgp.pruning.decoder import MODULES
+
+if TYPE_CHECKING:
+    from localgp.decoding.cached_decoder import CachedDecoder
+
+
+class DecoderState:
+    """A running batch: source keys and values, self-attention caches, and which row sees what."""
+
+    def __init__(
+        self,
+        decoder: CachedDecoder,
+        memory_BTD: Tensor,
+        lengths_B: Tensor,
+        gates: DecoderGates | None = None,
+        numbers: list[int] | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._decide = gates
+        self._utterances, frames = memory_BTD.shape[:2]
+        self._source = [layer.project_source(memory_BTD) for layer in decoder.layers]
+        self._source_bias: Tensor | None = None
+        if bool((lengths_B != frames).any()):
+            beyond_BT = torch.arange(frames, device=memory_BTD.device) >= lengths_B.unsqueeze(1)
+            bias_BT = torch.zeros(beyond_BT.shape, dtype=memory_BTD.dtype, device=memory_BTD.device)
+            self._source_bias = bias_BT.masked_fill_(beyond_BT, float("-inf"))[:, None, None]
+        self._caches = [
+            KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
+        ]
+        # Without gates every layer caches the same tokens, so one tree serves them all.
+        groups = [self._caches] if gates is None else [[cache] for cache in self._caches]
+        self._trees = [TokenTree(group, self._utterances, memory_BTD.device) for group in groups]
+        self._original_U = torch.tensor(numbers or list(range(self._utterances)), device=memory_BTD.device)
+        self._gates = GateState(self._original_U, torch.zeros_like(self._original_U))
+        self._longest = 0
+
+    def consume(self, primers: list[list[int]]) -> Tensor:
+        """Runs all tokens of all primers as the rows of one pass."""
+        device = self._original_U.device
+        counts = [len(primer) for primer in primers]
+        utterance_N = torch.tensor([u for u, count in enumerate(counts) for _ in range(count)], device=device)
+        number_N = self._original_U.index_select(0, utterance_N)
+        tokens_N = torch.tensor([token for primer in primers for token in primer], device=device)
+        rows = Rows(utterance_N, self._utterances, counts)
+        self._gates = GateState(number_N, rows.slot_N)
+        self._longest = rows.width
+        for tree in self._trees:
+            tree.begin(rows)
+        hidden_ND = self._run(tokens_N, rows, causal=True)
+        self._follow(rows.last_U, torch.arange(self._utterances, device=device))
+        return hidden_ND.index_select(0, rows.last_U)
+
+    def keep_utterances(self, keep_U: list[bool]) -> list[int]:
+        """Lets utterances leave; the rows must be given anew by the next `step`.
+
+        The last ones move into the gaps, so that at most as many caches are copied as utterances leave.
+
+        Returns:
+            The utterances left, by their numbers before, in their new order.
+        """
+        count = sum(keep_U)
+        gaps = [u for u in range(count) if not keep_U[u]]
+        movers = [u for u in range(count, len(keep_U)) if keep_U[u]]
+        order = list(range(count))
+        for gap, mover in zip(gaps, movers, strict=True):
+            order[gap] = mover
+        device = self._original_U.device
+        move_to = torch.tensor(gaps, device=device, dtype=torch.long)
+        move_from = torch.tensor(movers, device=device, dtype=torch.long)
+        if gaps:
+            for key, value in self._source:
+                key[move_to], value[move_to] = key[move_from], value[move_from]
+        self._source = [(key[:count], value[:count]) for key, value in self._source]
+        index = torch.tensor(order, device=device)
+        if self._source_bias is not None:
+            self._source_bias = self._source_bias.index_select(0, index)
+        for tree in self._trees:
+            tree.keep_utterances(move_to, move_from, count)
+        self._original_U = self._original_U.index_select(0, index)
+        self._utterances = count
+        return order
+
+    def step(self, tokens_N: Tensor, parents_N: Tensor, rows: Rows) -> Tensor:
+        """Appends a token to each hypothesis.
+
+        Args:
+            tokens_N: The tokens.
+            parents_N: The row of the step before that each row continues.
+            rows: The utterance of each row, as numbered after `keep_utterances`.
+
+        Returns:
+            Hidden vectors (N, D).
+        """
+        self._follow(parents_N, rows.utterance_N)
+        self._gates.position_N = self._gates.position_N + 1
+        self._longest += 1
+        return self._run(tokens_N, rows, causal=False)
+
+    def _follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
+        for tree in self._trees:
+            tree.reorder(parents_N)
+        self._gates.follow(parents_N, self._original_U.index_select(0, utterance_N))
+
+    def _run(self, tokens_N: Tensor, rows: Rows, *, causal: bool) -> Tensor:
+        decoder = self._decoder
+        x_ND = decoder.embed(tokens_N, self._gates.position_N, self._longest)
+        if self._decide is None:
+            everyone = _Open(None, rows)
+            columns, bias = self._grow(self._trees[0], rows, everyone, causal)
+            for index, layer in enumerate(decoder.layers):
+                x_ND = self._attend_own(layer, self._caches[index], x_ND, everyone, columns, bias)
+                x_ND = self._attend_source(layer, self._source[index], x_ND, everyone)
+                x_ND = self._feed_forward(layer, x_ND, everyone)
+            return x_ND
+        opened = x_ND.new_ones(rows.size, len(decoder.layers), len(MODULES), dtype=torch.bool)
+        for index, layer in enumerate(decoder.layers):
+            masks = self._decide(index, x_ND, self._gates)
+            for m, name in enumerate(MODULES):
+                if name in masks:
+                    opened[:, index, m] = masks[name]
+            own, source, ffn = (_Open.where(masks.get(name), rows) for name in MODULES)
+            if own.rows.size:
+                columns, bias = self._grow(self._trees[index], rows, own, causal)
+                x_ND = self._attend_own(layer, self._caches[index], x_ND, own, columns, bias)
+            if source.rows.size:
+                x_ND = self._attend_source(layer, self._source[index], x_ND, source)
+            if ffn.rows.size:
+                x_ND = self._feed_forward(layer, x_ND, ffn)
+        self._gates.record(opened)
+        return x_ND
+
+    @property
+    def history_NPLM(self) -> Tensor | None:
+        """Which modules ran for each token of each row (`GateState`); None without gates."""
+        return self._gates.history_NPLM
+
+    def _grow(self, tree: TokenTree, rows: Rows, own: _Open, causal: bool) -> tuple[Tensor, Tensor]:
+        new_N = rows.index_N if own.index is None else own.index
+        columns_N = tree.append(rows, own.rows, new_N, causal=causal)
+        return columns_N, tree.mask(own.rows, own.index, self._decoder.dtype)
+
+    def _attend_own(
+        self, layer: DecoderLayer, cache: KeyValues, x_ND: Tensor, own: _Open, columns_N: Tensor, bias: Tensor
+    ) -> Tensor:
+        query, key_value = layer.project_own(layer.norm1(own.take(x_ND)))
+        cache.write(own.rows.utterance_N, columns_N, key_value)
+        keys, values = cache.read(bias.shape[-1])
+        return own.add(x_ND, layer.own_out(attend(query, keys, values, bias, own.rows)))
+
+    def _attend_source(
+        self, layer: DecoderLayer, source: tuple[Tensor, Tensor], x_ND: Tensor, open_: _Open
+    ) -> Tensor:
+        query = layer.source_query(layer.norm2(open_.take(x_ND)))
+        attended = attend_source(query, *source, self._source_bias, open_.rows)
+        return open_.add(x_ND, layer.source_out(attended))
+
+    def _feed_forward(self, layer: DecoderLayer, x_ND: Tensor, open_: _Open) -> Tensor:
+        return open_.add(x_ND, layer.feed_forward(layer.norm3(open_.take(x_ND))))
+
+
+class _Open:
+    """The rows whose gate is open: taken out before a module, its output added back."""
+
+    def __init__(self, index: Tensor | None, rows: Rows) -> None:
+        self.index, self.rows = index, rows
+
+    @classmethod
+    def where(cls, mask_N: Tensor | None, rows: Rows) -> _Open:
+        return cls(None, rows) if mask_N is None else cls(*rows.subset(mask_N))
+
+    def take(self, x_ND: Tensor) -> Tensor:
+        return x_ND if self.index is None else x_ND.index_select(0, self.index)
+
+    def add(self, x_ND: Tensor, y_ND: Tensor) -> Tensor:
+        if self.index is None:
+            return x_ND + y_ND
+        return x_ND.index_add(0, self.index, y_ND.to(x_ND.dtype))

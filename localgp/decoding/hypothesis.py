@@ -1,0 +1,121 @@
+"""Finished hypotheses of a search, and when an utterance has enough of them.
+
+Shape legend: U utterances left, W beam, N rows (hypotheses running), E hypotheses that end in a step, S steps,
+P tokens, L layers and M gated modules of the decoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from localgp.decoding.timestamps import NEVER
+
+END_MARGIN = -10.0  # end detection: the lengths just tried are this much worse than the best (ESPnet's D_end)
+END_LENGTHS = 3  # ... for so many successive lengths
+
+
+@dataclass
+class Hypothesis:
+    """Attributes:
+    tokens: With primer and eos, as ESPnet's ``yseq``.
+    score: Weighted sum of ``scores``.
+    scores: Sum over tokens of each unweighted score: decoder, ctc, length_bonus.
+    open_PLM: Which decoder modules ran in the pass that wrote each token after the primer, eos included; None
+        without gates.
+    """
+
+    tokens: list[int]
+    score: float
+    scores: dict[str, float] = field(default_factory=dict)
+    open_PLM: Tensor | None = None
+
+
+class Ended:
+    """Gathers what ends in each step.
+
+    Args:
+        primer_U: Length of each utterance's primer.
+        steps: The most steps there can be.
+        eos: Token that ends a hypothesis.
+    """
+
+    def __init__(self, primer_U: Tensor, steps: int, eos: int) -> None:
+        self._eos, self._utterances = eos, primer_U.shape[0]
+        device = primer_U.device
+        self._number_U = torch.arange(self._utterances, device=device)  # in the call, of those left
+        # ESPnet compares ``len(yseq)``, which has the primer and eos, with the step's number, so it looks at
+        # hypotheses that ended a primer's length earlier than the equation says. Kept, for the same results.
+        back_3 = torch.arange(1, END_LENGTHS + 1, device=device)
+        self._offset_U3 = -primer_U.unsqueeze(1) - back_3
+        # Best score of the hypotheses that ended at each step, NaN where none did; and so far.
+        self._best_US = torch.full((self._utterances, steps), float("nan"), device=device)
+        self._best_U1 = torch.full((self._utterances, 1), NEVER, device=device)
+        self._tables: list[dict[str, Tensor]] = []
+        self._gates: list[Tensor | None] = []
+
+    def record(
+        self,
+        step: int,
+        ended_UW: Tensor,
+        row_UW: Tensor,
+        tables_UW: dict[str, Tensor],
+        rows_NP: dict[str, Tensor],
+        history_NPLM: Tensor | None,
+    ) -> None:
+        """Args:
+        step: Number of the step.
+        ended_UW: Where in the beam a hypothesis ends.
+        row_UW: The row it continues.
+        tables_UW: ``score``, ``label``, ``forced`` (whether eos has to follow) and ``part.<scorer>`` of the beam.
+        rows_NP: ``tokens`` and ``length`` of the rows, before the label.
+        history_NPLM: Gates of the rows, if the decoder has any.
+        """
+        where = ended_UW.nonzero(as_tuple=True)
+        if where[0].shape[0] == 0:
+            return
+        best_U1 = tables_UW["score"].masked_fill(~ended_UW, NEVER).amax(1, keepdim=True)
+        self._best_U1 = torch.maximum(self._best_U1, best_U1)
+        none_U1 = ~ended_UW.any(1, keepdim=True)
+        self._best_US[:, step : step + 1] = best_U1.masked_fill(none_U1, float("nan"))
+        row_E = row_UW[where]
+        self._gates.append(None if history_NPLM is None else history_NPLM.index_select(0, row_E).cpu())
+        self._tables.append(
+            {
+                "utterance": self._number_U.index_select(0, where[0]),
+                **{name: table.index_select(0, row_E) for name, table in rows_NP.items()},
+                **{name: table[where] for name, table in tables_UW.items()},
+            }
+        )
+
+    def detected(self, step: int) -> Tensor:
+        """Whether longer hypotheses of an utterance stopped paying: eq. 50 of Watanabe et al., "Hybrid
+        CTC/Attention Architecture for End-to-End Speech Recognition"."""
+        ended_at_U3 = self._offset_U3 + step
+        then_U3 = self._best_US.gather(1, ended_at_U3.clamp(min=0))
+        # Where none ended (NaN) the comparison is false.
+        return ((ended_at_U3 >= 0) & (then_U3 - self._best_U1 < END_MARGIN)).all(1)
+
+    def keep_utterances(self, index_U: Tensor) -> None:
+        """Utterance u is what was ``index_U[u]``; those not named leave."""
+        self._number_U = self._number_U.index_select(0, index_U)
+        self._offset_U3 = self._offset_U3.index_select(0, index_U)
+        self._best_US = self._best_US.index_select(0, index_U)
+        self._best_U1 = self._best_U1.index_select(0, index_U)
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """All that ended, of each utterance of the call."""
+        found: list[list[Hypothesis]] = [[] for _ in range(self._utterances)]
+        for table, gates in zip(self._tables, self._gates, strict=True):
+            columns = {name: value.tolist() for name, value in table.items()}
+            parts = [name for name in columns if name.startswith("part.")]
+            for e, u in enumerate(columns["utterance"]):
+                tokens = [*columns["tokens"][e][: columns["length"][e]], columns["label"][e]]
+                if columns["forced"][e]:  # ESPnet appends eos to all, also to what has just ended
+                    tokens.append(self._eos)
+                scores = {name.removeprefix("part."): columns[name][e] for name in parts}
+                open_PLM = None if gates is None else gates[e]
+                found[u].append(Hypothesis(tokens, columns["score"][e], scores, open_PLM))
+        return found

@@ -1,0 +1,238 @@
+"""One run of the beam search over a batch; `localgp.decoding.beam` says what it does.
+
+Shape legend: B utterances of the call, U utterances left, W beam, N rows (hypotheses running), K candidates of
+a row, C cells of an utterance (rows x candidates), P tokens, V vocabulary, T frames, D model size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from localgp.decoding.cached_decoder import DecoderGates, DecoderState
+from localgp.decoding.ctc_prefix import CTCPrefixScorer
+from localgp.decoding.hypothesis import Ended, Hypothesis
+from localgp.decoding.rows import Rows
+from localgp.decoding.timestamps import NEVER
+from localgp.decoding.topk import topk_of_groups
+
+if TYPE_CHECKING:
+    from localgp.decoding.beam import BeamSearch
+
+PRE_BEAM_RATIO = 1.5  # ESPnet's: CTC scores 1.5 x beam candidates per hypothesis
+
+
+class Search:
+    """Args:
+    parent: Whose decoder, scorers and options are used.
+    memory_BTD: Encoder output, padded.
+    lengths: Encoder frames of each utterance.
+    primers: Tokens that each hypothesis begins with, per utterance.
+    minlenratio: In place of the option's.
+    gates: Of the decoder's modules.
+    numbers: What the gates know the utterances by.
+    """
+
+    def __init__(
+        self,
+        parent: BeamSearch,
+        memory_BTD: Tensor,
+        lengths: list[int],
+        primers: list[list[int]],
+        minlenratio: float,
+        gates: DecoderGates | None,
+        numbers: list[int],
+    ) -> None:
+        options, device = parent.options, memory_BTD.device
+        self._decoder, self._rules, self._options = parent.decoder, parent.rules, options
+        self._eos = parent.eos
+        self._timed = not parent.rules.never_needed(primers)
+        lengths_B = torch.tensor(lengths, device=device)
+        self._ctc = None
+        if parent.ctc is not None:
+            self._ctc = CTCPrefixScorer(
+                parent.ctc,
+                memory_BTD.to(self._decoder.dtype),
+                lengths_B,
+                blank=parent.blank,
+                eos=parent.eos,
+            )
+        self._state: DecoderState | None = None
+        if options.ctc_weight < 1:
+            self._state, self._hidden_ND = self._decoder.start(memory_BTD, lengths_B, primers, gates, numbers)
+        self._max_U = torch.tensor([options.max_length(n) for n in lengths], device=device)
+        self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in lengths], device=device)
+        self._steps = int(self._max_U.max())
+        primer_U = torch.tensor([len(primer) for primer in primers], device=device)
+        self._ended = Ended(primer_U, self._steps, self._eos)
+        self._rows = Rows(torch.arange(len(primers), device=device), len(primers), [1] * len(primers))
+        longest = max(len(primer) for primer in primers)
+        self._tokens_NP = torch.full((len(primers), longest + 1), self._eos, device=device)
+        for u, primer in enumerate(primers):
+            self._tokens_NP[u, : len(primer)] = torch.tensor(primer, device=device)
+        self._length_N = primer_U
+        self._score_N = torch.zeros(len(primers), device=device)
+        self._parts = {name: torch.zeros_like(self._score_N) for name in self._weights()}
+
+    def _weights(self) -> dict[str, float]:
+        options = self._options
+        weights = {
+            "decoder": 1.0 - options.ctc_weight,
+            "ctc": options.ctc_weight,
+            "length_bonus": options.length_bonus,
+        }
+        return {name: weight for name, weight in weights.items() if weight != 0}
+
+    def run(self) -> list[list[Hypothesis]]:
+        for step in range(self._steps):
+            if not self._step(step):
+                break
+        return self._ended.hypotheses()
+
+    def _step(self, step: int) -> bool:
+        """Extends every hypothesis by a token; False when no utterance is left."""
+        labels_NK, total_NK, parts = self._candidates()
+        count = total_NK.shape[1]
+        cell_UW, score_UW, exists_UW = self._best(total_NK)
+        row_UW = cell_UW // count
+        label_UW = labels_NK.take(cell_UW)
+
+        forced_U1 = (self._max_U == step + 1).unsqueeze(1)
+        is_eos_UW = exists_UW & ((label_UW == self._eos) | forced_U1)
+        ended_UW = is_eos_UW & (step >= self._min_U).unsqueeze(1)
+        running_UW = exists_UW & ~is_eos_UW
+        new_parts = {
+            name: self._parts[name].take(row_UW) + part.take(cell_UW) for name, part in parts.items()
+        }
+        self._ended.record(
+            step,
+            ended_UW,
+            row_UW,
+            {
+                "label": label_UW,
+                "forced": forced_U1.expand_as(label_UW),
+                "score": score_UW,
+                **{f"part.{name}": value for name, value in new_parts.items()},
+            },
+            {"tokens": self._tokens_NP, "length": self._length_N},
+            None if self._state is None else self._state.history_NPLM,
+        )
+        going_U = running_UW.any(1)
+        if self._options.maxlenratio == 0:
+            going_U &= ~self._ended.detected(step)
+        keep_U = going_U.tolist()
+        if not any(keep_U):
+            return False
+        alive_UW = running_UW & going_U.unsqueeze(1)
+        choice_UW = cell_UW - row_UW * count
+        tables = {"row": row_UW, "choice": choice_UW, "label": label_UW, "score": score_UW, **new_parts}
+        self._follow(alive_UW, tables, keep_U)
+        return True
+
+    def _candidates(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Candidates (N, K) of every row, their total scores, and what each scorer adds."""
+        options, rows = self._options, self._rows
+        if self._state is None:
+            labels_NK, total_NK, parts = self._every_label()
+        else:
+            labels_NK, logp_NK = self._likely_labels()
+            total_NK = (1.0 - options.ctc_weight) * logp_NK
+            parts = {"decoder": logp_NK}
+        if self._ctc is not None:
+            ctc_NK = self._ctc.score(labels_NK, self._last(), self._length_N, rows)
+            total_NK = total_NK + options.ctc_weight * ctc_NK
+            parts["ctc"] = ctc_NK
+        if options.length_bonus != 0:
+            total_NK = total_NK + options.length_bonus
+            parts["length_bonus"] = torch.ones_like(total_NK)
+        return labels_NK, total_NK + self._score_N.unsqueeze(1), parts
+
+    def _every_label(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Candidates of a search by CTC alone, which has nothing to choose them by."""
+        vocabulary = self._ctc.vocabulary  # type: ignore[union-attr]
+        every_V = torch.arange(vocabulary, device=self._score_N.device)
+        allowed_NK = torch.zeros(self._rows.size, vocabulary, device=self._score_N.device)
+        self._forbid(allowed_NK)
+        return every_V.expand(self._rows.size, -1), allowed_NK, {}
+
+    def _likely_labels(self) -> tuple[Tensor, Tensor]:
+        """The labels that the decoder finds best, and their log-probabilities."""
+        beam = self._options.beam
+        logits_NV = self._decoder.logits(self._hidden_ND)
+        normalizer_N1 = logits_NV.logsumexp(1, keepdim=True)
+        if self._ctc is None:
+            self._forbid(logits_NV)
+            logit_NK, labels_NK = topk_of_groups(logits_NV, min(beam, logits_NV.shape[1]))
+            return labels_NK, logit_NK - normalizer_N1
+        eos_logit_N1 = logits_NV[:, self._eos : self._eos + 1].clone()
+        self._forbid(logits_NV)
+        count = min(int(PRE_BEAM_RATIO * beam), logits_NV.shape[1])
+        logit_NK, labels_NK = topk_of_groups(logits_NV, count)
+        if count < logits_NV.shape[1]:
+            # CTC scores eos always, wanted by the pre-beam or not.
+            wanted_N1 = (labels_NK == self._eos).any(1, keepdim=True)
+            eos_logit_N1 = torch.where(wanted_N1, NEVER, eos_logit_N1)
+            labels_NK = torch.cat([labels_NK, torch.full_like(labels_NK[:, :1], self._eos)], dim=1)
+            logit_NK = torch.cat([logit_NK, eos_logit_N1], dim=1)
+        return labels_NK, logit_NK - normalizer_N1
+
+    def _last(self) -> Tensor:
+        return self._tokens_NP.gather(1, (self._length_N - 1).unsqueeze(1)).squeeze(1)
+
+    def _forbid(self, scores_NV: Tensor) -> None:
+        if self._timed:
+            self._rules.apply(scores_NV, self._tokens_NP, self._length_N)
+        else:
+            self._rules.apply_simple(scores_NV)
+
+    def _best(self, total_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The beam of every utterance: where in ``total_NK`` flattened, score, and whether it exists."""
+        rows, count = self._rows, total_NK.shape[1]
+        # An impossible candidate of a hypothesis is still preferred to a hypothesis that is not there.
+        lowest = torch.finfo(total_NK.dtype).min
+        key_UC = rows.to_grid(total_NK.clamp(min=lowest), fill=NEVER).flatten(1)
+        width = min(self._options.beam, key_UC.shape[1])
+        best_UW, cell_UW = key_UC.topk(width, dim=1)
+        # Rows of an utterance follow each other; a slot without a row (row 0 then, to be valid) does not exist.
+        exists_UW = best_UW > NEVER
+        cell_UW = (cell_UW + (rows.first_U * count).unsqueeze(1)).where(exists_UW, 0)
+        score_UW = torch.where(best_UW <= lowest, NEVER, best_UW)
+        return cell_UW, score_UW, exists_UW
+
+    def _follow(self, alive_UW: Tensor, tables: dict[str, Tensor], keep_U: list[bool]) -> None:
+        """Makes the living hypotheses the rows, lets finished utterances leave, and runs the decoder."""
+        utterances = len(keep_U)
+        if not all(keep_U):
+            index = self._leave(keep_U)
+            utterances = index.shape[0]
+            alive_UW = alive_UW.index_select(0, index)
+            tables = {name: table.index_select(0, index) for name, table in tables.items()}
+        where_N = alive_UW.flatten().nonzero().squeeze(1)
+        table_N = {name: table.flatten().index_select(0, where_N) for name, table in tables.items()}
+        parents_N, label_N = table_N["row"], table_N["label"]
+        self._rows = Rows(where_N // alive_UW.shape[1], utterances)
+        self._score_N = table_N["score"]
+        self._parts = {name: table_N[name] for name in self._parts}
+        self._length_N = self._length_N.index_select(0, parents_N) + 1
+        tokens_NP = self._tokens_NP.index_select(0, parents_N)
+        self._tokens_NP = torch.cat([tokens_NP, label_N.unsqueeze(1)], dim=1)
+        self._tokens_NP.scatter_(1, (self._length_N - 1).unsqueeze(1), label_N.unsqueeze(1))
+        if self._ctc is not None:
+            self._ctc.advance(parents_N, table_N["choice"], self._rows)
+        if self._state is not None:
+            self._hidden_ND = self._state.step(label_N, parents_N, self._rows)
+
+    def _leave(self, keep_U: list[bool]) -> Tensor:
+        """Lets utterances leave; those left, by their numbers before, in their new order."""
+        if self._state is not None:
+            order = self._state.keep_utterances(keep_U)
+        else:
+            order = [u for u, keep in enumerate(keep_U) if keep]
+        index_U = torch.tensor(order, device=self._score_N.device)
+        if self._ctc is not None:
+            self._ctc.keep_utterances(order)
+        self._ended.keep_utterances(index_U)
+        self._max_U, self._min_U = self._max_U.index_select(0, index_U), self._min_U.index_select(0, index_U)
+        return index_U

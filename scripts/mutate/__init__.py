@@ -1,0 +1,1 @@
+"""What `scripts/mutate_inputs.py` damages, and how."""

@@ -1,0 +1,76 @@
+"""Configurations, as every command reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mutate.damage import damage_yaml
+from mutate.target import Target
+
+
+def make_config(directory: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from localgp.hub.load import base_config
+
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(base_config("conf=row05"), resolve=True))
+
+
+def read_values(directory: Path) -> int:
+    """What every command does with its configuration before it does anything else."""
+    from omegaconf import OmegaConf
+
+    from localgp.build import build_policy
+    from localgp.corpora.prepared import _check_config
+    from localgp.decoding.options import DecodeOptions
+    from localgp.hub.load import decode_options
+    from localgp.run import Run
+    from localgp.stored import read_yaml_mapping
+    from localgp.training.world import check_launch
+    from localgp.validate import check_config
+
+    read_yaml_mapping(directory / "config.yaml")
+    cfg = OmegaConf.create(read_yaml_mapping(directory / "config.yaml"))
+    check_config(cfg)
+    for section in ("pruning", "decode", "training", "trainer", "corpus", "backbone", "evaluate"):
+        if section not in cfg:  # Hydra's composition always has them
+            return 1
+    expected = _expected_keys()
+    if not expected <= set(_keys(OmegaConf.to_container(cfg))):
+        return 1
+    check_launch(cfg, {}, multirun=False)
+    _check_config(cfg.corpus)
+    decode_options(cfg, DecodeOptions)
+    Run(cfg)
+    build_policy(cfg, _encoder())
+    return 0
+
+
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+@cache
+def _expected_keys() -> set[str]:
+    from omegaconf import OmegaConf
+
+    from localgp.hub.load import base_config
+
+    return set(_keys(OmegaConf.to_container(base_config("conf=row05"))))
+
+
+@cache
+def _encoder() -> Any:
+    from localgp.backbone.directory import locate, read_config
+    from localgp.backbone.owsm import build_encoder
+
+    return build_encoder(read_config(locate("embedded", need_weights=False)))
+
+
+TARGETS = {"config": Target(make_config, read_values, ("config.yaml",), {"config.yaml": damage_yaml})}
