@@ -9,6 +9,8 @@ from torch import nn
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates import GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
 from localgp.gates.folded import FoldedLocalGates
+from localgp.pruning import linear, ragged
+from localgp.pruning.convolutions import ShortConvolutions, WindowConvolutions, convolutions
 from localgp.pruning.encoder import encode, subsample
 from localgp.pruning.packed import PackedEncoder, packed_encoder
 from localgp.pruning.packed_layer import LayerPlan
@@ -240,6 +242,35 @@ def test_subsampling(frames, bins):
     assert (layout.unpack(packed) - front).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("kind", [ShortConvolutions, WindowConvolutions])
+@pytest.mark.parametrize("bins", [2, 19, 20])
+@pytest.mark.parametrize("rows", [2, 3, 8])
+def test_both_ways_to_convolve(kind, bins, rows):
+    """Pairs of outputs without a second one, in time and in frequency."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 8, 3, 2), nn.Conv2d(8, 8, 3, 2)
+    feats = torch.randn(4 * rows + 1, 4 * bins + 3, generator=torch.Generator().manual_seed(rows))
+    windows = torch.stack([feats[4 * row : 4 * row + 5] for row in range(rows)])
+    expected = second(first(feats[None, None, : 4 * rows - 1]).relu()).relu()[0].permute(1, 2, 0)
+    convolved = kind(first, second, bins, torch.float32)(windows)
+    assert expected.shape == (rows - 1, bins, 8)
+    torch.testing.assert_close(convolved.view_as(expected), expected, rtol=0, atol=2e-6)
+
+
+def test_fewer_products():
+    first, second = nn.Conv2d(1, 8, 3, 2), nn.Conv2d(8, 8, 3, 2)
+    exact, rounded = (convolutions(first, second, 19, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert isinstance(exact, ShortConvolutions)
+    assert isinstance(rounded, WindowConvolutions)
+    assert sum(map(len, exact._second.values())) == 25
+
+
+def test_where_pytorch_lacks_onednn(encoder, full, monkeypatch):
+    monkeypatch.setattr(linear, "blocked", lambda weight: None)
+    output = PackedEncoder(encoder)(full[0], full[1].tolist())
+    assert (output.layout.unpack(output.x) - encoder(*full)[0]).abs().max() <= 2e-5
+
+
 @pytest.mark.parametrize("speech", [0, 3, 64, 101, 236, 240])
 def test_a_constant_end_is_computed_once_and_exactly(encoder, speech, monkeypatch):
     feats = torch.full((2, 240, 80), -1.5)
@@ -274,6 +305,30 @@ def test_no_convolution_or_attention_across_utterances():
         query, key, value = qkv[segment].permute(1, 2, 0, 3)
         scores = torch.softmax(query @ key.transpose(1, 2) / 2.0, dim=-1)
         torch.testing.assert_close(attended[segment], (scores @ value).transpose(0, 1).flatten(1))
+
+
+def test_attention_by_products_where_the_fused_one_is_slow(monkeypatch):
+    """bf16 without AMX; short utterances stay with the fused kernel."""
+    monkeypatch.setattr(ragged, "cpu_multiplies_bf16", lambda: True)
+    layout = Ragged([ragged.LONG, 40, ragged.LONG + 1])
+    torch.manual_seed(0)
+    qkv = torch.randn(layout.total, 3, 2, 4).bfloat16()
+    fused, outputs = [], {}
+    attention = nn.functional.scaled_dot_product_attention
+
+    def count(*args):
+        fused.append(args[0].shape[2])
+        return attention(*args)
+
+    monkeypatch.setattr(ragged.F, "scaled_dot_product_attention", count)
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        outputs[amx] = attend(qkv, layout)
+    assert fused == [ragged.LONG, 40, ragged.LONG + 1, 40]
+    assert not torch.equal(outputs[True], outputs[False])
+    exact = attend(qkv.float(), layout)
+    errors = {amx: (output.float() - exact).abs().mean() for amx, output in outputs.items()}
+    assert 0 < errors[False] <= 3 * errors[True] <= 0.01
 
 
 def test_ragged_layout_round_trip():

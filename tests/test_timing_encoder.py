@@ -150,6 +150,8 @@ def test_the_command_writes_what_it_prints(run_bench, columns):
     parts = {row["part"]: row for row in result["rows"][7:]}
     assert set(parts) == {*PARTS, INSIDE}
     assert all(row["seconds"] > 0 and row["against_seconds"] > 0 for row in parts.values())
+    fastest = [row["of_product_rate"] * row["seconds"] / row["flop_share"] for row in parts.values()]
+    assert max(fastest) == pytest.approx(min(fastest), rel=0.2)  # one rate for all; the figures are rounded
     for share in ("time_share", "flop_share"):
         assert sum(parts[part][share] for part in PARTS) == pytest.approx(1, abs=0.02)
     assert {goal["goal"][0] for goal in result["goals"]} == {"1", "2", "3", "7"}

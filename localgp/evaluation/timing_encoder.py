@@ -19,7 +19,14 @@ from torch import Tensor
 
 from localgp.evaluation.flops import EncoderCost
 from localgp.evaluation.timing import Paired, paired, peak_mib
-from localgp.evaluation.timing_parts import INSIDE, PARTS, espnet_seconds, flop_shares, our_seconds
+from localgp.evaluation.timing_parts import (
+    INSIDE,
+    PARTS,
+    espnet_seconds,
+    flop_shares,
+    our_seconds,
+    product_rate,
+)
 from localgp.gates import LocalGates, RandomGates
 from localgp.gates.folded import FoldedLocalGates
 from localgp.pruning.encoder import encode
@@ -179,12 +186,18 @@ class EncoderBench:
         self._add("gates", dtype, [self.seconds] * batch, times, ("gates", "dense"), predict, row)
 
     def profile(self, dtype: str) -> None:
-        """Seconds by part of one utterance, ours and ESPnet's; a row for each part."""
+        """Seconds by part of one utterance, ours and ESPnet's; a row for each part.
+
+        ``of_product_rate`` is what the part's FLOPs take at the rate of a plain product over what it takes; above 1
+        for a part that does with fewer.
+        """
         feats_BSF, lengths = self.features(1), [self.frames]
         ours = our_seconds(self.ours(feats_BSF, lengths, dtype), self.espnet_repeats)
         theirs = espnet_seconds(self.encoder, self.espnet(feats_BSF, lengths, dtype), self.espnet_repeats)
         shares = flop_shares(self.cost, self.frames)
         total = sum(ours[part] for part in PARTS)
+        rate = product_rate(self.cost.frames, self.cost.size, DTYPES[dtype], self.espnet_repeats)
+        fastest = self.cost.encoder(self.frames) / rate
         for part in (*PARTS, INSIDE):
             row = make_row("profile", self.backbone, dtype, [self.seconds], self.seconds) | {
                 "part": part,
@@ -194,6 +207,7 @@ class EncoderBench:
                 "time_ratio_vs_espnet": round(ours[part] / theirs[part], 4),
                 "time_share": round(ours[part] / total, 4),
                 "flop_share": round(shares[part], 4),
+                "of_product_rate": round(shares[part] * fastest / ours[part], 4),
             }
             self.rows.append(row)
             self._progress(

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from localgp.evaluation.flops import EncoderCost
+from localgp.evaluation.timing import paired
+from localgp.pruning.linear import Linear
 from localgp.pruning.ragged import RANGE
 
 PARTS = ("subsampling", "ffn1", "attention", "cgmlp", "merge", "ffn2", "norm")
@@ -49,6 +52,15 @@ def espnet_seconds(encoder: Any, run: Callable[[], Any], repeats: int) -> dict[s
             run()
         rounds.append(dict(seconds))
     return _medians(rounds)
+
+
+def product_rate(rows: int, size: int, dtype: torch.dtype, repeats: int) -> float:
+    """Multiply-adds per second of one plain product, the FFN's first: what a part's FLOPs can take at best, if
+    nothing is left out of them."""
+    linear = Linear(torch.randn(4 * size, size), None, dtype)
+    x = torch.randn(rows, size).to(dtype)
+    times = paired({"product": lambda: linear(x)}, 4 * repeats, torch.device("cpu"), warmup=4)
+    return rows * size * 4 * size / times.median("product")
 
 
 def flop_shares(cost: EncoderCost, feature_frames: int) -> dict[str, float]:

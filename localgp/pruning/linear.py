@@ -54,6 +54,15 @@ class Linear:
             y = _PLAIN[self._activation](F.linear(x, self._weight, self._bias))
         return y if self._after is None else self._after(y)
 
+    def add(self, x: Tensor, total: Tensor | None) -> Tensor:
+        """``total + x W^T + b``, rows of x, in one kernel where there is one; the activation is left out."""
+        if self._blocked is None:
+            y = F.linear(x, self._weight, self._bias)
+            return y if total is None else y.add_(total)
+        if total is None:
+            return torch.ops.mkldnn._linear_pointwise(x, self._blocked, self._bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, total, self._blocked, self._bias, "add")
+
 
 def blocked(weight: Tensor) -> Tensor | None:
     """The weight in oneDNN's layout, or None where that is of no use."""

@@ -70,7 +70,19 @@ class PackedEncoder:
         policy: Any = None,
         contexts: dict[str, Tensor] | None = None,
     ) -> PackedOutput:
-        """See `localgp.pruning.encoder.encode`."""
+        """See `localgp.pruning.encoder.encode`.
+
+        Inside a function given to `torch.compile` it runs as it is: Inductor lays weights out itself and takes none
+        that are.
+        """
+        if torch.compiler.is_compiling():
+            eager: PackedOutput = torch.compiler.disable(self._encode)(feats_BSF, lengths, policy, contexts)
+            return eager
+        return self._encode(feats_BSF, lengths, policy, contexts)
+
+    def _encode(
+        self, feats_BSF: Tensor, lengths: list[int], policy: Any, contexts: dict[str, Tensor] | None
+    ) -> PackedOutput:
         with torch.autocast(feats_BSF.device.type, enabled=False):
             with record_function(f"{RANGE}subsampling"):
                 front_ND, layout = self._subsampling(feats_BSF.float(), lengths)

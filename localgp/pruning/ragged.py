@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from localgp.precision import cpu_multiplies_bf16
+
 RANGE = "localgp::"  # prefix of the parts' names in a profile
+LONG = 256  # frames from which on plain products can be faster than the fused attention
 
 
 class Ragged:
@@ -124,9 +127,29 @@ def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
     parts = []
     for batch in layout.batches(qkv_N3HD):  # (B', T', 3, H, d)
         query, key, value = batch.permute(2, 0, 3, 1, 4)
-        out_BHTd = F.scaled_dot_product_attention(query, key, value)
+        if _fused_is_slow(batch):
+            out_BHTd = torch.stack(
+                [_attend_by_products(*heads) for heads in zip(query, key, value, strict=True)]
+            )
+        else:
+            out_BHTd = F.scaled_dot_product_attention(query, key, value)
         parts.append(out_BHTd.transpose(1, 2).flatten(2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _fused_is_slow(batch_BT3Hd: Tensor) -> bool:
+    """On a CPU that multiplies bf16 without AMX, PyTorch's fused kernel runs far below the rate of
+    plain products."""
+    if not batch_BT3Hd.is_cpu or batch_BT3Hd.dtype != torch.bfloat16 or batch_BT3Hd.shape[1] < LONG:
+        return False
+    has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    return cpu_multiplies_bf16() and not has_amx()
+
+
+def _attend_by_products(query_HTd: Tensor, key_HTd: Tensor, value_HTd: Tensor) -> Tensor:
+    """With the scores of an utterance in memory, (H, T, d)."""
+    scores_HTT = query_HTd * query_HTd.shape[-1] ** -0.5 @ key_HTd.transpose(1, 2)
+    return torch.softmax(scores_HTT, dim=-1) @ value_HTd
 
 
 def _varlen_attention() -> Callable[..., Any] | None:

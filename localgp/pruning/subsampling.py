@@ -1,9 +1,8 @@
 """The conv2d subsampling at the rate of matrix products, for inference.
 
 ESPnet's Conv2dSubsampling is two 3x3 stride-2 convolutions with ReLU and a linear layer over (channel, frequency).
-Here they are matrix products over windows, channels last. The windows of some frames at a time are copied out (9 of
-the first convolution's outputs each, overlapping), few enough to stay in the cache between copy and product. As the
-channels are last, a window's copy moves whole runs of them, and the linear layer reads the result as it lies.
+Here they are matrix products (`localgp.pruning.convolutions`), some frames at a time, with channels last, as the linear
+layer then reads them.
 
 Where an utterance ends in a stretch of identical frames (the zeros that it was padded with), one output frame of that
 stretch is computed, and repeated.
@@ -19,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localgp.pruning.convolutions import convolutions
 from localgp.pruning.linear import Linear
 from localgp.pruning.ragged import Ragged
 
-CHUNK = {"cpu": 32, "cuda": 512}  # rows at a time: what lies between the convolutions stays in the cache
 BLOCK = 768  # rows of the linear layer at a time
 
 
@@ -48,10 +47,8 @@ class PackedSubsampling:
         self._bins = linear.in_features // channels  # Q, 19 of 80 mel bins
         self._channels = channels
         self.dtype = dtype
-        # Columns in the windows' order: (time, frequency) and (time, frequency, channel)
-        self._first = Linear(first.weight.reshape(channels, 9), first.bias, dtype, "relu")
-        columns = second.weight.permute(0, 2, 3, 1).reshape(second.out_channels, -1)
-        self._second = Linear(columns, second.bias, dtype, "relu")
+        self._convolve = convolutions(first, second, self._bins, dtype)
+        self._chunk = self._convolve.chunk
         weight = linear.weight.view(-1, channels, self._bins).transpose(1, 2)
         self._linear = Linear(weight.reshape(len(weight), -1), linear.bias, dtype)
 
@@ -92,21 +89,8 @@ class PackedSubsampling:
         """Front of all rows but the last, which only lends its even half frame."""
         count = windows_R5.shape[0] - 1
         out_RW = flat.new_empty(count, self._bins * self._channels)
-        chunk = CHUNK.get(flat.device.type, 512)
-        for begin in range(0, count, chunk):
-            end = min(count, begin + chunk)
+        for begin in range(0, count, self._chunk):
+            end = min(count, begin + self._chunk)
             convolved = self._convolve(flat[windows_R5[begin : end + 1]])
             out_RW[begin:end] = convolved.view(end - begin, -1)
         return self._linear(out_RW)
-
-    def _convolve(self, frames_R5F: Tensor) -> Tensor:
-        """Both convolutions with their ReLU, (R, 5, F) to ((R - 1) * Q, C)."""
-        rows, bins, channels = frames_R5F.shape[0], self._bins, self._channels
-        half = 2 * bins + 1  # frequencies between the convolutions that the second one sees
-        windows = frames_R5F.unfold(2, 3, 2)[:, :, :half].transpose(1, 2)  # (R, half, 5, 3)
-        even = self._first(windows[:, :, 0:3].reshape(-1, 9)).view(rows, half, channels)
-        odd = self._first(windows[:-1, :, 2:5].reshape(-1, 9)).view(rows - 1, half, channels)
-        columns = even.new_empty(rows - 1, bins, 3, 3, channels)
-        for time, frames in enumerate((even[:-1], odd, even[1:])):
-            columns[:, :, time] = frames.unfold(1, 3, 2).transpose(2, 3)
-        return self._second(columns.view(-1, 9 * channels))
