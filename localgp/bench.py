@@ -123,7 +123,52 @@ def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return rows, training_goals(rows)
 
 
-BENCHES = {"encoder": encoder, "decoder": decoder, "training": training}
+def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The evaluated runs of the configured corpus and backbone, the first seed of each."""
+    import numpy as np
+    from omegaconf import OmegaConf
+
+    from localgp.contexts.extract import build_extractor, needed_contexts, row_contexts
+    from localgp.corpora.prepared import load_prepared
+    from localgp.decoding.options import DecodeOptions
+    from localgp.errors import ConfigError
+    from localgp.evaluation.timing_runs import TrainedRun, bench_runs
+    from localgp.evaluation.trained import first_seeds, load_trained, trained_config
+
+    wanted, device = cfg.bench, _device(cfg)
+    for key in ("utterances", "batch", "repeats", "decoder_repeats"):
+        if not isinstance(wanted[key], int) or wanted[key] < 1:
+            raise ConfigError(f"bench.{key} is {wanted[key]!r}; valid: a whole number from 1")
+    chosen = first_seeds(cfg, _progress)
+    whole = load_prepared(cfg)[cfg.evaluate.split]
+    count = min(wanted.utterances, len(whole))
+    rows = whole.select(np.unique(np.linspace(0, len(whole) - 1, count).round().astype(int)))
+    extractors: dict[str, Any] = {}
+    loaded = []
+    for run, weights in chosen:
+        trained = trained_config(run.path, weights, cfg)
+        model, backbone = load_trained(trained, weights, device)
+        sources = {name: f"{name} {trained.contexts[name].source}" for name in needed_contexts(trained)}
+        for name, key in sources.items():
+            if key not in extractors:
+                extractors[key] = build_extractor(name, trained, device)
+        contexts = row_contexts(trained, (rows, whole))
+        loaded.append(TrainedRun(run.name, run.seed, model, backbone, contexts, tuple(sources.values())))
+    settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
+    return bench_runs(
+        loaded,
+        rows,
+        DecodeOptions(**{k: v for k, v in settings.items() if k not in ("batch", "precision")}),
+        corpus=cfg.corpus.name,
+        extractors=extractors,
+        batch=wanted.batch,
+        repeats=wanted.repeats,
+        decoder_repeats=wanted.decoder_repeats,
+        progress=_progress,
+    ), []
+
+
+BENCHES = {"encoder": encoder, "decoder": decoder, "training": training, "runs": runs}
 
 
 def _check_choices(wanted: DictConfig) -> None:
@@ -163,54 +208,36 @@ def _random_encoder(name: str) -> Any:
 
 def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
     """A trained run's gates on the first utterances of its test set."""
-    import numpy as np
     import torch
-    from omegaconf import OmegaConf
 
-    from localgp.build import build_model
-    from localgp.contexts.extract import row_contexts, stack_contexts
+    from localgp.contexts.extract import row_contexts
     from localgp.corpora.prepared import load_prepared
-    from localgp.errors import CheckpointError, ConfigError
-    from localgp.evaluation.evaluate import load_weights
+    from localgp.errors import ConfigError
     from localgp.evaluation.timing_encoder import bench_learnt
-    from localgp.stored import read_yaml_mapping
+    from localgp.evaluation.trained import (
+        batch_contexts,
+        load_trained,
+        padded_speech,
+        trained_config,
+        weights_of,
+    )
 
     directory = Path(cfg.bench.run)
-    stored, weights = directory / "config.yaml", directory / "checkpoints" / "model.safetensors"
-    if not stored.exists() or not weights.exists():
-        raise CheckpointError(
-            f"bench.run: {directory} holds no finished run (config.yaml, checkpoints/model.safetensors); "
-            "give the directory that localgp.train printed"
-        )
-    config = read_yaml_mapping(stored, "restore it, or give another run")
-    trained = OmegaConf.create({"contexts": OmegaConf.to_container(cfg.contexts, resolve=True), **config})
-    lacking = [key for key in ("name", "backbone", "pruning", "corpus", "data_dir") if key not in trained]
-    if lacking:
-        raise CheckpointError(
-            f"{stored}: not a run's configuration, it lacks {', '.join(lacking)}; restore it, or give another run"
-        )
-    model, backbone = build_model(trained)
+    weights = weights_of(directory)
+    trained = trained_config(directory, weights, cfg)
+    model, backbone = load_trained(trained, weights, device)
     if model.policy is None:
         raise ConfigError(f"bench.run: {directory} is a dense model; give a run with gates")
-    load_weights(model, weights)
-    model.to(device).eval()
     rows = load_prepared(trained)["test"]
     contexts = row_contexts(trained, (rows, rows))
     samples = round(backbone.padded_seconds * backbone.sample_rate)
     batches, said = [], []
     for begin in range(0, min(cfg.bench.run_utterances, len(rows)), cfg.bench.run_batch):
         items = [rows[i] for i in range(begin, min(begin + cfg.bench.run_batch, len(rows)))]
-        speech = torch.zeros(len(items), samples)
-        for row, item in zip(speech, items, strict=True):
-            signal = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
-            row[: len(signal)] = torch.from_numpy(signal)
-            said.append(round(len(signal) / backbone.sample_rate, 3))
-        given = {}
-        if contexts is not None:
-            stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
-            given = {name: context.to(device) for name, context in stacked.items()}
-        lengths = torch.full((len(items),), samples, device=device)
-        batches.append((speech.to(device), lengths, given))
+        speech_BN, ends_B = padded_speech(items, samples)
+        said += [round(end / backbone.sample_rate, 3) for end in ends_B.tolist()]
+        lengths_B = torch.full((len(items),), samples, device=device)
+        batches.append((speech_BN.to(device), lengths_B, batch_contexts(contexts, items, samples, device)))
     return bench_learnt(
         model,
         batches,

@@ -17,7 +17,8 @@ from localgp.analysis.tokens import compare, token_summary, token_tests, typical
 from localgp.errors import CheckpointError, ConfigError, CorpusError
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, read_decoder_gates, write_decoder_gates
 from localgp.evaluation.gates_file import GateRecord
-from tests.analysis_helpers import FRAMES, LAYERS, MODULES, shared_place
+from localgp.timeline import frame_centres
+from tests.analysis_helpers import FRAMES, LAYERS, MODULES, SECONDS, shared_place
 
 STEP = 0.04
 
@@ -125,8 +126,20 @@ def test_log_mel_sees_a_tone_where_it_is():
     levels = log_mel(np.sin(2 * np.pi * 1000 * time).astype(np.float32))
     assert levels.shape == (80, 101)
     assert abs(band_centres()[levels[:, 50].argmax()] - 1000) < 60
-    loud = frame_levels(np.concatenate([np.zeros(640), 0.5 * np.ones(640)]).astype(np.float32), 3, STEP)
-    np.testing.assert_allclose(loud, [-100, 20 * np.log10(0.5), -100], atol=0.01)
+
+
+@pytest.mark.parametrize("frame", [0, 1, 100, 198])
+def test_energy_is_measured_around_the_frames_centre(frame):
+    """40 ms of sound around a frame's centre are that frame's alone, from the first frame to the last."""
+    centre = frame_centres(FRAMES, SECONDS)[frame]
+    samples = np.zeros(round(SECONDS * 16_000), dtype=np.float32)
+    samples[round((centre - 0.02) * 16_000) : round((centre + 0.02) * 16_000)] = 0.5
+    levels = frame_levels(samples, FRAMES, SECONDS / FRAMES)
+    expected = np.full(FRAMES, -100.0)
+    expected[frame] = 20 * np.log10(0.5)
+    np.testing.assert_allclose(levels, expected, atol=0.01)
+    short = frame_levels(samples[: round(centre * 16_000)], FRAMES, SECONDS / FRAMES)
+    np.testing.assert_allclose(short[frame], expected[frame] - 10 * np.log10(2), atol=0.01)
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from html.parser import HTMLParser
 
 import pytest
 
+from localgp.analysis.benchmarks import read_benchmarks
 from localgp.analysis.collect import collect, group
-from localgp.analysis.html import Page
 from localgp.analysis.markdown import readme_section, replace_between_markers
-from localgp.analysis.pareto import Point, front, points
-from localgp.analysis.report import bench_parts, build_report
+from localgp.analysis.pareto import Point, front, pareto_figure, points
+from localgp.analysis.report import build_report
+from localgp.analysis.style import run_style
 from localgp.analysis.tables import NOT_RUN, Table, side_by_side
+from localgp.cli import CONF_DIR
 from localgp.errors import ConfigError
 from tests.analysis_helpers import shared_place
 from tests.chromium import NAMES, Chromium, find_chromium
@@ -40,6 +42,9 @@ def page(place):
     }
     bench = {"bench": "encoder", "machine": "a <b>machine</b>", "rows": [row]}
     (place.path / "exp/bench/encoder.json").write_text(json.dumps(bench))
+    rows = [timed_row("row01", 2.0, 1.0, [1.0, 1.0]), timed_row("row05", 1.1, 0.8, [0.7, 0.9])]
+    runs = {"bench": "runs", "machine": {"cpu": "A"}, "commit": "feed", "rows": rows, "goals": []}
+    (place.path / "exp/bench/runs.json").write_text(json.dumps(runs))
     readme, results = place.path / "README.md", place.path / "RESULTS.md"
     readme.write_text(README)
     path, _, _ = build_report(place.config(f"++report.readme={readme}", f"++report.results={results}"))
@@ -81,16 +86,65 @@ def test_table_escapes_what_it_is_given():
 
 
 def test_pareto_points_and_front(place):
-    found = {(p.family, p.variant): p for p in points(_groups(place), "gflops", "wer")}
-    assert found["row05", ""].x == pytest.approx(0.89)
-    assert found["row05", ""].x_spread == pytest.approx(0.01414, abs=1e-4)
-    assert found["row05", "target0.5"].x == pytest.approx(0.7)
-    audio = _groups(place)[0].runs[0].metrics["data"]["audio_seconds"]
-    seconds = {(p.family, p.variant): p for p in points(_groups(place), "seconds", "bleu")}
-    assert seconds["row01", ""].x == pytest.approx(60 * 3.1 / audio)
-    a, b, c = (Point(n, "", x, y, 0, 0) for n, x, y in (("a", 1, 9.0), ("b", 2, 9.5), ("c", 3, 8.0)))
+    groups = _groups(place)
+    found = {p.name: p for p in points(groups, "gflops", "wer", {})}
+    assert found["row05"].x == pytest.approx(0.89)
+    assert found["row05"].x_range == pytest.approx((0.8759, 0.9041), abs=1e-4)
+    assert found["row05-target0.5"].x == pytest.approx(0.7)
+    assert (found["row05-target0.5"].family, found["row05-target0.5"].label) == ("row05", "0.5")
+    a, b, c = (Point(n, x, y, (x, x), 0) for n, x, y in (("a", 1, 9.0), ("b", 2, 9.5), ("c", 3, 8.0)))
     assert front([c, a, b], higher_is_better=False) == [a, c]
     assert front([c, a, b], higher_is_better=True) == [a, b]
+
+
+def test_seconds_are_those_of_paired_runs(place):
+    """The evaluation's own are never drawn, and a point moves with its ratio to row01, not with the machine's mood."""
+    groups = _groups(place)
+    assert points(groups, "encoder", "wer", {}) == points(groups, "total", "wer", {}) == []
+    assert pareto_figure(groups, "encoder", "wer", {}) is None
+    timed = {
+        "row01": timed_row("row01", 2.0, 1.0, [1.0, 1.0]),
+        "row05": timed_row("row05", 1.1, 0.8, [0.7, 0.9]),
+    }
+    found = {p.name: p for p in points(groups, "encoder", "wer", timed)}
+    assert set(found) == {"row01", "row05"}
+    assert found["row05"].x == pytest.approx(1.6)
+    assert found["row05"].x_range == pytest.approx((1.4, 1.8))
+    alone = points(groups, "encoder", "wer", {"row05": timed["row05"] | {"time_ratio_vs_dense": None}})
+    assert [p.x for p in alone] == [1.1]
+    total = {p.name: p for p in points(groups, "total", "bleu", timed)}
+    assert total["row05"].x == pytest.approx(5.5)
+
+
+def test_points_of_a_sweep_are_joined_and_variants_are_not():
+    lines = [
+        Point(n, 1, 1, (1, 1), 0).line
+        for n in ("row06", "row06-target0.5", "row06-cosine", "row06-cosine-target0.5")
+    ]
+    assert lines == ["row06", "row06", "row06-cosine", "row06-cosine"]
+
+
+def test_every_experiment_has_a_look_of_its_own():
+    names = sorted(path.stem for path in (CONF_DIR / "conf").glob("*.yaml"))
+    looks = [tuple(sorted(run_style(name).items())) for name in names]
+    assert len(set(looks)) == len(names) >= 16
+    shapes = [
+        (run_style(n)["marker"], run_style(n)["markerfacecolor"] == "none", run_style(n)["color"])
+        for n in names
+    ]
+    assert len(set(shapes)) == len(names)
+    assert run_style("mine") == run_style("mine")
+    assert run_style("mine")["marker"] not in {run_style(name)["marker"] for name in names}
+
+
+def timed_row(name, encoder, ratio, spread):
+    return {
+        "run": name, "seed": 1, "corpus": "mini", "backbone": "mini", "utterances": 4, "audio_seconds": 16.0,
+        "encoder_seconds": encoder, "decoder_seconds": 4 * encoder, "features_seconds": 0.1, "contexts_seconds": 0.0,
+        "total_seconds": 5 * encoder, "total_time_ratio_vs_dense": ratio, "time_ratio_vs_dense": ratio,
+        "time_ratio_spread": spread, "decoder_time_ratio_vs_dense": 1.25, "decoder_time_ratio_spread": [1.2, 1.3],
+        "flop_ratio": 0.91, "decoder_flop_ratio": 1.0, "skipped": 0.3, "decoder_skipped": 0.0, "tokens": 99,
+    }  # fmt: skip
 
 
 def test_report_replaces_between_markers_only(place, page):
@@ -100,7 +154,8 @@ def test_report_replaces_between_markers_only(place, page):
     assert text.endswith("<!-- results:end -->\nafter\n")
     assert "old" not in text
     assert "| row05-target0.5 | local | front | 1 |" in text
-    replace_between_markers(readme, readme_section(collect(place.path / "exp")))
+    assert "speed" not in text, "a file without markers for it has none"
+    replace_between_markers(readme, {"results": readme_section(collect(place.path / "exp")), "speed": "x"})
     assert readme.read_text(encoding="utf-8") == text, "doing it again changes nothing"
     results = (place.path / "RESULTS.md").read_text(encoding="utf-8")
     assert results == (place.path / "exp/RESULTS.md").read_text(encoding="utf-8")
@@ -113,10 +168,10 @@ def test_readme_without_one_pair_of_markers_is_left_alone(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ConfigError, match="has not exactly one <!-- results:begin -->"):
-        replace_between_markers(readme, "new")
+        replace_between_markers(readme, {"results": "new"})
     assert readme.read_text() == text
     with pytest.raises(ConfigError, match="which does not exist"):
-        replace_between_markers(tmp_path / "other.md", "new")
+        replace_between_markers(tmp_path / "other.md", {"results": "new"})
 
 
 def test_bad_options_are_explained(place):
@@ -128,7 +183,7 @@ def test_bad_benchmark_is_named(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/decoder.json").write_text('{"bench": "decoder"}')
     with pytest.raises(ConfigError, match=r"decoder.json is not the last line of python -m localgp.bench"):
-        bench_parts(Page("t"), tmp_path)
+        read_benchmarks(tmp_path)
 
 
 class _Outline(HTMLParser):
@@ -168,6 +223,13 @@ def test_page_is_whole_and_loads_nothing(page):
     anchors = {link[1:] for link in outline.links if link.startswith("#")}
     assert anchors <= set(outline.ids)
     assert text.count("<figure>") == text.count("<figcaption>") >= 4
+    assert "1.600" not in text, "seconds in a table are medians"
+    for expected in ("0.80 [0.70, 0.90]", "Not timed there: row05-target0.5, control_random."):
+        assert expected in text
+    assert (
+        "Not measured yet: python -m localgp.bench bench=decoder; python -m localgp.bench bench=training."
+        in text
+    )
     for expected in (NOT_RUN, "568.5", "0.71", "a &lt;b&gt;machine", "0123456789abcdef", "pruning:"):
         assert expected in text
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)

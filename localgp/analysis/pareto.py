@@ -1,85 +1,119 @@
-"""Quality against cost over all runs: what is given up for what is saved."""
+"""Quality against cost over all runs: what is given up for what is saved.
+
+FLOPs are the evaluation's. Seconds are never the evaluation's, which was made at another time under another load: they
+are `localgp.evaluation.timing_runs`', for which all runs took turns.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from localgp.analysis.collect import Group
-from localgp.analysis.style import FAINT, INK, MARKERS, SERIES, pyplot
+from localgp.analysis.style import FAINT, INK, pyplot, run_style
+
+DENSE = "row01"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One experiment: means over its seeds, and their standard deviations (0 for a single seed)."""
+    """One experiment.
 
-    family: str  # the experiment without its variant, such as row05
-    variant: str  # such as target0.5; empty for the plain one
+    Attributes:
+        name: Of the run, with its variant: row05-target0.5.
+        x, y: Cost and score; the score is the mean over seeds.
+        x_range: Lower and upper end of the cost's bar.
+        y_spread: Standard deviation over seeds, 0 for a single one.
+    """
+
+    name: str
     x: float
     y: float
-    x_spread: float
+    x_range: tuple[float, float]
     y_spread: float
+
+    @property
+    def family(self) -> str:
+        return self.name.partition("-")[0]
+
+    @property
+    def line(self) -> str:
+        """Points of one sweep have the same: row05-target0.3 and row05-target0.5, but not row06-cosine and row06."""
+        return re.sub(r"-target[\d.]+", "", self.name)
+
+    @property
+    def label(self) -> str:
+        return re.sub(r"^target", "", self.name.partition("-")[2])
 
 
 COSTS = {
     "gflops": "encoder GFLOPs an utterance",
-    "seconds": "measured encoder seconds per minute of audio",
+    "encoder": "encoder seconds per minute of audio",
+    "total": "encoder, contexts and decoder seconds per minute of audio",
 }
 SCORES = {"wer": ("WER, %", False), "bleu": ("BLEU", True)}
 
 
-def machine(metrics: dict[str, Any]) -> str:
-    """Where the seconds were measured; only those of one machine can be compared."""
-    return f"{metrics.get('device', 'unknown device')}, {metrics.get('threads', '?')} threads"
+def points(
+    groups: Sequence[Group], cost: str, score: str, timed: Mapping[str, Mapping[str, Any]]
+) -> list[Point]:
+    """One point for every group that has both figures.
 
-
-def usual_machine(groups: Sequence[Group]) -> str:
-    """The one that most runs were measured on."""
-    return Counter(machine(run.metrics) for g in groups for run in g.runs).most_common(1)[0][0]
-
-
-def _cost(metrics: dict[str, Any], cost: str, where: str) -> float | None:
-    if cost == "gflops":
-        return metrics["gflops"].get("encoder")
-    seconds = metrics.get("seconds", {}).get("encoder")
-    audio = metrics["data"].get("audio_seconds")
-    if seconds is None or not audio or machine(metrics) != where:
-        return None
-    return 60 * seconds / audio
-
-
-def points(groups: Sequence[Group], cost: str, score: str) -> list[Point]:
-    """One point for every group that has both figures."""
-    where = usual_machine(groups)
+    Args:
+        timed: Run name to its row of ``bench=runs``.
+    """
     found = []
     for g in groups:
-        pairs = [
-            (x, y)
-            for run in g.runs
-            if (x := _cost(run.metrics, cost, where)) is not None
-            and (y := run.metrics[score].get("average")) is not None
-        ]
-        if pairs:
-            x, y = np.array(pairs, dtype=float).T
-            spread = (x.std(ddof=1), y.std(ddof=1)) if len(pairs) > 1 else (0.0, 0.0)
-            family, _, variant = g.name.partition("-")
-            found.append(
-                Point(family, variant, float(x.mean()), float(y.mean()), float(spread[0]), float(spread[1]))
-            )
+        scores = g.values(score, "average")
+        if cost == "gflops":
+            costs = g.values("gflops", "encoder")
+            if not costs or not scores:
+                continue
+            x, spread = float(np.mean(costs)), _deviation(costs)
+            x_range = (x - spread, x + spread)
+        else:
+            seconds = paired_seconds(timed, g.name, cost)
+            if seconds is None or not scores:
+                continue
+            x, *ends = seconds
+            x_range = (ends[0], ends[1])
+        found.append(Point(g.name, x, float(np.mean(scores)), x_range, _deviation(scores)))
     return found
+
+
+def paired_seconds(
+    timed: Mapping[str, Mapping[str, Any]], name: str, cost: str
+) -> tuple[float, float, float] | None:
+    """Seconds of a run and the ends of its bar: the dense run's median times the ratio to it in the same rounds.
+
+    So what slowed the machine for a while moves no run against another. Without a dense run, and for sums over parts
+    that were timed in rounds of their own, the medians.
+    """
+    row = timed.get(name)
+    if row is None:
+        return None
+    median = float(row[f"{cost}_seconds"])
+    ratio, spread = row.get("time_ratio_vs_dense"), row.get("time_ratio_spread")
+    if cost != "encoder" or ratio is None or spread is None or DENSE not in timed:
+        return median, median, median
+    dense = float(timed[DENSE]["encoder_seconds"])
+    return dense * ratio, dense * spread[0], dense * spread[1]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def front(chosen: Sequence[Point], higher_is_better: bool) -> list[Point]:
     """The points that no other one beats in both, from cheap to dear.
 
     Example:
-        >>> a, b, c = (Point(n, "", x, y, 0, 0) for n, x, y in [("a", 1, 9), ("b", 2, 5), ("c", 3, 7)])
-        >>> [p.family for p in front([c, b, a], higher_is_better=False)]
+        >>> a, b, c = (Point(n, x, y, (x, x), 0) for n, x, y in [("a", 1, 9), ("b", 2, 5), ("c", 3, 7)])
+        >>> [p.name for p in front([c, b, a], higher_is_better=False)]
         ['a', 'b']
     """
     sign = -1.0 if higher_is_better else 1.0
@@ -90,47 +124,54 @@ def front(chosen: Sequence[Point], higher_is_better: bool) -> list[Point]:
     return best
 
 
-def pareto_figure(groups: Sequence[Group], cost: str, score: str) -> Any | None:
-    """Score over cost; variants of one experiment are joined, what no other run beats is joined by a step line.
+def pareto_figure(
+    groups: Sequence[Group], cost: str, score: str, timed: Mapping[str, Mapping[str, Any]]
+) -> Any | None:
+    """Score over cost; the points of a sweep are joined, what no other run beats is joined by a step line.
 
     Returns:
         None where fewer than two runs have both.
     """
-    chosen = points(groups, cost, score)
+    chosen = points(groups, cost, score, timed)
     if len(chosen) < 2:
         return None
     plt = pyplot()
     label, higher = SCORES[score]
-    figure, axes = plt.subplots(figsize=(4.3, 3.1), layout="constrained")
+    families = list(dict.fromkeys(p.family for p in chosen))
+    columns = 3
+    legend_rows = -(-len(families) // columns)
+    figure, axes = plt.subplots(figsize=(4.6, 3.0 + 0.17 * legend_rows), layout="constrained")
     axes.grid(True)
     axes.set_axisbelow(True)
     edge = front(chosen, higher)
     if len(edge) > 1:
         axes.step([p.x for p in edge], [p.y for p in edge], where="post", color=FAINT, linewidth=3, zorder=1)
-    for index, family in enumerate(dict.fromkeys(p.family for p in chosen)):
-        members = sorted((p for p in chosen if p.family == family), key=lambda p: p.x)
+    labelled: set[str] = set()
+    for line in dict.fromkeys(p.line for p in chosen):
+        members = sorted((p for p in chosen if p.line == line), key=lambda p: p.x)
+        family = members[0].family
         axes.errorbar(
             [p.x for p in members],
             [p.y for p in members],
-            xerr=[p.x_spread for p in members],
+            xerr=np.array([[max(0.0, p.x - p.x_range[0]), max(0.0, p.x_range[1] - p.x)] for p in members]).T,
             yerr=[p.y_spread for p in members],
-            color=SERIES[index % len(SERIES)],
-            marker=MARKERS[(index + index // len(SERIES)) % len(MARKERS)],
+            **run_style(family),
+            linestyle="-" if len(members) > 1 else "none",
             markersize=6,
             linewidth=1.2,
             elinewidth=0.8,
-            label=family,
+            label=None if family in labelled else family,
             zorder=2,
         )
+        labelled.add(family)
         for p in members:
-            if p.variant:
-                text = re.sub(r"^target", "", p.variant)
-                axes.annotate(text, (p.x, p.y), textcoords="offset points", xytext=(5, 4), fontsize=7.5)
-    dense = next((p for p in chosen if p.family == "row01"), None)
+            if p.label:
+                axes.annotate(p.label, (p.x, p.y), textcoords="offset points", xytext=(5, 4), fontsize=7.5)
+    dense = next((p for p in chosen if p.name == DENSE), None)
     if dense is not None:
         axes.axhline(dense.y, color=INK, linestyle=":", linewidth=0.9, zorder=1)
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel(label)
     axes.margins(0.12)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=8)
     return figure

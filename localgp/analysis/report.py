@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,19 +9,34 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from localgp.analysis.benchmarks import COMMANDS, Benchmark, read_benchmarks
+from localgp.analysis.bootstrap import Scores
 from localgp.analysis.collect import Evaluated, Group, collect, group, in_order
+from localgp.analysis.context_effect import CONTEXT_EFFECT, TITLE, context_effect
 from localgp.analysis.gates_section import gates_section
 from localgp.analysis.html import Page, caption, details, viewer
-from localgp.analysis.markdown import ORIENTATION, describe, readme_section, replace_between_markers, results
+from localgp.analysis.markdown import (
+    ORIENTATION,
+    Tests,
+    describe,
+    readme_section,
+    replace_between_markers,
+    results,
+)
 from localgp.analysis.options import ReportOptions
-from localgp.analysis.pareto import COSTS, SCORES, pareto_figure, usual_machine
+from localgp.analysis.pareto import COSTS, SCORES, pareto_figure
 from localgp.analysis.significance import SIGNIFICANCE, significance
 from localgp.analysis.sources import read_hypotheses
+from localgp.analysis.speed import goals_table, paired_note, speed_section, time_table
 from localgp.analysis.study import Corpora, Study, study
-from localgp.analysis.tables import Table, kept, paper_table, scores, side_by_side, speed
+from localgp.analysis.tables import Table, kept, paper_table, scores, side_by_side
 from localgp.analysis.viewer import choose, palette, run_entry, utterance_entry
-from localgp.errors import ConfigError
 from localgp.run import write_atomically
+
+_NOT_TIMED = (
+    "These runs have not been timed together. What their evaluations took was measured at different times under "
+    "different load and says nothing; this measures them in turns, and the plots of quality over seconds follow from it"
+)
 
 
 def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
@@ -35,18 +49,29 @@ def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
     exp_dir = Path(cfg.exp_dir)
     runs = collect(exp_dir)
     corpora = Corpora(Path(cfg.data_dir))
+    benchmarks = read_benchmarks(exp_dir)
+    scored = Scores(corpora)
     tests = {
         key: table
         for key, groups in group(runs).items()
-        if (table := significance(groups, corpora)) is not None
+        if (table := significance(groups, scored)) is not None
     }
-    text = results(runs, tests)
+    contexts = {
+        key: table
+        for key, groups in group(runs).items()
+        if (table := context_effect(groups, scored)) is not None
+    }
+    text = results(runs, tests, contexts, benchmarks)
     write_atomically(exp_dir / "RESULTS.md", text)
     if options.results:
         write_atomically(Path(options.results), text)
     if options.readme:
-        replace_between_markers(Path(options.readme), readme_section(runs))
-    page = build_page(runs, exp_dir, corpora, options.utterances, tests)
+        sections = {
+            "results": readme_section(runs, contexts),
+            "speed": speed_section(benchmarks, whole=False),
+        }
+        replace_between_markers(Path(options.readme), sections)
+    page = build_page(runs, exp_dir, corpora, options.utterances, tests, contexts, benchmarks)
     write_atomically(exp_dir / "report.html", page.html())
     return exp_dir / "report.html", exp_dir / "RESULTS.md", text
 
@@ -56,11 +81,15 @@ def build_page(
     exp_dir: Path,
     corpora: Corpora,
     utterances: int,
-    tests: Mapping[tuple[str, str], Table],
+    tests: Tests,
+    contexts: Tests,
+    benchmarks: Mapping[str, Benchmark],
 ) -> Page:
     """Args:
     utterances: In the mask viewer, for every scored split.
     tests: Significance of each group's differences, where it could be computed.
+    contexts: Whether contexts help, of each group where it could be computed.
+    benchmarks: By name.
     """
     studies = {run.key: study(run, corpora) for run in runs if run.gates.exists()}
     page = Page("localgp: results")
@@ -72,8 +101,11 @@ def build_page(
     )
     for (label, backbone), groups in group(runs).items():
         page.section(f"{label}; backbone {backbone}")
-        _score_parts(page, groups, tests.get((label, backbone)))
-        _pareto_parts(page, groups)
+        _score_parts(page, groups, tests.get((label, backbone)), contexts.get((label, backbone)))
+        timing = benchmarks.get("runs")
+        timed = timing.runs_of(groups[0].runs[0].corpus, backbone) if timing is not None else {}
+        _time_parts(page, groups, timed, timing)
+        _pareto_parts(page, groups, timed)
         gates_section(page, groups, studies, corpora)
     sets = viewer_sets(runs, studies, corpora, utterances)
     if sets:
@@ -84,7 +116,7 @@ def build_page(
             "pause between words first; hypotheses mark words that are wrong and words that are missing."
         )
         page.raw(viewer({"palette": palette(), "sets": sets}))
-    bench_parts(page, exp_dir)
+    bench_parts(page, benchmarks)
     page.section("The paper's Table 1")
     page.text("Europarl-ST v1.1 with OWSM-v3.1-medium, as printed there. " + ORIENTATION)
     page.raw(paper_table().html())
@@ -97,7 +129,7 @@ def build_page(
     return page
 
 
-def _score_parts(page: Page, groups: Sequence[Group], tests: Table | None) -> None:
+def _score_parts(page: Page, groups: Sequence[Group], tests: Table | None, contexts: Table | None) -> None:
     page.heading("Table 1, side by side")
     page.raw(f'<div class="sides">{side_by_side(groups).html()}</div>')
     page.raw(
@@ -112,6 +144,10 @@ def _score_parts(page: Page, groups: Sequence[Group], tests: Table | None) -> No
     seeds = seeds_table(groups)
     if seeds is not None:
         page.raw(details("Every seed", seeds.html()))
+    if contexts is not None:
+        page.heading(TITLE)
+        page.raw(contexts.html())
+        page.raw(caption(CONTEXT_EFFECT))
     if tests is not None:
         page.heading("Which differences are more than chance")
         page.raw(tests.html())
@@ -128,37 +164,53 @@ def _score_parts(page: Page, groups: Sequence[Group], tests: Table | None) -> No
                 "chance."
             )
         )
-    times = speed(groups)
-    if times is not None:
-        page.heading("Time")
-        page.raw(times.html())
-        page.raw(
-            caption(
-                "Wall time of the evaluation itself, spent in encoder and decoder, with whatever else the machine "
-                "did at the time; for measured comparisons see the benchmarks."
-            )
+
+
+def _time_parts(
+    page: Page, groups: Sequence[Group], timed: Mapping[str, Mapping[str, Any]], timing: Benchmark | None
+) -> None:
+    """Seconds of the runs, all timed in turns; never an evaluation's own, which had the machine at another time."""
+    page.heading("Time")
+    table = time_table(timed, [g.name for g in groups])
+    if table is None or timing is None:
+        page.text(f"{_NOT_TIMED}: {COMMANDS['runs']}")
+        return
+    page.raw(table.html())
+    lacking = [g.name for g in groups if g.name not in timed]
+    page.raw(
+        caption(
+            f"{paired_note(timed)} Measured by {COMMANDS['runs']} on {timing.machine}; commit {timing.commit[:12]}."
+            + (f" Not timed there: {', '.join(lacking)}." if lacking else "")
         )
+    )
 
 
-def _pareto_parts(page: Page, groups: Sequence[Group]) -> None:
-    where = usual_machine(groups)
+def _pareto_parts(page: Page, groups: Sequence[Group], timed: Mapping[str, Mapping[str, Any]]) -> None:
     made = []
     for cost in COSTS:
         for score, (label, higher) in SCORES.items():
-            figure = pareto_figure(groups, cost, score)
+            figure = pareto_figure(groups, cost, score, timed)
             if figure is None:
                 continue
             text = (
                 f"{label}, average over tasks ({'higher' if higher else 'lower'} is better), over {COSTS[cost]}. "
-                "A point is an experiment, bars its standard deviation over seeds; points of a sweep are joined and "
-                "carry their target sparsity. Dotted: the dense row01. The grey line joins what no other run beats."
+                "A point is an experiment, its vertical bar the standard deviation over seeds; filled are the paper's "
+                "rows, hollow our controls. Points of a sweep are joined and carry their target sparsity, other "
+                "variants their name. Dotted: the dense row01. The grey line joins what no other run beats."
             )
-            if cost == "seconds":
-                text += f" Only runs measured on {where}."
+            if cost == "encoder":
+                text += (
+                    " All runs took turns on the same utterances: a point is row01's median times the median ratio to "
+                    "row01 in the same round, its horizontal bar the ratio's quartiles."
+                )
+            elif cost == "total":
+                text += " All runs took turns on the same utterances; medians, summed over the parts."
             made.append(page.figure(figure, text))
     if made:
         page.heading("Quality against cost")
         page.raw(f'<div class="figures">{"".join(made)}</div>')
+        if not timed:
+            page.text(f"{_NOT_TIMED}: {COMMANDS['runs']}")
 
 
 def seeds_table(groups: Sequence[Group]) -> Table | None:
@@ -196,25 +248,21 @@ def runs_table(runs: Sequence[Evaluated]) -> Table:
     return Table(["run", "commit of the evaluation", "device", "threads", "decoding"], rows)
 
 
-def bench_parts(page: Page, exp_dir: Path) -> None:
-    """Benchmarks stored as ``<exp_dir>/bench/*.json``, each the JSON object that ``localgp.bench`` ends with."""
-    paths = sorted((exp_dir / "bench").glob("*.json"))
-    if not paths:
-        return
+def bench_parts(page: Page, benchmarks: Mapping[str, Benchmark]) -> None:
+    """Every benchmark but ``runs``, which stands with the runs' scores; and how to measure what is missing."""
+    shown = {name: found for name, found in benchmarks.items() if name != "runs"}
     page.section("Benchmarks")
-    for path in paths:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            rows: list[dict[str, Any]] = found["rows"]
-            header = list(dict.fromkeys(key for row in rows for key in row))
-            cells = [[_bench_cell(row.get(key)) for key in header] for row in rows]
-            page.heading(f"{found['bench']} on {found['machine']}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{path} is not the last line of python -m localgp.bench ({error!r}); write it again or remove it"
-            ) from error
+    for name, found in shown.items():
+        header = list(dict.fromkeys(key for row in found.rows for key in row))
+        cells = [[_bench_cell(row.get(key)) for key in header] for row in found.rows]
+        page.heading(f"{found.name} on {found.machine}")
+        if found.goals:
+            page.raw(goals_table(found.goals).html())
         page.raw(Table(header, cells).html())
-        page.raw(caption(f"From {path.name}: measured by python -m localgp.bench, pairs in one run."))
+        page.raw(caption(f"From {name}.json: measured by python -m localgp.bench, pairs in one run."))
+    missing = [command for name, command in COMMANDS.items() if name not in benchmarks]
+    if missing:
+        page.text(f"Not measured yet: {'; '.join(missing)}.")
 
 
 def _bench_cell(value: Any) -> str:

@@ -9,6 +9,8 @@ from functools import cache
 
 import numpy as np
 
+from localgp.timeline import frame_centres
+
 SAMPLE_RATE, N_FFT, WINDOW, HOP, BANDS = 16_000, 512, 400, 160, 80
 _FLOOR = 1e-10
 
@@ -47,8 +49,20 @@ def log_mel(samples_N: np.ndarray) -> np.ndarray:
 
 
 def frame_levels(samples_N: np.ndarray, frames: int, seconds_per_frame: float) -> np.ndarray:
-    """Energy VAD's measure: level in dB of the samples under each encoder frame, (T,)."""
-    edges = np.round(np.arange(frames + 1) * seconds_per_frame * SAMPLE_RATE).astype(int)
+    """Energy VAD's measure: level in dB of the 40 ms of samples around the centre of each encoder frame, (T,).
+
+    Args:
+        seconds_per_frame: Of the padded input, over its T frames.
+
+    Example:
+        >>> loud = np.repeat([0.0, 0.5, 0.0], [640, 640, 3920])  # 40 ms to 80 ms; frame 1 is centred on 70 ms
+        >>> frame_levels(loud, 7, 0.32 / 7)[:3].round(1).tolist()
+        [-12.0, -7.3, -100.0]
+    """
+    padded = frames * seconds_per_frame * SAMPLE_RATE
+    step = padded / (frames + 1)
+    starts = frame_centres(frames, padded) - step / 2
+    edges = np.round(np.append(starts, starts[-1] + step)).astype(int)
     energy = np.concatenate([[0.0], np.cumsum(samples_N.astype(np.float64) ** 2)])
     clipped = np.minimum(edges, len(samples_N))
     mean = (energy[clipped[1:]] - energy[clipped[:-1]]) / np.maximum(1, np.diff(edges))

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 # Okabe and Ito's colours, told apart by every kind of colour vision.
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -14,7 +15,51 @@ BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")  # beside the colour, never the colour alone
 
+# How every plot draws an experiment: colour (None: ink) and marker. Filled are the paper's rows, GlobalGP's square;
+# hollow are our controls, the open and the shuffled one in the look of the row that they are a control of.
+_RUNS = {
+    "row01": (None, "o"),
+    "row02": (VERMILION, "s"),
+    "row03": (ORANGE, "s"),
+    "row04": (PURPLE, "s"),
+    "row05": (BLUE, "o"),
+    "row06": (SKY, "^"),
+    "row07": (GREEN, "v"),
+    "row08": (PURPLE, "D"),
+    "row09": (ORANGE, "P"),
+    "row10": (VERMILION, "X"),
+    "control_open": (BLUE, "o"),
+    "control_random": (ORANGE, "D"),
+    "control_vad": (GREEN, "s"),
+    "control_trim": (None, "p"),
+    "control_shuffled_speaker": (SKY, "^"),
+    "control_speechprune": (VERMILION, "v"),
+}
+_OTHERS = ("h", "<", ">", "*")  # of experiments that are not ours
+
 INK, FAINT = "#1c1d1e", "#c9cacb"  # replaced by the page's own where a figure becomes a part of one
+
+
+def run_style(experiment: str) -> dict[str, Any]:
+    """Colour and marker of an experiment, the same in every plot and whatever else is drawn.
+
+    Args:
+        experiment: Its name without a variant; one that is unknown here gets what its name says.
+
+    Example:
+        >>> run_style("row05")["marker"], run_style("row05")["markerfacecolor"]
+        ('o', '#0072B2')
+        >>> run_style("control_open")["marker"], run_style("control_open")["markerfacecolor"]
+        ('o', 'none')
+    """
+    if experiment in _RUNS:
+        given, marker = _RUNS[experiment]
+        colour = given or INK
+    else:
+        place = crc32(experiment.encode())
+        colour, marker = SERIES[place % len(SERIES)], _OTHERS[place // len(SERIES) % len(_OTHERS)]
+    hollow = experiment.startswith("control_")
+    return {"color": colour, "marker": marker, "markerfacecolor": "none" if hollow else colour}
 
 
 def pyplot() -> Any:

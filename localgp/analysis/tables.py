@@ -8,7 +8,6 @@ from html import escape
 
 from localgp.analysis.collect import Group
 from localgp.analysis.paper import BLEU_TASKS, TABLE_1, WER_TASKS
-from localgp.analysis.pareto import machine
 from localgp.stored import run_config, section
 
 NOT_RUN = "not run"
@@ -154,39 +153,6 @@ def kept(groups: Sequence[Group]) -> Table | None:
     ]
     spans = (("", 1), *((title, len(columns)) for title, columns in parts if columns), ("frames", 2))
     return Table(header, rows, spans)
-
-
-def speed(groups: Sequence[Group]) -> Table | None:
-    """Wall time of the evaluation, by run and machine; None where no run has it."""
-    rows = []
-    for g in groups:
-        for where in dict.fromkeys(machine(run.metrics) for run in g.runs):
-            part = Group(g.name, tuple(run for run in g.runs if machine(run.metrics) == where))
-            audio = part.values("data", "audio_seconds")
-            if not audio or not part.values("seconds", "encoder"):
-                continue
-            per_minute = 60 / audio[0]
-            rows.append(
-                [
-                    g.name,
-                    str(len(part.runs)),
-                    where,
-                    f"{audio[0]:.0f}",
-                    part.show("seconds", "encoder", digits=2, scale=per_minute),
-                    part.show("seconds", "decoder", digits=2, scale=per_minute),
-                ]
-            )
-    if not rows:
-        return None
-    header = [
-        "run",
-        "seeds",
-        "device",
-        "audio, s",
-        "encoder, s per minute of audio",
-        "decoder, s per minute of audio",
-    ]
-    return Table(header, rows)
 
 
 def description(group: Group) -> tuple[str, str, str]:

@@ -1,0 +1,272 @@
+"""Speed as tables: against ESPnet, against our own dense path, and of trained runs against each other.
+
+Everything is read from the files of ``localgp.bench``; every time ratio stands beside the ratio of FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from localgp.analysis.benchmarks import COMMANDS, Benchmark
+from localgp.analysis.tables import Table
+
+Row = Mapping[str, Any]
+
+PAIRED = (
+    "All runs took turns on the same {utterances} utterances ({audio:.0f} s, all their tasks), the first seed of each. "
+    "Seconds are medians per minute of audio; time ratios are medians of the ratio to row01 in the same round, in "
+    "brackets their quartiles; FLOP ratios are to the dense model. The encoder is timed from features on, as its FLOPs "
+    "are counted; features and the extraction of contexts apart, and all are in the total. A decoder's time goes with "
+    "how many tokens it writes."
+)
+
+
+def time_table(timed: Mapping[str, Row], names: Sequence[str] | None = None) -> Table | None:
+    """Seconds and ratios of the runs timed by ``bench=runs``.
+
+    Args:
+        timed: Run name to its row.
+        names: Which runs, in which order; None for all. Those not timed are left out.
+
+    Returns:
+        None where none was timed.
+    """
+    rows = [
+        [
+            name,
+            str(row.get("seed", "-")),
+            _seconds(row.get("total_seconds")),
+            _ratio(row.get("total_time_ratio_vs_dense")),
+            _seconds(row.get("encoder_seconds")),
+            _ratio(row.get("time_ratio_vs_dense"), row.get("time_ratio_spread")),
+            _ratio(row.get("flop_ratio")),
+            _seconds(row.get("decoder_seconds")),
+            _ratio(row.get("decoder_time_ratio_vs_dense"), row.get("decoder_time_ratio_spread")),
+            _ratio(row.get("decoder_flop_ratio")),
+            str(row.get("tokens", "-")),
+            _seconds(row.get("features_seconds")),
+            _seconds(row.get("contexts_seconds")),
+        ]
+        for name in (timed if names is None else names)
+        if (row := timed.get(name)) is not None
+    ]
+    if not rows:
+        return None
+    part = ["s", "time ratio", "FLOP ratio"]
+    header = ["run", "seed", *part[:2], *part, *part, "tokens", "features, s", "contexts, s"]
+    return Table(header, rows, (("", 2), ("total", 2), ("encoder", 3), ("decoder", 4), ("", 2)))
+
+
+def paired_note(timed: Mapping[str, Row]) -> str:
+    row = next(iter(timed.values()))
+    return PAIRED.format(utterances=row.get("utterances", "?"), audio=float(row.get("audio_seconds", 0.0)))
+
+
+def speed_section(found: Mapping[str, Benchmark], *, whole: bool) -> str:
+    """Markdown of all benchmarks; of one that has not been measured, the command that does.
+
+    Args:
+        whole: With every row and goal, as in RESULTS.md; else the rows that a README needs, and the goals not met.
+    """
+    titles = {
+        "encoder": "Encoder, against ESPnet's and against our own dense path (random gates)",
+        "decoder": "Decoder, beam search against ESPnet's; and a step's time at a share of modules skipped",
+        "training": "Training step of the encoder (forward and backward pass)",
+        "runs": "Trained runs",
+    }
+    parts = []
+    for name, title in titles.items():
+        parts.append(f"### {title}" if whole else f"**{title}**")
+        if name not in found:
+            parts.append(f"Not measured yet: `{COMMANDS[name]}` measures it.")
+            continue
+        benchmark = found[name]
+        parts.append(f"`{COMMANDS[name]}` on {benchmark.machine}; commit {benchmark.commit[:12]}.")
+        parts += _TABLES[name](benchmark, whole)
+        if benchmark.goals:
+            parts += [_goals(benchmark.goals, whole)]
+    return "\n\n".join(parts)
+
+
+def _encoder(benchmark: Benchmark, whole: bool) -> list[str]:
+    parts = []
+    rows = [row for row in benchmark.rows if row.get("measure") != "profile"]
+    if not whole:
+        rows = [row for row in rows if row.get("batch", 1) == 1 or row.get("measure") in ("ragged", "learnt")]
+    if rows:
+        parts.append(_module_table(rows, whole).markdown())
+    profile = [row for row in benchmark.rows if row.get("measure") == "profile"]
+    if whole and profile:
+        cells = [
+            [
+                f"{row.get('backbone')}, {row.get('dtype')}: {row.get('part')}",
+                _seconds(row.get("seconds")),
+                _seconds(row.get("against_seconds")),
+                _ratio(row.get("time_ratio_vs_espnet")),
+                _percent(row.get("time_share")),
+                _percent(row.get("flop_share")),
+            ]
+            for row in profile
+        ]
+        header = ["part", "s", "ESPnet, s", "time / ESPnet", "share of our time", "share of the FLOPs"]
+        parts += ["Seconds by part of one utterance:", Table(header, cells).markdown()]
+    return parts
+
+
+def _training(benchmark: Benchmark, whole: bool) -> list[str]:
+    return [_module_table(benchmark.rows, whole).markdown()] if benchmark.rows else []
+
+
+def _module_table(rows: Sequence[Row], whole: bool) -> Table:
+    """Of the encoder's and of training's rows."""
+    cells = [
+        [
+            _what(row),
+            f"{row.get('backbone')}, {row.get('dtype', 'fp32')}",
+            _seconds(row.get("seconds")),
+            _ratio(row.get("time_ratio_vs_espnet")),
+            *_against_dense(row),
+            *([_number(row.get("peak_mib"))] if whole else []),
+        ]
+        for row in rows
+    ]
+    header = ["what", "model", "s", "time / ESPnet", "time / own dense", "FLOPs / dense"]
+    return Table(header + (["peak MiB"] if whole else []), cells)
+
+
+def _what(row: Row) -> str:
+    said = row.get("seconds_of_audio") or []
+    length = ", ".join(f"{one:g}" for one in dict.fromkeys(said)) if len(said) <= 8 else "real speech"
+    batch = f", batch {len(said)}" if len(said) > 1 else ""
+    padded = row.get("padded_to")
+    measure = row.get("measure")
+    if measure == "padded":
+        return f"{length} s of speech padded to {padded:g} s{batch}"
+    if measure == "ragged":
+        return f"ragged batch of {length} s, packed"
+    if measure == "gates":
+        return f"LocalGP's own share{batch}"
+    if measure == "learnt":
+        return f"learnt gates, {_percent(row.get('skipped'))} of frames skipped"
+    if row.get("skipped"):
+        return f"{_percent(row.get('skipped'))} of frames skipped, {length} s{batch}"
+    return f"dense, {length} s{batch}"
+
+
+def _against_dense(row: Row) -> list[str]:
+    if row.get("measure") == "gates":
+        return [_ratio(row.get("overhead_share"), digits=3), _ratio(row.get("overhead_flop_share"), digits=3)]
+    return [_ratio(row.get("time_ratio_vs_dense")), _ratio(row.get("flop_ratio"))]
+
+
+def _decoder(benchmark: Benchmark, whole: bool) -> list[str]:
+    if not benchmark.rows:
+        return []
+    cells = [
+        [
+            f"{row.get('backbone')}, {row.get('dtype', 'fp32')}",
+            str(row.get("utterances", "-")),
+            str(row.get("ctc_weight", "-")),
+            _percent(row.get("skipped")),
+            f"{_number(row.get('speedup_vs_espnet'))} x" if row.get("speedup_vs_espnet") is not None else "-",
+            {True: "yes", False: "NO"}.get(row.get("identical_hypotheses"), "-"),  # type: ignore[arg-type]
+            _ratio(row.get("step_time_ratio_vs_dense")),
+        ]
+        for row in benchmark.rows
+    ]
+    header = ["model", "utterances", "ctc_weight", "modules skipped", "speed / ESPnet", "same hypotheses"]
+    return [Table([*header, "step time / own dense"], cells).markdown()]
+
+
+def _runs(benchmark: Benchmark, whole: bool) -> list[str]:
+    parts = []
+    for corpus, backbone in dict.fromkeys((row.get("corpus"), row.get("backbone")) for row in benchmark.rows):
+        timed = benchmark.runs_of(str(corpus), str(backbone))
+        parts.append(f"{corpus}; backbone {backbone}. {paired_note(timed)}")
+        table = time_table(timed) if whole else _short_times(timed)
+        if table is not None:
+            parts.append(table.markdown())
+    return parts
+
+
+def _short_times(timed: Mapping[str, Row]) -> Table:
+    """For a README."""
+    cells = [
+        [
+            name,
+            _seconds(row.get("encoder_seconds")),
+            _ratio(row.get("time_ratio_vs_dense"), row.get("time_ratio_spread")),
+            _ratio(row.get("flop_ratio")),
+            _seconds(row.get("contexts_seconds")),
+            _ratio(row.get("decoder_time_ratio_vs_dense")),
+            _ratio(row.get("decoder_flop_ratio")),
+            _ratio(row.get("total_time_ratio_vs_dense")),
+        ]
+        for name, row in timed.items()
+    ]
+    header = [
+        "run",
+        "s",
+        "time ratio",
+        "FLOP ratio",
+        "contexts, s",
+        "time ratio",
+        "FLOP ratio",
+        "total time ratio",
+    ]
+    return Table(header, cells, (("", 1), ("encoder", 3), ("", 1), ("decoder", 2), ("", 1)))
+
+
+_TABLES: dict[str, Callable[[Benchmark, bool], list[str]]] = {
+    "encoder": _encoder,
+    "decoder": _decoder,
+    "training": _training,
+    "runs": _runs,
+}
+
+
+def goals_table(goals: Sequence[Row]) -> Table:
+    rows = [
+        [
+            str(goal["goal"]),
+            _number(goal["value"]),
+            f"{goal['sense']} {_number(goal['limit'])}",
+            "met" if goal["met"] else "NOT MET",
+        ]
+        for goal in goals
+    ]
+    return Table(["goal", "measured", "wanted", ""], rows)
+
+
+def _goals(goals: Sequence[Row], whole: bool) -> str:
+    if whole:
+        return goals_table(goals).markdown()
+    missed = [goal for goal in goals if not goal["met"]]
+    text = f"Goals met: {len(goals) - len(missed)} of {len(goals)}."
+    if missed:
+        listed = "; ".join(
+            f"{goal['goal']}: {_number(goal['value'])} instead of {goal['sense']} {_number(goal['limit'])}"
+            for goal in missed
+        )
+        text += f" Not met: {listed}."
+    return text
+
+
+def _ratio(value: float | None, spread: Sequence[float] | None = None, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    ends = f" [{spread[0]:.{digits}f}, {spread[1]:.{digits}f}]" if spread else ""
+    return f"{value:.{digits}f}{ends}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,0 +1,286 @@
+"""Seconds of trained runs on the same utterances, paired in one run: what the gates of each one are worth in time.
+
+All runs take turns within every round, so that a machine that is slow for a while is slow for all of them. The parts
+of an utterance's way are timed apart: the contexts' extractors, the features, the encoder, the beam search.
+
+Shape legend: B utterances, N samples.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from localgp.evaluation.decode import TaskSearches, decode_rows
+from localgp.evaluation.measured import kept_ratios, measured_gflops
+from localgp.evaluation.timing import Paired, paired
+from localgp.evaluation.trained import batch_contexts, padded_speech
+from localgp.model import SHORTEST_SECONDS
+from localgp.pruning.encoder import EncoderOutput, encode
+from localgp.training.data import Task, list_tasks
+
+DENSE = "row01"  # what ratios are against
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """Attributes:
+    name, seed: Of the run.
+    model, backbone: Loaded, in eval mode.
+    contexts: `localgp.contexts.extract.RowContexts` of the utterances, or None.
+    extractors: Names of the extractors that make those contexts, as keys of `bench_runs`' ``extractors``.
+    """
+
+    name: str
+    seed: int
+    model: Any
+    backbone: Any
+    contexts: Any = None
+    extractors: tuple[str, ...] = ()
+
+
+@dataclass
+class _Batch:
+    """Attributes:
+    owners: The utterance of each task, as a row of the batch.
+    feats, feat_lengths, encoded: What the step before made, for the step that is timed.
+    """
+
+    speech_BN: Tensor
+    ends_B: Tensor
+    contexts: dict[str, Tensor]
+    tasks: list[Task]
+    owners: list[int]
+    feats: Tensor = field(default_factory=lambda: torch.empty(0))
+    feat_lengths: Tensor = field(default_factory=lambda: torch.empty(0))
+    encoded: EncoderOutput | None = None
+
+
+class RunTimer:
+    """The steps of one run's evaluation over the same utterances, each by itself.
+
+    Args:
+        run: What is timed.
+        rows: Prepared rows, all of whose tasks are decoded.
+        options: `localgp.decoding.DecodeOptions`.
+        batch: Utterances encoded together; their tasks are decoded together, as in an evaluation.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, run: TrainedRun, rows: Any, options: Any, batch: int) -> None:
+        self.run, self._model = run, run.model
+        self._device = next(run.model.parameters()).device
+        backbone = run.backbone
+        samples = round(backbone.padded_seconds * backbone.sample_rate)
+        self._searches = TaskSearches(run.model.espnet, backbone.tokenizer, options, torch.float32)
+        tasks_of: dict[int, list[Task]] = {}
+        for task in list_tasks(rows):
+            tasks_of.setdefault(task.row, []).append(task)
+        order = sorted(tasks_of, key=lambda index: (rows[index]["seconds"], index))
+        self._batches = []
+        for begin in range(0, len(order), batch):
+            chunk = order[begin : begin + batch]
+            items = [rows[index] for index in chunk]
+            speech_BN, ends_B = padded_speech(items, samples)
+            if not run.model.trim:
+                ends_B = torch.full((len(items),), samples)
+            self._batches.append(
+                _Batch(
+                    speech_BN.to(self._device),
+                    ends_B.to(self._device),
+                    batch_contexts(run.contexts, items, samples, self._device),
+                    [task for index in chunk for task in tasks_of[index]],
+                    [position for position, index in enumerate(chunk) for _ in tasks_of[index]],
+                )
+            )
+        self.features()
+        self.encoder()
+
+    @torch.inference_mode()
+    def features(self) -> None:
+        """Log-mel features: the same for all runs but those that do not pad."""
+        for b in self._batches:
+            b.feats, b.feat_lengths = input_features(self._model, b.speech_BN, b.ends_B)
+
+    @torch.inference_mode()
+    def encoder(self) -> list[EncoderOutput]:
+        """The packed encoder from features on, as its FLOPs are counted."""
+        model = self._model
+        for b in self._batches:
+            b.encoded = encode(
+                model.espnet.encoder, b.feats, b.feat_lengths, model.policy, b.contexts, path="packed"
+            )
+        return [b.encoded for b in self._batches if b.encoded is not None]
+
+    @torch.inference_mode()
+    def decoder(self) -> int:
+        """The beam search of all tasks; returns how many tokens the best hypotheses have."""
+        model, count = self._model, 0
+        for b in self._batches:
+            assert b.encoded is not None
+            gates = partial(model.step_gates, b.encoded) if model.decoder_policy is not None else None
+            found = self._searches(b.encoded.x, b.encoded.lengths, b.owners, b.tasks, gates=gates)
+            count += sum(len(written.tokens) for written in found)
+        return count
+
+
+def input_features(model: Any, speech_BN: Tensor, ends_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What `localgp.model.GatedS2T.encode` gives its packed encoder."""
+    if not model.trim:
+        return model.features(speech_BN, ends_B)
+    shortest = round(SHORTEST_SECONDS * getattr(model.espnet.frontend, "fs", 16_000))
+    found = []
+    for speech_N, length in zip(speech_BN, ends_B.tolist(), strict=True):
+        end = min(max(length, shortest), speech_N.shape[0])
+        found.append(model.features(speech_N[None, :end], ends_B.new_tensor([end])))
+    return pad_sequence([feats[0] for feats, _ in found], batch_first=True), torch.cat([n for _, n in found])
+
+
+def bench_runs(
+    runs: Sequence[TrainedRun],
+    rows: Any,
+    options: Any,
+    *,
+    corpus: str,
+    extractors: dict[str, Any],
+    batch: int = 16,
+    repeats: int = 5,
+    decoder_repeats: int = 3,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Times the runs in turns.
+
+    Args:
+        runs: With names that differ, on one device.
+        rows: Prepared rows, the same for all.
+        options: `localgp.decoding.DecodeOptions`, the same for all.
+        corpus: Name for the rows.
+        extractors: Key to a context's extractor.
+        batch: Utterances together.
+        repeats: Rounds of encoder, features and extractors.
+        decoder_repeats: Rounds of the beam search.
+        progress: Called with a line after each part.
+
+    Returns:
+        A row for each run, by `make_row`.
+    """
+    device = next(runs[0].model.parameters()).device
+    flops = {}
+    for run in runs:  # decoding once before the clock starts: FLOPs of these utterances, and warm kernels
+        flops[run.name] = _flops(run, rows, options, batch)
+        progress(f"decoded once: {run.name}")
+    timers = {run.name: RunTimer(run, rows, options, batch) for run in runs}
+    features = paired({name: timer.features for name, timer in timers.items()}, repeats, device)
+    encoder = paired({name: timer.encoder for name, timer in timers.items()}, repeats, device)
+    progress(f"encoders timed, {repeats} rounds")
+    samples = [np.asarray(row["samples"], dtype=np.float32) / 32768.0 for row in rows]
+    extraction = paired(
+        {
+            key: partial(lambda e: [e.extract(one) for one in samples], extractor)
+            for key, extractor in extractors.items()
+        },
+        repeats,
+        device,
+    )
+    tokens = {name: timer.decoder() for name, timer in timers.items()}
+    decoder = paired(
+        {name: timer.decoder for name, timer in timers.items()}, decoder_repeats, device, warmup=0
+    )
+    progress(f"decoders timed, {decoder_repeats} rounds")
+    audio = float(sum(rows.select_columns(["seconds"])["seconds"]))
+    shared: dict[str, Any] = {"corpus": corpus, "utterances": len(rows), "audio_seconds": round(audio, 2)}
+    found = [
+        shared
+        | make_row(
+            run,
+            60 / audio,
+            features,
+            encoder,
+            decoder,
+            sum(extraction.median(key) for key in run.extractors),
+        )
+        | flops[run.name]
+        | {"tokens": tokens[run.name]}
+        for run in runs
+    ]
+    dense = next((row["total_seconds"] for row in found if row["run"] == DENSE), None)
+    for row in found:
+        row["total_time_ratio_vs_dense"] = round(row["total_seconds"] / dense, 4) if dense else None
+    return found
+
+
+def make_row(
+    run: TrainedRun, per_minute: float, features: Paired, encoder: Paired, decoder: Paired, contexts: float
+) -> dict[str, Any]:
+    """Medians in seconds per minute of audio, and ratios to the dense run in the same round, with their quartiles.
+
+    Args:
+        per_minute: What seconds are multiplied by.
+        contexts: Seconds of extracting the run's contexts.
+    """
+    seconds = {
+        "contexts": contexts,
+        "features": features.median(run.name),
+        "encoder": encoder.median(run.name),
+        "decoder": decoder.median(run.name),
+    }
+    row: dict[str, Any] = {"run": run.name, "seed": run.seed, "backbone": run.backbone.name, "dtype": "fp32"}
+    row |= {f"{part}_seconds": round(per_minute * value, 4) for part, value in seconds.items()}
+    row["total_seconds"] = round(per_minute * sum(seconds.values()), 4)
+    for prefix, times in (("", encoder), ("decoder_", decoder)):
+        ratio, spread = ratio_to_dense(times, run.name)
+        row[f"{prefix}time_ratio_vs_dense"], row[f"{prefix}time_ratio_spread"] = ratio, spread
+    return row
+
+
+def ratio_to_dense(times: Paired, name: str) -> tuple[float | None, list[float] | None]:
+    """Median over the rounds of a run's time over the dense run's, and its quartiles; None without a dense run.
+
+    Example:
+        >>> ratio_to_dense(Paired({"row01": [1.0, 2.0, 4.0], "row05": [0.5, 1.8, 2.4]}), "row05")
+        (0.6, [0.55, 0.75])
+    """
+    if DENSE not in times.seconds:
+        return None, None
+    ratios = [a / b for a, b in zip(times.seconds[name], times.seconds[DENSE], strict=True)]
+    low, high = np.percentile(ratios, [25, 75])
+    return round(statistics.median(ratios), 4), [round(float(low), 4), round(float(high), 4)]
+
+
+def _flops(run: TrainedRun, rows: Any, options: Any, batch: int) -> dict[str, Any]:
+    """Of exactly what ran for these utterances: over the dense, padded encoder's and the dense decoder's."""
+    decoded = decode_rows(
+        run.model,
+        run.backbone,
+        rows,
+        list_tasks(rows),
+        options,
+        batch=batch,
+        progress=False,
+        contexts=run.contexts,
+    )
+    rate = run.backbone.sample_rate
+    lengths = [round(seconds * rate) for seconds in rows.select_columns(["seconds"])["seconds"]]
+    counted = measured_gflops(
+        run.model,
+        run.backbone,
+        decoded.gates,
+        decoded.decoder_gates,
+        lengths if run.model.trim else None,
+    )
+    sparsity = kept_ratios(decoded.gates, decoded.decoder_gates)["sparsity"] or {}
+    decoder = counted["decoder"] / counted["decoder_dense"] if "decoder" in counted else 1.0
+    return {
+        "skipped": sparsity.get("all_frames", 0.0),
+        "decoder_skipped": sparsity.get("decoder_tokens", 0.0),
+        "flop_ratio": round(counted["encoder"] / counted["dense"], 4),
+        "decoder_flop_ratio": round(decoder, 4),
+    }

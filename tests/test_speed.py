@@ -1,0 +1,133 @@
+"""The generated speed section: from the benchmarks' files alone, with the command for what is missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from localgp.analysis.benchmarks import COMMANDS, read_benchmarks
+from localgp.analysis.markdown import replace_between_markers
+from localgp.analysis.speed import speed_section
+from localgp.errors import ConfigError
+from localgp.evaluation.timing_encoder import make_row
+from localgp.evaluation.timing_goals import goal
+
+MACHINE = {"cpu": "A", "cores": 2, "threads": 1, "capability": "AVX2", "gpu": None, "torch": "2.12"}
+
+
+def write(folder, name, rows, goals=()):
+    (folder / "bench").mkdir(exist_ok=True)
+    content = {
+        "bench": name,
+        "machine": MACHINE,
+        "commit": "0123456789abcdef",
+        "rows": rows,
+        "goals": [*goals],
+    }
+    (folder / "bench" / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Rows as `EncoderBench`, `bench_decoder` and `bench_training` make them."""
+    dense = make_row("dense", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+        "seconds": 1.63, "flop_ratio": 1.0, "time_ratio_vs_espnet": 0.526, "peak_mib": 401.2,
+    }  # fmt: skip
+    pruned = make_row("pruned", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+        "seconds": 1.3, "skipped": 0.3, "flop_ratio": 0.811, "time_ratio_vs_dense": 0.834, "peak_mib": 390.0,
+    }  # fmt: skip
+    many = make_row("pruned", "owsm_v3.1_small", "fp32", [30.0] * 8, 30.0) | {
+        "seconds": 10.4, "skipped": 0.3, "flop_ratio": 0.811, "time_ratio_vs_dense": 0.82,
+    }  # fmt: skip
+    ragged = make_row("ragged", "owsm_v3.1_small", "fp32", [30.0, 20.0, 10.0, 5.0], 30.0) | {
+        "seconds": 3.1, "padded_to": None, "flop_ratio": 0.51, "time_ratio_vs_espnet": 0.28,
+    }  # fmt: skip
+    gates = make_row("gates", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+        "seconds": 0.05, "overhead_share": 0.0312, "overhead_flop_share": 0.0214,
+    }  # fmt: skip
+    profile = make_row("profile", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+        "part": "cgmlp", "seconds": 0.4, "against_seconds": 0.9, "time_ratio_vs_espnet": 0.44, "time_share": 0.25,
+        "flop_share": 0.2,
+    }  # fmt: skip
+    goals = [goal("2: own dense / ESPnet", 0.526, 0.58), goal("1: pruned 30% / own dense", 0.89, 0.841)]
+    write(tmp_path, "encoder", [dense, pruned, many, ragged, gates, profile], goals)
+    decoder = {
+        "backbone": "owsm_v3.1_small", "dtype": "fp32", "utterances": 8, "beam": 5, "steps": 60, "ctc_weight": 0.3,
+        "skipped": 0.0, "speedup_vs_espnet": 13.4, "step_time_ratio_vs_dense": None, "identical_hypotheses": True,
+    }  # fmt: skip
+    step = decoder | {"skipped": 0.3, "speedup_vs_espnet": None, "step_time_ratio_vs_dense": 0.78}
+    other = decoder | {"identical_hypotheses": False}
+    write(tmp_path, "decoder", [decoder, step, other])
+    return tmp_path
+
+
+def test_what_is_missing_has_its_command(tmp_path):
+    text = speed_section(read_benchmarks(tmp_path), whole=False)
+    for command in COMMANDS.values():
+        assert f"Not measured yet: `{command}` measures it." in text
+    assert "|" not in text, "no table without a measurement"
+
+
+def test_a_readme_has_the_main_rows_and_the_goals_not_met(measured):
+    text = speed_section(read_benchmarks(measured), whole=False)
+    lines = text.splitlines()
+    assert (
+        "`python -m localgp.bench bench=encoder` on A (AVX2), 1 thread of 2 cores, PyTorch 2.12; commit 0123456789ab."
+        in lines
+    )
+    assert "| dense, 30 s | owsm_v3.1_small, fp32 | 1.630 | 0.53 | - | 1.00 |" in lines
+    assert "| 30 % of frames skipped, 30 s | owsm_v3.1_small, fp32 | 1.300 | - | 0.83 | 0.81 |" in lines
+    assert (
+        "| ragged batch of 30, 20, 10, 5 s, packed | owsm_v3.1_small, fp32 | 3.100 | 0.28 | - | 0.51 |"
+        in lines
+    )
+    assert "| LocalGP's own share | owsm_v3.1_small, fp32 | 0.050 | - | 0.031 | 0.021 |" in lines
+    assert "batch 8" not in text
+    assert "cgmlp" not in text
+    assert "Goals met: 1 of 2. Not met: 1: pruned 30% / own dense: 0.89 instead of <= 0.841." in lines
+    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 0 % | 13.4 x | yes | - |" in lines
+    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 30 % | - | yes | 0.78 |" in lines
+    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 0 % | 13.4 x | NO | - |" in lines
+    assert "`python -m localgp.bench bench=training` measures it." in text
+
+
+def test_the_results_have_every_row_and_goal(measured):
+    text = speed_section(read_benchmarks(measured), whole=True)
+    assert (
+        "| 30 % of frames skipped, 30 s, batch 8 | owsm_v3.1_small, fp32 | 10.4 | - | 0.82 | 0.81 | - |"
+        in text
+    )
+    assert "| owsm_v3.1_small, fp32: cgmlp | 0.400 | 0.900 | 0.44 | 25 % | 20 % |" in text
+    assert "| 1: pruned 30% / own dense | 0.89 | <= 0.841 | NOT MET |" in text
+    assert "| 2: own dense / ESPnet | 0.526 | <= 0.58 | met |" in text
+
+
+def test_the_section_goes_between_its_own_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    before = "a\n<!-- results:begin -->\n<!-- results:end -->\nb\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nc\n"
+    readme.write_text(before)
+    replace_between_markers(readme, {"results": "R", "speed": "S"})
+    after = before.replace("begin -->\n<!-- results", "begin -->\n\nR\n\n<!-- results").replace(
+        "\nold\n", "\n\nS\n\n"
+    )
+    assert readme.read_text() == after
+    readme.write_text(before.replace("<!-- speed:end -->", ""))
+    with pytest.raises(ConfigError, match="has not exactly one <!-- speed:begin -->"):
+        replace_between_markers(readme, {"results": "R", "speed": "S"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("decoder", '{"bench": "decoder"}'),
+        ("encoder", "{"),
+        ("encoder", '{"bench": "encoder", "machine": "m", "rows": [], "goals": [{"goal": "g"}]}'),
+        ("runs", '{"bench": "runs", "machine": "m", "rows": [{"seed": 1}]}'),
+    ],
+)
+def test_a_damaged_benchmark_is_named(tmp_path, name, content):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / f"{name}.json").write_text(content)
+    with pytest.raises(ConfigError, match=rf"{name}.json is not the last line of python -m localgp.bench"):
+        read_benchmarks(tmp_path)
