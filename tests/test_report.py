@@ -182,7 +182,7 @@ def test_bad_options_are_explained(place):
 def test_bad_benchmark_is_named(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/decoder.json").write_text('{"bench": "decoder"}')
-    with pytest.raises(ConfigError, match=r"decoder.json is not the last line of python -m localgp.bench"):
+    with pytest.raises(ConfigError, match=r"decoder.json is not what python -m localgp.bench bench=decoder writes"):
         read_benchmarks(tmp_path)
 
 

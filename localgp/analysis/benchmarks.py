@@ -1,4 +1,4 @@
-"""Benchmarks stored as ``<exp_dir>/bench/<name>.json``, each the JSON object that ``localgp.bench`` ends with."""
+"""Benchmarks stored as ``<exp_dir>/bench/<name>.json``: what ``localgp.bench`` and ``compare_with_espnet.py`` write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from localgp.errors import ConfigError
 
 COMMANDS = {
     name: f"python -m localgp.bench bench={name}" for name in ("encoder", "decoder", "training", "runs")
-}
+} | {"espnet_agreement": "python scripts/compare_with_espnet.py --utterances 200"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _read(path: Path) -> Benchmark:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is not the last line of python -m localgp.bench ({error!r}); write it again or remove it"
+            f"{path} is not what {COMMANDS.get(path.stem, 'python -m localgp.bench')} writes ({error!r}); write it "
+            "again or remove it"
         ) from error
 
 

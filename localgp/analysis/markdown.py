@@ -114,16 +114,27 @@ def _markers(name: str) -> tuple[str, str]:
 
 
 def describe(groups: Sequence[Group]) -> str:
-    """Decoding options, normaliser, signatures, GFLOPs' convention and commits behind a table."""
+    """Decoding options, normaliser, signatures, GFLOPs' convention, device and commits behind a table."""
     commits = sorted(
         {c[:12] + ("-dirty" if c.endswith("-dirty") else "") for g in groups for c in _commits(g)}
     )
-    decoding = _stated(groups, lambda m: ", ".join(f"{k} {v}" for k, v in m["decode"].items()))
+    decoding = _stated(groups, _decoding)
     return (
         f"Decoding: {decoding}. WER: {_stated(groups, lambda m: m['signature']['wer'])}. BLEU: sacrebleu, "
         f"{_stated(groups, lambda m: _code(m['signature']['bleu']))}. "
-        f"GFLOPs: {_stated(groups, lambda m: m['gflops']['convention'])}. Commit: {', '.join(commits)}."
+        f"GFLOPs: {_stated(groups, lambda m: m['gflops']['convention'])}. Decoded on: {_stated(groups, _device)}. "
+        f"Commit: {', '.join(commits)}."
     )
+
+
+def _device(metrics: dict[str, Any]) -> str:
+    threads = metrics.get("threads", "?")
+    return f"{metrics.get('device', 'unknown device')}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _decoding(metrics: dict[str, Any]) -> str:
+    """Without how many utterances were decoded together, which changes nothing that is written."""
+    return ", ".join(f"{k} {v}" for k, v in metrics["decode"].items() if k != "batch")
 
 
 def _commits(group: Group) -> list[str]:

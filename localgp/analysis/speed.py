@@ -74,6 +74,7 @@ def speed_section(found: Mapping[str, Benchmark], *, whole: bool) -> str:
         "decoder": "Decoder, beam search against ESPnet's; and a step's time at a share of modules skipped",
         "training": "Training step of the encoder (forward and backward pass)",
         "runs": "Trained runs",
+        "espnet_agreement": "The same as ESPnet's `Speech2Text` from samples to hypotheses (mini backbone, fp32)",
     }
     parts = []
     for name, title in titles.items():
@@ -218,11 +219,29 @@ def _short_times(timed: Mapping[str, Row]) -> Table:
     return Table(header, cells, (("", 1), ("encoder", 3), ("", 1), ("decoder", 2), ("", 1)))
 
 
+def _agreement(benchmark: Benchmark, whole: bool) -> list[str]:
+    cells = [
+        [
+            str(row.get("utterances", "-")),
+            str(row.get("beam", "-")),
+            str(row.get("ctc_weight", "-")),
+            f"{row.get('identical', '-')} of {row.get('utterances', '-')}",
+            f"{row['max_score_difference']:.1e}" if "max_score_difference" in row else "-",
+            _seconds(row.get("seconds")),
+            _seconds(row.get("espnet_seconds")),
+        ]
+        for row in benchmark.rows
+    ]
+    header = ["utterances", "beam", "ctc_weight", "same best hypotheses", "largest score difference"]
+    return [Table([*header, "ours, s", "ESPnet, s"], cells).markdown()] if cells else []
+
+
 _TABLES: dict[str, Callable[[Benchmark, bool], list[str]]] = {
     "encoder": _encoder,
     "decoder": _decoder,
     "training": _training,
     "runs": _runs,
+    "espnet_agreement": _agreement,
 }
 
 

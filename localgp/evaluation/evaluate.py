@@ -182,4 +182,12 @@ def evaluated(run: Run, weights: Path, asked: dict[str, Any]) -> dict[str, Any] 
         fresh = path.stat().st_mtime >= weights.stat().st_mtime
     except (OSError, CheckpointError):  # none, or a damaged one: it is made again
         return None
-    return metrics if fresh and metrics.get("asked") == asked else None
+    same = _deciding(metrics.get("asked") or {}) == _deciding(asked)
+    return metrics if fresh and same else None
+
+
+def _deciding(asked: dict[str, Any]) -> dict[str, Any]:
+    """Without how many utterances are decoded together, which changes nothing that is written."""
+    decode = asked.get("decode")
+    kept = {k: v for k, v in decode.items() if k != "batch"} if isinstance(decode, dict) else decode
+    return {**asked, "decode": kept}
