@@ -182,7 +182,9 @@ def test_bad_options_are_explained(place):
 def test_bad_benchmark_is_named(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/decoder.json").write_text('{"bench": "decoder"}')
-    with pytest.raises(ConfigError, match=r"decoder.json is not what python -m localgp.bench bench=decoder writes"):
+    with pytest.raises(
+        ConfigError, match=r"decoder.json is not what python -m localgp.bench bench=decoder writes"
+    ):
         read_benchmarks(tmp_path)
 
 
@@ -227,8 +229,8 @@ def test_page_is_whole_and_loads_nothing(page):
     for expected in ("0.80 [0.70, 0.90]", "Not timed there: row05-target0.5, control_random."):
         assert expected in text
     assert (
-        "Not measured yet: python -m localgp.bench bench=decoder; python -m localgp.bench bench=training."
-        in text
+        "Not measured yet: python -m localgp.bench bench=decoder; python -m localgp.bench bench=training; "
+        "python scripts/compare_with_espnet.py --utterances 200." in text
     )
     for expected in (NOT_RUN, "568.5", "0.71", "a &lt;b&gt;machine", "0123456789abcdef", "pruning:"):
         assert expected in text

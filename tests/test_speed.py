@@ -129,5 +129,7 @@ def test_the_section_goes_between_its_own_markers(tmp_path):
 def test_a_damaged_benchmark_is_named(tmp_path, name, content):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / f"{name}.json").write_text(content)
-    with pytest.raises(ConfigError, match=rf"{name}.json is not what python -m localgp.bench bench={name} writes"):
+    with pytest.raises(
+        ConfigError, match=rf"{name}.json is not what python -m localgp.bench bench={name} writes"
+    ):
         read_benchmarks(tmp_path)

@@ -144,7 +144,9 @@ def test_every_flipped_byte_of_gates_is_read_or_named(tmp_path):
 def test_table_says_which_run_differs(tmp_path):
     def group(name, convention):
         metrics = {
-            "decode": {"beam": 5},
+            "decode": {"beam": 5, "batch": 16 if name == "row01" else 64},
+            "device": "cpu",
+            "threads": 1,
             "signature": {"wer": "w", "bleu": "b"},
             "gflops": {"convention": convention},
             "commit": "abc",
@@ -152,7 +154,9 @@ def test_table_says_which_run_differs(tmp_path):
         return Group(name, tuple(Evaluated(tmp_path, "c", "b", name, seed, metrics) for seed in (1, 2)))
 
     groups = [group("control_trim", "own length"), group("row01", "30 s"), group("row05", "30 s")]
-    assert "GFLOPs: 30 s; but own length for control_trim. Commit: abc." in describe(groups)
+    stated = describe(groups)
+    assert "GFLOPs: 30 s; but own length for control_trim. Decoded on: cpu, 1 thread. Commit: abc." in stated
+    assert "Decoding: beam 5." in stated  # how many utterances were decoded together is no difference
     assert "WER: w. BLEU: sacrebleu, `b`." in describe(groups)
 
 
