@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -263,7 +262,6 @@ CHROMIUM = find_chromium()
     CHROMIUM is None, reason=f"no Chromium: none of {', '.join(NAMES)} on PATH, CHROMIUM not set"
 )
 def test_page_in_chromium(page, tmp_path):
-    began = time.monotonic()
     with Chromium(CHROMIUM, tmp_path / "profile") as browser:
         for width in (1280, 400):
             for dark in (False, True):
@@ -304,7 +302,6 @@ def test_page_in_chromium(page, tmp_path):
         )
         assert re.search(r"^\d\.\d\d s · attention, layer 1: (runs|skipped)", hovered), hovered
         assert browser.console == []
-    assert time.monotonic() - began < 120
 
 
 def _luminance(colour: str) -> float:
