@@ -268,9 +268,8 @@ def main(cfg: DictConfig) -> None:
         verdict = "met" if goal["met"] else "NOT MET"
         print(f"{verdict:8}{goal['goal']}: {goal['value']} {goal['sense']} {goal['limit']}")
     result = {"bench": name, "machine": machine(), "commit": commit(), "rows": rows, "goals": goals}
-    stored = (
-        f"{name}_learnt" if cfg.bench.get("run") else name
-    )  # beside the file of random gates, not over it
+    # Learnt gates stand beside the file of random ones, not over it.
+    stored = f"{name}_learnt" if cfg.bench.get("run") else name
     path = Path(cfg.exp_dir) / "bench" / f"{stored}.json"
     write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(f"written: {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localgp.errors import ConfigError
 from localgp.gates import Gate, LocalGates, gumbel_gate, sparsity_loss
 from localgp.gates.local import ContextMemory
 
@@ -69,6 +70,11 @@ def test_cosine_attention_hears_short_keys():
         moved[attention] = (memories[0].attend(x) - memories[1].attend(x)).abs().max().item()
     assert moved["dot"] < 1e-6
     assert moved["cosine"] > 1e-2
+
+
+def test_unknown_attention_is_an_error():
+    with pytest.raises(ConfigError, match="attention is 'cosin'; valid: dot, cosine"):
+        LocalGates(1, 8, ["ffn1"], {"front": 8}, attention="cosin")
 
 
 def test_cosine_attention_is_softmax_of_cosines():

@@ -14,11 +14,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from localgp.analysis.collect import Evaluated
-from localgp.analysis.encode_rows import encode_rows
+from localgp.analysis.reloaded import reload
 from localgp.analysis.sources import Utterances
 from localgp.analysis.stored_analysis import stored_analysis
 from localgp.analysis.tables import Table
-from localgp.errors import CorpusError
 from localgp.evaluation.gates_file import GateRecord
 
 
@@ -57,42 +56,29 @@ def listens(cfg: DictConfig) -> bool:
 def context_attention(
     cfg: DictConfig, weights: Path, record: GateRecord, utterances: Utterances | None, limit: int
 ) -> ContextAttention:
-    """Encodes up to ``limit`` utterances once more, spread evenly over the split; arguments as `speaker_swap`'s.
-
-    Raises:
-        LocalGPError: Something that it takes is not at hand.
-    """
+    """Encodes up to ``limit`` utterances once more; arguments and errors as of `reload`."""
     import torch
 
-    from localgp.build import build_model
     from localgp.contexts.extract import row_contexts
-    from localgp.evaluation.evaluate import load_weights
 
-    if utterances is None:
-        raise CorpusError("the corpus is not prepared here; run python -m localgp.prepare")
-    count = len(record.utt_ids)
-    chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int))
-    rows = utterances.rows.select([utterances.index[record.utt_ids[u]] for u in chosen])
-    model, backbone = build_model(cfg)
-    load_weights(model, weights)
-    model.eval()
-    predictors: list[Any] = list(model.policy.layers)
+    again = reload(cfg, weights, record, utterances, limit)
+    assert utterances is not None
+    policy = again.model.policy
+    predictors: list[Any] = list(policy.layers)
     seen: list[list[torch.Tensor]] = [[] for _ in predictors]
     for predictor, found in zip(predictors, seen, strict=True):
         predictor.register_forward_pre_hook(
-            lambda _, inputs, found=found: found.append(inputs[1].weights(inputs[0]))
+            lambda _, inputs, found=found: found.append(inputs[1].weights(inputs[0]).cpu())
         )
-    samples = round(backbone.padded_seconds * backbone.sample_rate)
-    contexts = row_contexts(cfg, (rows, utterances.rows))
-    for _ in encode_rows(model, rows, contexts, samples, path="gathered"):
+    for _ in again.encode(row_contexts(cfg, (again.rows, utterances.rows)), path="gathered"):
         pass
-    keys = [*model.policy.needs, *(f"layer {index + 1}" for index in range(len(predictors) - 1))]
-    real_BT = torch.from_numpy(record.real_mask()[chosen])
+    keys = [*policy.needs, *(f"layer {index + 1}" for index in range(len(predictors) - 1))]
+    real_BT = torch.from_numpy(record.real_mask()[again.chosen])
     means = np.zeros((len(predictors), len(keys)))
     for layer, found in enumerate(seen):
         weights_BTC = torch.cat(found)
         means[layer, : weights_BTC.shape[-1]] = weights_BTC[real_BT].mean(0).numpy()
-    return ContextAttention(tuple(keys), len(chosen), means)
+    return ContextAttention(tuple(keys), len(again.chosen), means)
 
 
 def attention_table(runs: Sequence[Evaluated]) -> Table | None:

@@ -29,38 +29,29 @@ def gates_section(page: Page, groups: Sequence[Group], studies: dict[str, Study]
     if not gated and not decoders:
         return
     page.heading("What the gates do")
-    table = agreement_table([found for _, found in gated])
-    if table is not None:
-        page.raw(table.html())
-        page.raw(
-            caption(
-                "Do gates find speech? Each mask against the true speech that the corpus's maker knows, over frames "
-                "with signal, averaged over layers and modules; after the slash an energy VAD that opens as many "
-                "frames of each utterance. AUC of a mask is the mean of true positive and true negative rate: 0.5 is "
-                "chance."
-            )
-        )
-    swaps = swap_table([found.run for _, found in gated])
-    if swaps is not None:
-        page.raw(swaps.html())
-        page.raw(
-            caption(
-                "Do gates hang on the speaker? Share of frames with signal, in percent, whose gate flips when the "
-                "encoder decides again with another voice's embedding (for the control, which has wrong ones, with "
-                "the right one), averaged over layers; beside it with the same embedding, which rounding alone can "
-                "flip. From python -m localgp.analyze."
-            )
-        )
-    attention = attention_table([found.run for _, found in gated])
-    if attention is not None:
-        page.raw(attention.html())
-        page.raw(
-            caption(
-                "Whom do the gates listen to? LocalGP's attention weight of each context, and of the earlier layers' "
-                "inputs together, in percent, averaged over layers and frames with signal. A context with no weight "
-                "cannot change a gate, and does not learn to. From python -m localgp.analyze."
-            )
-        )
+    _captioned(
+        page,
+        agreement_table([found for _, found in gated]),
+        "Do gates find speech? Each mask against the true speech that the corpus's maker knows, over frames "
+        "with signal, averaged over layers and modules; after the slash an energy VAD that opens as many "
+        "frames of each utterance. AUC of a mask is the mean of true positive and true negative rate: 0.5 is "
+        "chance.",
+    )
+    _captioned(
+        page,
+        swap_table([found.run for _, found in gated]),
+        "Do gates hang on the speaker? Share of frames with signal, in percent, whose gate flips when the "
+        "encoder decides again with another voice's embedding (for the control, which has wrong ones, with "
+        "the right one), averaged over layers; beside it with the same embedding, which rounding alone can "
+        "flip. From python -m localgp.analyze.",
+    )
+    _captioned(
+        page,
+        attention_table([found.run for _, found in gated]),
+        "Whom do the gates listen to? LocalGP's attention weight of each context, and of the earlier layers' "
+        "inputs together, in percent, averaged over layers and frames with signal. A context with no weight "
+        "cannot change a gate, and does not learn to. From python -m localgp.analyze.",
+    )
     for position, (g, found) in enumerate(gated):
         parts = [heat_table(found), _heat_caption(found)]
         if "-" not in g.name:
@@ -70,6 +61,12 @@ def gates_section(page: Page, groups: Sequence[Group], studies: dict[str, Study]
         page.raw(
             details(f"Decoder gates of {g.name}, seed {g.runs[0].seed}", *_decoder_parts(page, g.runs[0]))
         )
+
+
+def _captioned(page: Page, table: Table | None, text: str) -> None:
+    if table is not None:
+        page.raw(table.html())
+        page.raw(caption(text))
 
 
 def agreement_table(studies: Sequence[Study]) -> Table | None:

@@ -14,11 +14,10 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.analysis.collect import Evaluated
-from localgp.analysis.encode_rows import encode_rows
+from localgp.analysis.reloaded import Reloaded, reload
 from localgp.analysis.sources import Utterances
 from localgp.analysis.stored_analysis import stored_analysis
 from localgp.analysis.tables import Table
-from localgp.errors import CorpusError
 from localgp.evaluation.gates_file import GateRecord
 
 
@@ -89,60 +88,38 @@ def sees_speaker(cfg: DictConfig) -> bool:
 def speaker_swap(
     cfg: DictConfig, weights: Path, record: GateRecord, utterances: Utterances | None, limit: int
 ) -> SpeakerSwap:
-    """Decides again on up to ``limit`` utterances, spread evenly over the split.
-
-    Args:
-        cfg: The run's configuration.
-        weights: That were evaluated.
-        record: The stored gates.
-        utterances: Of the same split; None where the corpus is not prepared.
-
-    Raises:
-        LocalGPError: Something that it takes is not at hand.
-    """
-    from localgp.build import build_model
+    """Decides again on up to ``limit`` utterances; arguments and errors as of `reload`."""
     from localgp.contexts.extract import row_contexts
-    from localgp.evaluation.evaluate import load_weights
     from localgp.precision import resolve_device, resolve_precision
 
-    if utterances is None:
-        raise CorpusError("the corpus is not prepared here; run python -m localgp.prepare")
-    count = len(record.utt_ids)
-    chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int))
-    rows = utterances.rows.select([utterances.index[record.utt_ids[u]] for u in chosen])
-    model, backbone = build_model(cfg)
-    load_weights(model, weights)
-    device = resolve_device(cfg.device)
-    dtype = resolve_precision(cfg.decode.precision, device)
-    model.to(device).eval()
-    samples = round(backbone.padded_seconds * backbone.sample_rate)
+    again = reload(cfg, weights, record, utterances, limit)
+    assert utterances is not None
+    dtype = resolve_precision(cfg.decode.precision, resolve_device(cfg.device))
     wrong = bool(cfg.contexts.spk.shuffle)
-    real_UT = record.real_mask()[chosen]
+    real_UT = record.real_mask()[again.chosen]
     flipped = {}
     for shuffle in (wrong, not wrong):
         given = OmegaConf.merge(cfg, {"contexts": {"spk": {"shuffle": shuffle}}})
         assert isinstance(given, DictConfig)
-        contexts = row_contexts(given, (rows, utterances.rows))
-        decided = _decide(model, rows, contexts, record.modules, samples, dtype)
-        changed = (decided != record.open[chosen]) & real_UT[:, None, None, :]
+        contexts = row_contexts(given, (again.rows, utterances.rows))
+        decided = _decide(again, contexts, record.modules, dtype)
+        changed = (decided != record.open[again.chosen]) & real_UT[:, None, None, :]
         flipped[shuffle] = changed.sum((0, 3)) / max(1, int(real_UT.sum()))
     return SpeakerSwap(
         tuple(record.modules),
-        len(chosen),
+        len(again.chosen),
         "wrong" if wrong else "own",
         swapped=flipped[not wrong],
         unchanged=flipped[wrong],
     )
 
 
-def _decide(
-    model: Any, rows: Any, contexts: Any, modules: Sequence[str], samples: int, dtype: Any
-) -> np.ndarray:
+def _decide(again: Reloaded, contexts: Any, modules: Sequence[str], dtype: Any) -> np.ndarray:
     """The gates as an evaluation decides them, bool (U, L, M, T)."""
     import torch
 
     decided = []
-    for encoded in encode_rows(model, rows, contexts, samples, dtype=dtype):
+    for encoded in again.encode(contexts, dtype=dtype):
         masks = [
             torch.stack([layer[name].mask.expand(encoded.x.shape[:2]) for name in modules])
             for layer in encoded.gates

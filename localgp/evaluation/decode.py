@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from localgp.contexts.extract import stack_contexts
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.evaluation.gates_file import GateRecord
+from localgp.evaluation.trained import batch_contexts, padded_speech
 from localgp.pruning.decoder import MODULES as DECODER_MODULES
 from localgp.training.data import Task, real_frames
 
@@ -170,20 +170,12 @@ def decode_rows(
         chunk = order[begin : begin + batch]
         items = [rows[index] for index in chunk]
         utt_ids |= {index: item["utt_id"] for index, item in zip(chunk, items, strict=True)}
-        speech = np.zeros((len(chunk), samples), dtype=np.float32)
-        signal = torch.zeros(len(chunk), 2, dtype=torch.long)
-        for position, item in enumerate(items):
-            samples_in = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
-            speech[position, : len(samples_in)] = samples_in
-            signal[position, 1] = len(samples_in)
-        ends = signal[:, 1] if model.trim else torch.full((len(chunk),), samples)
-        given = None
-        if contexts is not None:
-            stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
-            given = {name: context.to(device) for name, context in stacked.items()}
+        speech_BN, signal_B = padded_speech(items, samples)
+        ends_B = signal_B if model.trim else torch.full((len(chunk),), samples)
+        given = batch_contexts(contexts, items, samples, device)
         began = _now(device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            encoded = model.encode(torch.from_numpy(speech).to(device), ends.to(device), given, path="packed")
+            encoded = model.encode(speech_BN.to(device), ends_B.to(device), given, path="packed")
         result.seconds["encoder"] += _now(device) - began
         if encoded.gates:
             modules = list(encoded.gates[0])
@@ -194,7 +186,8 @@ def decode_rows(
                     for layer in encoded.gates
                 ]
             )  # (L, M, B, T)
-            signalled = real_frames(signal, frames, samples).bool()
+            signal_B2 = torch.stack([torch.zeros_like(signal_B), signal_B], dim=1)
+            signalled = real_frames(signal_B2, frames, samples).bool()
             for position, index in enumerate(chunk):
                 opened[index] = mask[:, :, position].cpu().numpy()
                 where = signalled[position].nonzero().squeeze(1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from localgp.errors import ConfigError
 from localgp.gates.gumbel import Gate, gumbel_gate
 
 ATTENTIONS = ("dot", "cosine")
@@ -121,6 +122,8 @@ class LocalGates(nn.Module):
         attention: str = "dot",
     ) -> None:
         super().__init__()
+        if attention not in ATTENTIONS:
+            raise ConfigError(f"attention is {attention!r}; valid: {', '.join(ATTENTIONS)}")
         self.modules_gated = tuple(modules)
         self.attention = attention
         self.temperature, self.threshold = temperature, threshold
