@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding import attend
 from localgp.decoding.beam import BeamSearch
 from localgp.decoding.cache import BLOCK
 from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates, DecoderState, GateState
@@ -247,28 +246,6 @@ def test_models_that_normalise_queries_and_keys() -> None:
     hidden = state.step(torch.tensor([9]), torch.tensor([0]), Rows(torch.tensor([0]), 1))
     expected = reference_logits(model.decoder, memory[0], [*PRIMER, 9], None)
     torch.testing.assert_close(decoder.logits(hidden)[0], expected, atol=2e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_both_ways_through_attention_agree(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Utterances one by one, one of them without rows, and all in a grid with empty slots."""
-    generator = torch.Generator().manual_seed(0)
-    rows = Rows(torch.tensor([0, 0, 0, 2, 3, 3]), 4)
-    query = torch.randn(6, 2, 8, generator=generator)
-    keys, values = torch.randn(2, 4, 2, 11, 8, generator=generator)
-    bias = None
-    if padded:
-        beyond = torch.arange(11) >= torch.tensor([11, 4, 7, 9]).unsqueeze(1)
-        bias = torch.zeros(4, 11).masked_fill(beyond, float("-inf"))[:, None, None]
-    monkeypatch.setattr(attend, "CALL", 0)
-    each = attend.attend_source(query, keys, values, bias, rows)
-    monkeypatch.setattr(attend, "CALL", 1 << 60)
-    grid = attend.attend_source(query, keys, values, bias, rows)
-    torch.testing.assert_close(each, grid)
-    score = torch.einsum("nhk,nhck->nhc", query, keys[rows.utterance_N]) / 8**0.5
-    score = score if bias is None else score + bias[rows.utterance_N, 0]
-    expected = torch.einsum("nhc,nhck->nhk", score.softmax(-1), values[rows.utterance_N]).flatten(1)
-    torch.testing.assert_close(grid, expected)
 
 
 def test_other_decoders_are_refused() -> None:

@@ -81,9 +81,9 @@ class DecoderLayer:
         return self.own_q_norm(qkv_N3HK[:, 0]), key_value_N2HK
 
     def project_source(self, memory_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, T, K) of the encoder's output."""
-        key, value = (self.heads_of(x).transpose(1, 2) for x in self.source_kv(memory_BTD).chunk(2, dim=-1))
-        return self.source_k_norm(key).contiguous(), value.contiguous()
+        """Keys and values (B, T, H, K) of the encoder's output."""
+        key, value = (self.heads_of(x) for x in self.source_kv(memory_BTD).chunk(2, dim=-1))
+        return self.source_k_norm(key), value
 
     def source_query(self, x_ND: Tensor) -> Tensor:
         """Queries (N, H, K) to the encoder's output."""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from localgp.decoding.attend import attend, attend_source
+from localgp.decoding.attend import attend
 from localgp.decoding.cache import KeyValues, TokenTree
 from localgp.decoding.decoder_layer import DecoderLayer
 from localgp.decoding.gate_state import DecoderGates, GateState
 from localgp.decoding.rows import Rows
+from localgp.decoding.source import keep_source
 from localgp.pruning.decoder import MODULES
 
 if TYPE_CHECKING:
@@ -35,16 +36,13 @@ class DecoderState:
         lengths_B: Tensor,
         gates: DecoderGates | None = None,
         numbers: list[int] | None = None,
+        width: int = 1,
     ) -> None:
         self._decoder = decoder
         self._decide = gates
-        self._utterances, frames = memory_BTD.shape[:2]
-        self._source = [layer.project_source(memory_BTD) for layer in decoder.layers]
-        self._source_bias: Tensor | None = None
-        if bool((lengths_B != frames).any()):
-            beyond_BT = torch.arange(frames, device=memory_BTD.device) >= lengths_B.unsqueeze(1)
-            bias_BT = torch.zeros(beyond_BT.shape, dtype=memory_BTD.dtype, device=memory_BTD.device)
-            self._source_bias = bias_BT.masked_fill_(beyond_BT, float("-inf"))[:, None, None]
+        self._utterances = memory_BTD.shape[0]
+        projected = [layer.project_source(memory_BTD) for layer in decoder.layers]
+        self._source = keep_source(projected, lengths_B.tolist(), width)
         self._caches = [
             KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
         ]
@@ -88,13 +86,8 @@ class DecoderState:
         device = self._original_U.device
         move_to = torch.tensor(gaps, device=device, dtype=torch.long)
         move_from = torch.tensor(movers, device=device, dtype=torch.long)
-        if gaps:
-            for key, value in self._source:
-                key[move_to], value[move_to] = key[move_from], value[move_from]
-        self._source = [(key[:count], value[:count]) for key, value in self._source]
+        self._source.keep_utterances(order)
         index = torch.tensor(order, device=device)
-        if self._source_bias is not None:
-            self._source_bias = self._source_bias.index_select(0, index)
         for tree in self._trees:
             tree.keep_utterances(move_to, move_from, count)
         self._original_U = self._original_U.index_select(0, index)
@@ -130,24 +123,23 @@ class DecoderState:
             columns, bias = self._grow(self._trees[0], rows, everyone, causal)
             for index, layer in enumerate(decoder.layers):
                 x_ND = self._attend_own(layer, self._caches[index], x_ND, everyone, columns, bias)
-                x_ND = self._attend_source(layer, self._source[index], x_ND, everyone)
+                x_ND = self._attend_source(index, x_ND, everyone)
                 x_ND = self._feed_forward(layer, x_ND, everyone)
             return x_ND
-        opened = x_ND.new_ones(rows.size, len(decoder.layers), len(MODULES), dtype=torch.bool)
+        opened = []
+        always_N = torch.ones(rows.size, dtype=torch.bool, device=x_ND.device)
         for index, layer in enumerate(decoder.layers):
             masks = self._decide(index, x_ND, self._gates)
-            for m, name in enumerate(MODULES):
-                if name in masks:
-                    opened[:, index, m] = masks[name]
+            opened += [masks.get(name, always_N) for name in MODULES]
             own, source, ffn = (_Open.where(masks.get(name), rows) for name in MODULES)
             if own.rows.size:
                 columns, bias = self._grow(self._trees[index], rows, own, causal)
                 x_ND = self._attend_own(layer, self._caches[index], x_ND, own, columns, bias)
             if source.rows.size:
-                x_ND = self._attend_source(layer, self._source[index], x_ND, source)
+                x_ND = self._attend_source(index, x_ND, source)
             if ffn.rows.size:
                 x_ND = self._feed_forward(layer, x_ND, ffn)
-        self._gates.record(opened)
+        self._gates.record(torch.stack(opened, dim=1).unflatten(1, (-1, len(MODULES))))
         return x_ND
 
     @property
@@ -168,12 +160,10 @@ class DecoderState:
         keys, values = cache.read(bias.shape[-1])
         return own.add(x_ND, layer.own_out(attend(query, keys, values, bias, own.rows)))
 
-    def _attend_source(
-        self, layer: DecoderLayer, source: tuple[Tensor, Tensor], x_ND: Tensor, open_: _Open
-    ) -> Tensor:
+    def _attend_source(self, index: int, x_ND: Tensor, open_: _Open) -> Tensor:
+        layer = self._decoder.layers[index]
         query = layer.source_query(layer.norm2(open_.take(x_ND)))
-        attended = attend_source(query, *source, self._source_bias, open_.rows)
-        return open_.add(x_ND, layer.source_out(attended))
+        return open_.add(x_ND, layer.source_out(self._source.attend(index, query, open_.rows)))
 
     def _feed_forward(self, layer: DecoderLayer, x_ND: Tensor, open_: _Open) -> Tensor:
         return open_.add(x_ND, layer.feed_forward(layer.norm3(open_.take(x_ND))))

@@ -9,12 +9,14 @@ Shape legend: N rows, U utterances, W slots (the most rows of an utterance).
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 
 class Rows:
-    """Where each row belongs. Rows are sorted by utterance.
+    """Where each row belongs. Rows are sorted by utterance. What follows from that is worked out when asked for.
 
     Args:
         utterance_N: Utterance of each row, ascending.
@@ -26,26 +28,52 @@ class Rows:
         self.utterance_N = utterance_N
         self.utterances = utterances
         self.size = utterance_N.shape[0]
-        device = utterance_N.device
-        if counts is None:
-            counts_U = torch.zeros(utterances, dtype=torch.long, device=device)
-            counts_U.index_add_(0, utterance_N, torch.ones_like(utterance_N))
-            self.width = int(counts_U.max()) if self.size else 0
-        else:
-            counts_U = torch.tensor(counts, device=device)
-            self.width = max(counts)
-        self._counts_U = counts_U
-        self.first_U = counts_U.cumsum(0) - counts_U
-        self.index_N = torch.arange(self.size, device=device)
-        self.slot_N = self.index_N - self.first_U.index_select(0, utterance_N)
-        self.last_U = self.first_U + counts_U - 1
-        self.full = self.size == utterances * self.width
-        self.cell_N = self.utterance_N * self.width + self.slot_N
+        if counts is not None:
+            self.counts = counts
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """Rows of each utterance."""
-        return self._counts_U.tolist()
+        counts: list[int] = self._counts_U.tolist()
+        return counts
+
+    @cached_property
+    def width(self) -> int:
+        """W."""
+        return max(self.counts)
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether the grid has no empty slot."""
+        return self.size == self.utterances * self.width
+
+    @cached_property
+    def index_N(self) -> Tensor:
+        return torch.arange(self.size, device=self.utterance_N.device)
+
+    @cached_property
+    def _counts_U(self) -> Tensor:
+        if "counts" in self.__dict__:
+            return torch.tensor(self.counts, device=self.utterance_N.device)
+        return torch.bincount(self.utterance_N, minlength=self.utterances)
+
+    @cached_property
+    def first_U(self) -> Tensor:
+        return self._counts_U.cumsum(0) - self._counts_U
+
+    @cached_property
+    def last_U(self) -> Tensor:
+        return self.first_U + self._counts_U - 1
+
+    @cached_property
+    def slot_N(self) -> Tensor:
+        """Place of each row among those of its utterance."""
+        return self.index_N - self.first_U.index_select(0, self.utterance_N)
+
+    @cached_property
+    def cell_N(self) -> Tensor:
+        """Place of each row in the grid, flattened."""
+        return self.utterance_N * self.width + self.slot_N
 
     def subset(self, mask_N: Tensor) -> tuple[Tensor, Rows]:
         """Row indices where ``mask_N`` is set, and those rows in a grid of their own."""

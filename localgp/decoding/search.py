@@ -61,7 +61,9 @@ class Search:
             )
         self._state: DecoderState | None = None
         if options.ctc_weight < 1:
-            self._state, self._hidden_ND = self._decoder.start(memory_BTD, lengths_B, primers, gates, numbers)
+            self._state, self._hidden_ND = self._decoder.start(
+                memory_BTD, lengths_B, primers, gates, numbers, width=options.beam
+            )
         self._max_U = torch.tensor([options.max_length(n) for n in lengths], device=device)
         self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in lengths], device=device)
         self._steps = int(self._max_U.max())

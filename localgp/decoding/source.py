@@ -1,0 +1,166 @@
+"""The encoder's keys and values, and the attention of decoding rows to them.
+
+In a step, few rows attend to hundreds of frames, and every key and value of an utterance is read for a handful of
+multiplications. On a CPU PyTorch's attention and batched products take two to three times as long as that reading.
+A grouped 1x1 convolution does not: with a group for each head, the keys as weights make the scores of all rows, and
+the values as weights their outputs. oneDNN has them in its blocked layout, made once, and reads them at memory speed
+(`BlockedSource`). Where that does not pay, on a GPU and for small models, it is PyTorch's attention (`GridSource`).
+
+Shape legend: N rows, U utterances, W slots or rows of an utterance, T encoder frames, P frames and padding, D model
+size, H heads, K size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from localgp.decoding.attend import attend
+from localgp.decoding.rows import Rows
+
+CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)
+# Multiplications of an utterance's rows with its keys from which on the blocked layout is the faster one
+WORTH = {torch.float32: 1_200_000, torch.bfloat16: 400_000}
+BLOCK = 16  # channels that oneDNN keeps together
+
+
+def keep_source(
+    keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], width: int
+) -> GridSource | BlockedSource:
+    """Args:
+    keys_values: Keys and values (U, T, H, K) of each layer.
+    lengths: Frames of each utterance.
+    width: Rows that an utterance will have in a step, at most.
+    """
+    key = keys_values[0][0]
+    enough = width * key[0].numel() >= WORTH.get(key.dtype, float("inf"))
+    if enough and key.device.type == "cpu" and _has_blocked_convolutions(key.dtype):
+        return BlockedSource(keys_values, lengths)
+    return GridSource(keys_values, lengths)
+
+
+class GridSource:
+    """Keys and values (U, H, T, K) of all utterances, padded."""
+
+    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+        self._layers = [
+            (key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous())
+            for key, value in keys_values
+        ]
+        self._bias: Tensor | None = None
+        key, frames = self._layers[0][0], self._layers[0][0].shape[2]
+        if any(length != frames for length in lengths):
+            frame_T = torch.arange(frames, device=key.device)
+            beyond_UT = frame_T >= torch.tensor(lengths, device=key.device).unsqueeze(1)
+            bias_UT = torch.zeros(beyond_UT.shape, dtype=key.dtype, device=key.device)
+            self._bias = bias_UT.masked_fill_(beyond_UT, float("-inf"))[:, None, None]
+
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
+        """Attention of every row to its utterance, (N, D).
+
+        Without the grid's empty slots where they cost more than single calls: on a CPU the time grows with the rows
+        (749 frames of size 1024: 5 rows take 2.5 times as long as 1), on a GPU it does not.
+        """
+        keys, values = self._layers[layer]
+        empty = rows.utterances * rows.width - rows.size
+        per_row = 2 * keys[0].numel()
+        if query_NHK.device.type != "cpu" or empty * per_row < rows.utterances * CALL:
+            return attend(query_NHK, keys, values, self._bias, rows)
+        attended = []
+        for u, query_WHK in enumerate(query_NHK.split(rows.counts)):
+            if query_WHK.shape[0]:
+                mine = slice(u, u + 1)
+                query_1HWK = query_WHK.transpose(0, 1).unsqueeze(0)
+                bias = None if self._bias is None else self._bias[mine]
+                out = F.scaled_dot_product_attention(query_1HWK, keys[mine], values[mine], attn_mask=bias)
+                attended.append(out.squeeze(0).transpose(0, 1).flatten(1))
+        return torch.cat(attended)
+
+    def keep_utterances(self, order: Sequence[int]) -> None:
+        """Utterance u is what was ``order[u]``, which is u or comes from behind those that stay."""
+        moved = [(to, from_) for to, from_ in enumerate(order) if to != from_]
+        if moved:
+            move_to, move_from = torch.tensor(moved, device=self._layers[0][0].device).unbind(1)
+            for key, value in self._layers:
+                key[move_to], value[move_to] = key[move_from], value[move_from]
+            if self._bias is not None:
+                self._bias[move_to] = self._bias[move_from]
+        self._layers = [(key[: len(order)], value[: len(order)]) for key, value in self._layers]
+        self._bias = None if self._bias is None else self._bias[: len(order)]
+
+
+class BlockedSource:
+    """Each utterance's keys and values by themselves, as weights of convolutions; oneDNN on a CPU only."""
+
+    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+        key = keys_values[0][0]
+        self._heads, self._size = key.shape[2:]
+        self._layers = [
+            [self._block(key[:n], value[:n]) for key, value, n in zip(*layer, lengths, strict=True)]
+            for layer in keys_values
+        ]
+        self._bias = [self._bias_of(n, key.dtype) for n in lengths]
+
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
+        """Attention of every row to its utterance, (N, D)."""
+        parts = query_NHK.flatten(1).split(rows.counts)
+        return torch.cat(
+            [
+                self._of_utterance(x_WD, *self._layers[layer][u], self._bias[u])
+                for u, x_WD in enumerate(parts)
+                if x_WD.shape[0]
+            ]
+        )
+
+    def keep_utterances(self, order: Sequence[int]) -> None:
+        """Utterance u is what was ``order[u]``."""
+        self._layers = [[layer[u] for u in order] for layer in self._layers]
+        self._bias = [self._bias[u] for u in order]
+
+    def _of_utterance(self, x_WD: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        score_WHP = self._convolve(x_WD, keys, bias).unflatten(1, (self._heads, -1))
+        return self._convolve(score_WHP.softmax(-1).flatten(1), values, None)
+
+    def _convolve(self, x_WC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Rows are places along the width, with channels last: nothing is copied."""
+        x_1C1W = x_WC[None, None].permute(0, 3, 1, 2)
+        y_1C1W = torch.ops.mkldnn._convolution_pointwise(
+            x_1C1W, weight, bias, [0, 0], [1, 1], [1, 1], self._heads, "none", [], ""
+        )
+        return y_1C1W.permute(0, 2, 3, 1)[0, 0]
+
+    def _block(self, key_THK: Tensor, value_THK: Tensor) -> tuple[Tensor, Tensor]:
+        frames, heads, size = key_THK.shape
+        padded = -(-frames // BLOCK) * BLOCK
+        weight_HPK = key_THK.new_zeros(heads, padded, size)
+        torch.mul(key_THK.transpose(0, 1), size**-0.5, out=weight_HPK[:, :frames])
+        weight_HKP = value_THK.new_zeros(heads, size, padded)
+        weight_HKP[:, :, :frames] = value_THK.permute(1, 2, 0)
+        return _reordered(weight_HPK), _reordered(weight_HKP)
+
+    def _bias_of(self, frames: int, dtype: torch.dtype) -> Tensor:
+        """Nothing for a frame, minus infinity for what pads them."""
+        bias_P = torch.zeros(-(-frames // BLOCK) * BLOCK, dtype=dtype)
+        bias_P[frames:] = float("-inf")
+        return bias_P.repeat(self._heads)
+
+
+def _reordered(weight_HOI: Tensor) -> Tensor:
+    """Weights of a 1x1 convolution with a group for each head, in oneDNN's layout."""
+    groups, _, inputs = weight_HOI.shape
+    weight = weight_HOI.flatten(0, 1)[:, :, None, None]
+    shape = [1, groups * inputs, 1, BLOCK]
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, shape)
+
+
+def _has_blocked_convolutions(dtype: torch.dtype) -> bool:
+    """Whether PyTorch has these operators, which are not part of its stable interface, for the type."""
+    mkldnn = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16 and not mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return hasattr(mkldnn, "_convolution_pointwise") and hasattr(mkldnn, "_reorder_convolution_weight")
