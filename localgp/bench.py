@@ -1,9 +1,9 @@
-"""``python -m localgp.bench bench=encoder|decoder|training``: speed paired in one run against ESPnet and our own
+"""``python -m localgp.bench bench=encoder|decoder|training|runs``: speed paired in one run against ESPnet and our own
 dense path.
 
 Prints a table and, for every promised speed that was measured, whether it is met; writes
-``<exp_dir>/bench/<name>.json``; the last line is that file's content in one line: ``{"bench": ..., "machine": ...,
-"commit": ..., "rows": [...], "goals": [...]}``.
+``<exp_dir>/bench/<name>.json`` (``bench.save_as``: another name); the last line is that file's content in one line:
+``{"bench": ..., "command": ..., "machine": ..., "commit": ..., "rows": [...], "goals": [...]}``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,35 +44,62 @@ def machine() -> dict[str, Any]:
 
 def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from localgp.backbone.owsm import load_backbone
-    from localgp.evaluation.timing_decoder import bench_decoder
+    from localgp.evaluation.timing_decoder import bench_decoder, bench_learnt_decoder, describe
+    from localgp.evaluation.timing_encoder import DTYPES
     from localgp.evaluation.timing_goals import decoder_goals
+    from localgp.evaluation.timing_steps import PATTERNS
+    from localgp.training.data import list_tasks
 
-    rows = []
-    for name in cfg.bench.backbones:
+    wanted, device, rows = cfg.bench, _device(cfg), []
+    _check_choices(wanted, {"dtypes": tuple(DTYPES), "patterns": PATTERNS})
+    for name in wanted.backbones:
         backbone = load_backbone(_random_backbone(name))
         tokenizer = backbone.tokenizer
         rows += bench_decoder(
-            backbone.model,
+            backbone.model.to(device),
             backbone=name,
             notimestamps=tokenizer.notimestamps,
             first_time=tokenizer.first_time,
             last_time=tokenizer.last_time,
-            utterances=list(cfg.bench.utterances),
-            beam=cfg.bench.beam,
-            steps=cfg.bench.steps,
-            ctc_weights=list(cfg.bench.ctc_weights),
-            skipped=list(cfg.bench.skipped),
-            dtypes=list(cfg.bench.dtypes),
+            utterances=list(wanted.utterances),
+            beam=wanted.beam,
+            steps=wanted.steps,
+            ctc_weights=list(wanted.ctc_weights),
+            skipped=list(wanted.skipped),
+            patterns=list(wanted.patterns),
+            dtypes=list(wanted.dtypes),
+            repeats=wanted.repeats,
+            espnet_repeats=wanted.espnet_repeats,
+            progress=_progress,
         )
+    if wanted.run is not None:
+        run = _Trained(cfg, device, "decoder_policy")
+        items = run.rows.select(range(min(max(wanted.utterances), len(run.rows))))
+        tasks = {
+            task.row: task for task in list_tasks(items)
+        }  # of each, the last one: a translation if it has any
+        rows += bench_learnt_decoder(
+            run.model,
+            run.backbone.tokenizer,
+            *run.batch(list(items)),
+            [tasks[row] for row in sorted(tasks)],
+            backbone=f"{run.backbone.name} {run.name}",
+            utterances=list(wanted.utterances),
+            beam=wanted.beam,
+            steps=wanted.steps,
+            repeats=wanted.repeats,
+        )
+        for row in rows[-len(wanted.utterances) :]:
+            _progress(describe(row))
     return rows, decoder_goals(rows)
 
 
 def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from localgp.evaluation.timing_encoder import EncoderBench
+    from localgp.evaluation.timing_encoder import DTYPES, MEASURES, EncoderBench, bench_learnt, describe
     from localgp.evaluation.timing_goals import encoder_goals
 
     wanted, device, rows = cfg.bench, _device(cfg), []
-    _check_choices(wanted)
+    _check_choices(wanted, {"measures": MEASURES, "dtypes": tuple(DTYPES)})
     for name in wanted.backbones:
         bench = EncoderBench(
             _random_encoder(name).to(device),
@@ -97,8 +126,28 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
                 bench.profile(dtype)
         rows += bench.rows
     if wanted.run is not None:
-        rows.append(_learnt(cfg, device))
-        _progress(f"learnt {rows[-1]['backbone']}: {rows[-1]['time_ratio_vs_dense']} of dense")
+        run = _Trained(cfg, device, "policy")
+        count = min(wanted.run_utterances, len(run.rows))
+        chunks = [
+            [run.rows[i] for i in range(begin, min(begin + wanted.run_batch, count))]
+            for begin in range(0, count, wanted.run_batch)
+        ]
+        rows.append(
+            bench_learnt(
+                run.model,
+                [run.batch(items) for items in chunks],
+                backbone=run.backbone.name,
+                name=run.name,
+                seconds=run.backbone.padded_seconds,
+                seconds_of_audio=[
+                    round(min(item["seconds"], run.backbone.padded_seconds), 3)
+                    for items in chunks
+                    for item in items
+                ],
+                repeats=wanted.repeats,
+            )
+        )
+        _progress(describe(rows[-1]))
     return rows, encoder_goals(rows)
 
 
@@ -171,14 +220,13 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 BENCHES = {"encoder": encoder, "decoder": decoder, "training": training, "runs": runs}
 
 
-def _check_choices(wanted: DictConfig) -> None:
+def _check_choices(wanted: DictConfig, valid: dict[str, tuple[str, ...]]) -> None:
     from localgp.errors import ConfigError
-    from localgp.evaluation.timing_encoder import DTYPES, MEASURES
 
-    for key, valid in (("measures", MEASURES), ("dtypes", tuple(DTYPES))):
-        unknown = [name for name in wanted[key] if name not in valid]
+    for key, choices in valid.items():
+        unknown = [name for name in wanted[key] if name not in choices]
         if unknown:
-            raise ConfigError(f"bench.{key} has {', '.join(map(str, unknown))}; valid: {', '.join(valid)}")
+            raise ConfigError(f"bench.{key} has {', '.join(map(str, unknown))}; valid: {', '.join(choices)}")
 
 
 def _device(cfg: DictConfig) -> Any:
@@ -206,47 +254,44 @@ def _random_encoder(name: str) -> Any:
     return build_encoder(read_train_config(_random_backbone(name)))
 
 
-def _learnt(cfg: DictConfig, device: Any) -> dict[str, Any]:
-    """A trained run's gates on the first utterances of its test set."""
-    import torch
+class _Trained:
+    """The trained run ``bench.run`` and its test set.
 
-    from localgp.contexts.extract import row_contexts
-    from localgp.corpora.prepared import load_prepared
-    from localgp.errors import ConfigError
-    from localgp.evaluation.timing_encoder import bench_learnt
-    from localgp.evaluation.trained import (
-        batch_contexts,
-        load_trained,
-        padded_speech,
-        trained_config,
-        weights_of,
-    )
+    Args:
+        policy: Attribute of the model that must be there: ``policy``, the encoder's gates, or ``decoder_policy``.
+    """
 
-    directory = Path(cfg.bench.run)
-    weights = weights_of(directory)
-    trained = trained_config(directory, weights, cfg)
-    model, backbone = load_trained(trained, weights, device)
-    if model.policy is None:
-        raise ConfigError(f"bench.run: {directory} is a dense model; give a run with gates")
-    rows = load_prepared(trained)["test"]
-    contexts = row_contexts(trained, (rows, rows))
-    samples = round(backbone.padded_seconds * backbone.sample_rate)
-    batches, said = [], []
-    for begin in range(0, min(cfg.bench.run_utterances, len(rows)), cfg.bench.run_batch):
-        items = [rows[i] for i in range(begin, min(begin + cfg.bench.run_batch, len(rows)))]
-        speech_BN, ends_B = padded_speech(items, samples)
-        said += [round(end / backbone.sample_rate, 3) for end in ends_B.tolist()]
-        lengths_B = torch.full((len(items),), samples, device=device)
-        batches.append((speech_BN.to(device), lengths_B, batch_contexts(contexts, items, samples, device)))
-    return bench_learnt(
-        model,
-        batches,
-        backbone=backbone.name,
-        name=str(trained.name),
-        seconds=backbone.padded_seconds,
-        seconds_of_audio=said,
-        repeats=cfg.bench.repeats,
-    )
+    def __init__(self, cfg: DictConfig, device: Any, policy: str) -> None:
+        from localgp.contexts.extract import row_contexts
+        from localgp.corpora.prepared import load_prepared
+        from localgp.errors import ConfigError
+        from localgp.evaluation.trained import load_trained, trained_config, weights_of
+
+        directory = Path(cfg.bench.run)
+        weights = weights_of(directory)
+        trained = trained_config(directory, weights, cfg)
+        self.model, self.backbone = load_trained(trained, weights, device)
+        if getattr(self.model, policy) is None:
+            side = "an encoder" if policy == "policy" else "a decoder"
+            raise ConfigError(
+                f"bench.run: {directory} has {side} without gates; give a run whose gates are there"
+            )
+        self.name = str(trained.name)
+        self.rows = load_prepared(trained)["test"]
+        self._contexts = row_contexts(trained, (self.rows, self.rows))
+        self._device = device
+
+    def batch(self, items: list[Any]) -> tuple[Any, Any, dict[str, Any]]:
+        """Padded speech, its lengths, and contexts."""
+        import torch
+
+        from localgp.evaluation.trained import batch_contexts, padded_speech
+
+        samples = round(self.backbone.padded_seconds * self.backbone.sample_rate)
+        speech_BN, _ = padded_speech(items, samples)
+        lengths_B = torch.full((len(items),), samples, device=self._device)
+        contexts = batch_contexts(self._contexts, items, samples, self._device)
+        return speech_BN.to(self._device), lengths_B, contexts
 
 
 def main(cfg: DictConfig) -> None:
@@ -259,6 +304,11 @@ def main(cfg: DictConfig) -> None:
     name = cfg.bench.name
     if name not in BENCHES:
         raise ConfigError(f"bench is {name!r}; valid: {', '.join(BENCHES)}")
+    save_as = cfg.bench.save_as
+    if save_as is not None and not re.fullmatch(r"[\w.-]+", str(save_as)):
+        raise ConfigError(
+            f"bench.save_as is {save_as!r}; valid: a file name of letters, digits, '_', '-' and '.'"
+        )
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     rows, goals = BENCHES[name](cfg)
@@ -267,13 +317,22 @@ def main(cfg: DictConfig) -> None:
     for goal in goals:
         verdict = "met" if goal["met"] else "NOT MET"
         print(f"{verdict:8}{goal['goal']}: {goal['value']} {goal['sense']} {goal['limit']}")
-    result = {"bench": name, "machine": machine(), "commit": commit(), "rows": rows, "goals": goals}
+    measured = {"command": _command(name), "machine": machine(), "commit": commit()}
+    result = {"bench": name, **measured, "rows": rows, "goals": goals}
     # Learnt gates stand beside the file of random ones, not over it.
-    stored = f"{name}_learnt" if cfg.bench.get("run") else name
+    stored = save_as or (f"{name}_learnt" if cfg.bench.get("run") else name)
     path = Path(cfg.exp_dir) / "bench" / f"{stored}.json"
     write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(f"written: {path}")
     print(json.dumps(result))
+
+
+def _command(name: str) -> str:
+    """As it was called, if from a command line."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [f"bench={name}"]
+    return f"python -m localgp.bench {shlex.join(given)}"
 
 
 def _progress(line: str) -> None:
@@ -283,6 +342,8 @@ def _progress(line: str) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
     if isinstance(value, list):
         return ", ".join(map(_cell, value[:4])) + (", ..." if len(value) > 4 else "")
     return f"{value:.3f}" if isinstance(value, float) else str(value)

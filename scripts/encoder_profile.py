@@ -40,7 +40,7 @@ def profile_section(encoder: Benchmark | None) -> str:
             f"Not measured yet: `{COMMANDS['encoder']}` measures it, and `python scripts/encoder_profile.py` fills "
             "it in."
         )
-    parts = [f"`{COMMANDS['encoder']}` on {encoder.machine}; commit {encoder.commit[:12]}."]
+    parts = [f"`{encoder.command}` on {encoder.machine}; commit {encoder.commit[:12]}."]
     for backbone, dtype in dict.fromkeys((row["backbone"], row["dtype"]) for row in rows):
         own = [row for row in rows if (row["backbone"], row["dtype"]) == (backbone, dtype)]
         parts += [

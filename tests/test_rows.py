@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from localgp import bench
 from localgp.analysis.collect import collect, group
 from localgp.analysis.sources import read_hypotheses
 from localgp.build import build_decoder_policy, build_languages, build_model, build_policy, is_trimmed
@@ -252,6 +253,24 @@ def test_other_options_evaluate_again(tiny):
     (groups,) = group(collect(objects["run"].path.parents[3])).values()
     assert "row01" in [g.name for g in groups]
     assert set(read_hypotheses(groups[0].runs[0])) >= {"de", "de-fr", "it-fr"}
+
+
+@pytest.mark.recipe
+def test_learnt_decoder_gates_are_timed(tiny, capsys):
+    """After the rows above: a row for each batch size, with what the gates of the run skip; a dense run is refused."""
+    run = fit(composed("conf=row09", *tiny))[1]["run"]
+    options = ["bench=decoder", "bench.backbones=[]", "bench.utterances=[1,2]", "bench.steps=3"]
+    bench.main(composed(*tiny, *options, "bench.repeats=1", f"bench.run={run.path}"))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(row["measure"], row["utterances"]) for row in result["rows"]] == [("learnt", 1), ("learnt", 2)]
+    for row in result["rows"]:
+        assert row["backbone"] == "mini row09"
+        assert 0 <= row["skipped"] <= 1
+        assert 0 <= row["agree"] <= 1
+        assert row["flop_ratio"] > 0
+    dense = fit(composed("conf=row01", *tiny))[1]["run"]
+    with pytest.raises(ConfigError, match="decoder without gates"):
+        bench.main(composed(*tiny, *options, f"bench.run={dense.path}"))
 
 
 @pytest.mark.recipe

@@ -16,10 +16,11 @@ from localgp.evaluation.timing_goals import goal
 MACHINE = {"cpu": "A", "cores": 2, "threads": 1, "capability": "AVX2", "gpu": None, "torch": "2.12"}
 
 
-def write(folder, name, rows, goals=()):
+def write(folder, name, rows, goals=(), kind=None):
     (folder / "bench").mkdir(exist_ok=True)
     content = {
-        "bench": name,
+        "bench": kind or name,
+        "command": f"python -m localgp.bench bench={kind or name}",
         "machine": MACHINE,
         "commit": "0123456789abcdef",
         "rows": rows,
@@ -56,9 +57,15 @@ def measured(tmp_path):
         "backbone": "owsm_v3.1_small", "dtype": "fp32", "utterances": 8, "beam": 5, "steps": 60, "ctc_weight": 0.3,
         "skipped": 0.0, "speedup_vs_espnet": 13.4, "step_time_ratio_vs_dense": None, "identical_hypotheses": True,
     }  # fmt: skip
-    step = decoder | {"skipped": 0.3, "speedup_vs_espnet": None, "step_time_ratio_vs_dense": 0.78}
+    step = decoder | {
+        "measure": "pruned", "skipped": 0.3, "decided_per": "hypothesis", "agree": 0.174, "flop_ratio": 0.73,
+        "speedup_vs_espnet": None, "step_time_ratio_vs_dense": 0.78,
+    }  # fmt: skip
+    more = step | {"skipped": 0.5, "step_time_ratio_vs_dense": 0.66}
     other = decoder | {"identical_hypotheses": False}
-    write(tmp_path, "decoder", [decoder, step, other])
+    write(tmp_path, "decoder", [decoder, step, more, other])
+    learnt = step | {"measure": "learnt", "skipped": 0.281, "agree": 0.77, "step_time_ratio_vs_dense": 1.2}
+    write(tmp_path, "decoder_learnt", [learnt], kind="decoder")
     return tmp_path
 
 
@@ -86,9 +93,11 @@ def test_a_readme_has_the_main_rows_and_the_goals_not_met(measured):
     assert "batch 8" not in text
     assert "cgmlp" not in text
     assert "Goals met: 1 of 2. Not met: 1: pruned 30% / own dense: 0.89 instead of <= 0.841." in lines
-    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 0 % | 13.4 x | yes | - |" in lines
-    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 30 % | - | yes | 0.78 |" in lines
-    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 0 % | 13.4 x | NO | - |" in lines
+    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 13.4 x | yes | - |" in lines
+    assert "| owsm_v3.1_small, fp32 | 8 | 0.3 | 13.4 x | NO | - |" in lines
+    assert "| owsm_v3.1_small, fp32 | 8 | 30 % | hypothesis | 17 % | 0.78 | 0.73 |" in lines
+    assert "| 50 % |" not in text
+    assert "| owsm_v3.1_small, fp32, learnt gates | 8 | 28 % | hypothesis | 77 % | 1.20 | 0.73 |" in lines
     assert "`python -m localgp.bench bench=training` measures it." in text
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 
-from localgp.evaluation.timing_decoder import bench_decoder, random_gates
-from tests.decoding_helpers import EOS, SOS, make_model
+from localgp.decoding.cached_decoder import CachedDecoder
+from localgp.decoding.gate_state import GateState
+from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.evaluation.timing_decoder import bench_decoder
+from localgp.evaluation.timing_steps import PATTERNS, StepBench, random_gates
+from tests.decoding_helpers import EOS, SOS, make_memory, make_model
 
 COLUMNS = {
     "backbone",
@@ -20,6 +26,8 @@ COLUMNS = {
     "speedup_vs_espnet",
     "step_time_ratio_vs_dense",
     "identical_hypotheses",
+    "flop_ratio",
+    "peak_mib",
 }
 
 
@@ -49,15 +57,46 @@ def test_rows_and_untouched_model() -> None:
         progress=lines.append,
     )
     assert all(set(row) >= COLUMNS for row in rows)
-    assert len(lines) == len(rows) == 2 * 2 + 2  # two CTC weights and one gated decoder, two batch sizes
+    # For two batch sizes: two CTC weights, and gates decided in two ways
+    assert len(lines) == len(rows) == 2 * 2 + 2 * 2
     dense, gated = rows[:4], rows[4:]
     assert all(row["identical_hypotheses"] and row["speedup_vs_espnet"] > 0 for row in dense)
-    assert all(row["step_time_ratio_vs_dense"] > 0 and row["speedup_vs_espnet"] is None for row in gated)
+    assert all(row["step_time_ratio_vs_dense"] is not None for row in gated)
+    assert all(row["speedup_vs_espnet"] is None for row in gated)
+    assert [row["decided_per"] for row in gated] == ["hypothesis"] * 2 + ["utterance"] * 2
+    assert all(0 < row["flop_ratio"] < 1 and row["peak_mib"] > 0 for row in gated)
     for name, value in small.decoder.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_random_gates_skip_the_share_asked_for() -> None:
-    gates = random_gates(0.3, seed=0)
-    opened = torch.cat([torch.stack(list(gates(0, torch.zeros(500, 1), None).values())) for _ in range(4)])
+def test_gated_rows_say_what_was_skipped() -> None:
+    """Closed everywhere, a step is the output layer's FLOPs alone; half open, in between."""
+    small = make_model(0)
+    memory, _ = make_memory(0, [9, 9])
+    primers = [[SOS, 5, 6, 3]] * 2
+    dense = CachedDecoder(small.decoder)
+    tokens = {"sos": SOS, "eos": EOS, "notimestamps": 3, "first_time": 40, "last_time": 52}
+    bench = StepBench(small.decoder, dense, tokens, beam=2, steps=3, repeats=1)
+    cost = DecoderCost.of(small.decoder, 9)
+    whole = cost.passes(3, np.full((len(dense.layers), 3), 3.0))
+    closed = bench.against_dense(memory, primers, random_gates(1.0, 0))
+    assert (closed["skipped"], closed["agree"]) == (1.0, 1.0)
+    assert closed["flop_ratio"] == pytest.approx(cost.output(3) / whole, abs=1e-4)
+    assert closed["agreement"]["ffn"] == {"all_open": 0.0, "all_closed": 1.0}
+    half = bench.against_dense(memory, primers, random_gates(0.5, 0))
+    assert 0.2 < half["skipped"] < 0.8
+    assert 0 < half["agree"] < 1
+    assert closed["flop_ratio"] < half["flop_ratio"] < 1
+    together = bench.against_dense(memory, primers, random_gates(0.5, 0, "utterance"))
+    assert together["agree"] == 1.0
+    assert 0 < together["skipped"] < 1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_random_gates_skip_the_share_asked_for(pattern: str) -> None:
+    state = GateState(torch.arange(250).repeat_interleave(2), torch.zeros(500, dtype=torch.long))
+    gates = random_gates(0.3, 0, pattern)
+    opened = torch.cat([torch.stack(list(gates(0, torch.zeros(500, 1), state).values())) for _ in range(8)])
     assert abs(1 - opened.float().mean() - 0.3) < 0.03
+    same = (opened[:, 0::2] == opened[:, 1::2]).float().mean()
+    assert same == 1 if pattern == "utterance" else 0.5 < same < 0.65

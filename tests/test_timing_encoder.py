@@ -96,6 +96,7 @@ def test_rows_and_goals(columns):
 
 def test_decoder_goals():
     row = {
+        "measure": "dense",
         "backbone": "owsm_v3.1_small",
         "dtype": "fp32",
         "utterances": 8,
@@ -105,7 +106,8 @@ def test_decoder_goals():
         "identical_hypotheses": True,
         "step_time_ratio_vs_dense": None,
     }
-    step = row | {"skipped": 0.3, "speedup_vs_espnet": None, "step_time_ratio_vs_dense": 0.9}
+    step = row | {"measure": "pruned", "decided_per": "hypothesis", "skipped": 0.3, "speedup_vs_espnet": None}
+    step["step_time_ratio_vs_dense"] = 0.9
     fast, slow = decoder_goals([row, step])
     assert (fast["met"], fast["limit"], fast["sense"]) == (True, 25.0, ">=")
     assert (slow["met"], slow["limit"], slow["sense"]) == (False, 0.8, "<=")

@@ -23,6 +23,7 @@ class Benchmark:
     rows: Of its table, a mapping each.
     goals: Promised speeds and whether they are met; empty where it has none.
     commit: Of the code that was measured.
+    command: What measured it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Benchmark:
     rows: list[dict[str, Any]]
     goals: list[dict[str, Any]]
     commit: str
+    command: str
 
     def runs_of(self, corpus: str, backbone: str) -> dict[str, dict[str, Any]]:
         """Of ``bench=runs``: run name to its row, of one corpus and backbone."""
@@ -41,13 +43,19 @@ class Benchmark:
 
 
 def read_benchmarks(exp_dir: Path) -> dict[str, Benchmark]:
-    """By name, in the order of `COMMANDS`; what has not been measured is not there.
+    """By the file's name, in the order of `COMMANDS` and then others (``bench.save_as``); what has not been measured is
+    not there.
 
     Raises:
         ConfigError: A file that ``localgp.bench`` did not write.
     """
     found = {path.stem: _read(path) for path in sorted((exp_dir / "bench").glob("*.json"))}
     return dict(sorted(found.items(), key=lambda item: (*COMMANDS, item[0]).index(item[0])))
+
+
+def of_kind(found: Mapping[str, Benchmark], name: str) -> list[Benchmark]:
+    """All that measured the same: the one stored under its own name first, then those with other settings."""
+    return sorted((b for b in found.values() if b.name == name), key=lambda b: b is not found.get(name))
 
 
 def _read(path: Path) -> Benchmark:
@@ -65,6 +73,7 @@ def _read(path: Path) -> Benchmark:
             rows,
             goals,
             str(found.get("commit", "unknown")),
+            str(found.get("command", COMMANDS.get(str(found["bench"]), "python -m localgp.bench"))),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(

@@ -259,7 +259,7 @@ def bench_parts(page: Page, benchmarks: Mapping[str, Benchmark]) -> None:
         if found.goals:
             page.raw(goals_table(found.goals).html())
         page.raw(Table(header, cells).html())
-        page.raw(caption(f"From {name}.json: measured by python -m localgp.bench, pairs in one run."))
+        page.raw(caption(f"From {name}.json: measured by {found.command}, pairs in one run."))
     missing = [command for name, command in COMMANDS.items() if name not in benchmarks]
     if missing:
         page.text(f"Not measured yet: {'; '.join(missing)}.")

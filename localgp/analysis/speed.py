@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from localgp.analysis.benchmarks import COMMANDS, Benchmark
+from localgp.analysis.benchmarks import COMMANDS, Benchmark, of_kind
 from localgp.analysis.tables import Table
 
 Row = Mapping[str, Any]
@@ -79,14 +79,14 @@ def speed_section(found: Mapping[str, Benchmark], *, whole: bool) -> str:
     parts = []
     for name, title in titles.items():
         parts.append(f"### {title}" if whole else f"**{title}**")
-        if name not in found:
+        measured = of_kind(found, name)
+        if not measured:
             parts.append(f"Not measured yet: `{COMMANDS[name]}` measures it.")
-            continue
-        benchmark = found[name]
-        parts.append(f"`{COMMANDS[name]}` on {benchmark.machine}; commit {benchmark.commit[:12]}.")
-        parts += _TABLES[name](benchmark, whole)
-        if benchmark.goals:
-            parts += [_goals(benchmark.goals, whole)]
+        for benchmark in measured:
+            parts.append(f"`{benchmark.command}` on {benchmark.machine}; commit {benchmark.commit[:12]}.")
+            parts += _TABLES[name](benchmark, whole)
+            if benchmark.goals:
+                parts += [_goals(benchmark.goals, whole)]
     return "\n\n".join(parts)
 
 
@@ -162,22 +162,53 @@ def _against_dense(row: Row) -> list[str]:
 
 
 def _decoder(benchmark: Benchmark, whole: bool) -> list[str]:
-    if not benchmark.rows:
-        return []
-    cells = [
-        [
-            f"{row.get('backbone')}, {row.get('dtype', 'fp32')}",
-            str(row.get("utterances", "-")),
-            str(row.get("ctc_weight", "-")),
-            _percent(row.get("skipped")),
-            f"{_number(row.get('speedup_vs_espnet'))} x" if row.get("speedup_vs_espnet") is not None else "-",
-            {True: "yes", False: "NO"}.get(row.get("identical_hypotheses"), "-"),  # type: ignore[arg-type]
-            _ratio(row.get("step_time_ratio_vs_dense")),
+    searches = [row for row in benchmark.rows if row.get("speedup_vs_espnet") is not None]
+    steps = [row for row in benchmark.rows if row.get("step_time_ratio_vs_dense") is not None]
+    if not whole:
+        fewest = min((row["skipped"] for row in steps), default=0.0)
+        steps = [row for row in steps if row.get("measure") == "learnt" or row["skipped"] == fewest]
+    tables = []
+    if searches:
+        header = ["model", "utterances", "ctc_weight", "speed / ESPnet", "same hypotheses", "peak MiB"]
+        cells = [
+            [
+                *_decoded(row),
+                str(row.get("ctc_weight", "-")),
+                f"{_number(row.get('speedup_vs_espnet'))} x",
+                {True: "yes", False: "NO"}.get(row.get("identical_hypotheses"), "-"),  # type: ignore[arg-type]
+                _number(row.get("peak_mib")),
+            ]
+            for row in searches
         ]
-        for row in benchmark.rows
-    ]
-    header = ["model", "utterances", "ctc_weight", "modules skipped", "speed / ESPnet", "same hypotheses"]
-    return [Table([*header, "step time / own dense"], cells).markdown()]
+        tables.append(Table(header, cells).markdown())
+    if steps:
+        header = [
+            "model",
+            "utterances",
+            "modules skipped",
+            "decided per",
+            "hypotheses agree",
+            "step time / own dense",
+            "FLOPs / dense",
+        ]
+        cells = [
+            [
+                *_decoded(row),
+                _percent(row.get("skipped")),
+                str(row.get("decided_per", "-")),
+                _percent(row.get("agree")),
+                _ratio(row.get("step_time_ratio_vs_dense")),
+                _ratio(row.get("flop_ratio")),
+            ]
+            for row in steps
+        ]
+        tables.append(Table(header, cells).markdown())
+    return tables
+
+
+def _decoded(row: Row) -> list[str]:
+    learnt = ", learnt gates" if row.get("measure") == "learnt" else ""
+    return [f"{row.get('backbone')}, {row.get('dtype', 'fp32')}{learnt}", str(row.get("utterances", "-"))]
 
 
 def _runs(benchmark: Benchmark, whole: bool) -> list[str]:

@@ -86,6 +86,14 @@ class DecoderCost:
             "output": self.output(tokens),
         }
 
+    def passes(self, tokens: float, run_LM: np.ndarray) -> float:
+        """What is computed for ``tokens``, of which ``run_LM`` ran in each module of each layer, spread evenly."""
+        total = self.output(tokens)
+        for own, source, ffn in run_LM:
+            total += self.self_attention(own, own * (own + 1) / 2)
+            total += self.source_attention(source) + self.feed_forward(ffn)
+        return float(total)
+
     def measured(self, open_NLM: np.ndarray, modules: list[str]) -> float:
         """One hypothesis, with the modules that really ran."""
         place = {name: modules.index(name) for name in MODULES if name in modules}
@@ -93,12 +101,7 @@ class DecoderCost:
         for m, name in enumerate(MODULES):
             if name in place:
                 opened[..., m] = open_NLM[..., place[name]]
-        run_LM = opened.sum(0).astype(float)
-        total = self.source() + self.output(len(opened))
-        for own, source, ffn in run_LM:
-            total += self.self_attention(own, own * (own + 1) / 2)
-            total += self.source_attention(source) + self.feed_forward(ffn)
-        return float(total)
+        return self.source() + self.passes(len(opened), opened.sum(0).astype(float))
 
     def gates(self, policy: Any, tokens: int) -> float:
         """What deciding costs: LocalGP at every token, GlobalGP once; contexts are projected once per sequence."""

@@ -1,28 +1,34 @@
 """Seconds of the decoder: ours against ESPnet's, gated against dense, paired in one run.
 
 Every row compares runs that alternate, and gives the median of their ratios, so that a machine that is slow for
-a while is slow for both. Random encoder output stands in for speech: neither decoder looks at what it says.
+a while is slow for both. Random encoder output stands in for speech: neither decoder looks at what it says. (What
+trained gates skip does: see `bench_learnt_decoder`.)
+
+Shape legend: B utterances, N samples, T frames, D model size, Q sequences.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from localgp.decoding.beam import BeamSearch, Hypothesis
-from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates, GateState
+from localgp.decoding.cached_decoder import CachedDecoder
 from localgp.decoding.options import DecodeOptions
+from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.evaluation.timing import peak_mib
+from localgp.evaluation.timing_encoder import DTYPES, saved_share
+from localgp.evaluation.timing_steps import PATTERNS, StepBench, endless, random_gates, timed
+from localgp.training.data import Task
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PEAK = 8.0  # random output layers are flat; this far apart, the best are no matter of rounding. 2^3: undone exactly
+STEP = "step_time_ratio_vs_dense"
+PEAK = 8.0  # random output layers are flat; this far apart, the best are no matter of rounding
 
 
 def bench_decoder(
@@ -37,6 +43,7 @@ def bench_decoder(
     steps: int = 60,
     ctc_weights: Sequence[float] = (0.0, 0.3),
     skipped: Sequence[float] = (0.3, 0.5, 0.7),
+    patterns: Sequence[str] = PATTERNS,
     dtypes: Sequence[str] = ("fp32",),
     frames: int = 749,
     repeats: int = 3,
@@ -56,6 +63,8 @@ def bench_decoder(
         steps: Tokens of every output; no hypothesis ends earlier.
         ctc_weights: Weights of the CTC score.
         skipped: Shares of modules that random gates skip, for every module, layer and token by itself.
+        patterns: Whether an utterance's hypotheses are decided on each by itself or together, of
+            `localgp.evaluation.timing_steps.PATTERNS`.
         dtypes: ``fp32``, ``bf16``. ESPnet runs in the same type.
         frames: Encoder frames of an utterance; 749 are 30 s.
         repeats: Alternating runs of ours against ours.
@@ -65,23 +74,17 @@ def bench_decoder(
 
     Returns:
         Rows: without gates, ``speedup_vs_espnet`` (in utterances per second) and ``identical_hypotheses``;
-        with gates, ``step_time_ratio_vs_dense``.
+        with gates, those of `localgp.evaluation.timing_steps.StepBench`.
     """
     rows = []
     device = next(model.decoder.parameters()).device
-    tokens: dict[str, Any] = {
-        "sos": model.sos,
-        "eos": model.eos,
-        "notimestamps": notimestamps,
-        "first_time": first_time,
-        "last_time": last_time,
-    }
+    tokens = _tokens(model, notimestamps, first_time, last_time)
     ordinary = list(range(last_time + 1, last_time + 3))
     primer = [model.sos, *ordinary, notimestamps]
     generator = torch.Generator().manual_seed(seed)
     size = model.decoder.output_layer.in_features
     memory = torch.randn(max(utterances), frames, size, generator=generator).to(device)
-    with _endless(model):
+    with endless(model, PEAK):
         for name in dtypes:
             dense = CachedDecoder(model.decoder, dtype=DTYPES[name])
             for ctc_weight in ctc_weights:
@@ -90,52 +93,81 @@ def bench_decoder(
                 reference = _EspnetSearch(model, tokens, options, DTYPES[name])
                 for count in utterances:
                     compared = _against_espnet(search, reference, memory[:count], primer, espnet_repeats)
-                    rows.append(_row(backbone, name, count, options, steps) | compared | {"frames": frames})
-                    progress(_describe(rows[-1]))
+                    row = make_row("dense", backbone, name, count, options, frames)
+                    rows.append(row | {"steps": steps} | compared)
+                    progress(describe(rows[-1]))
+            bench = StepBench(model.decoder, dense, tokens, beam, steps, repeats)
             for share in skipped:
-                gated = CachedDecoder(model.decoder, random_gates(share, seed), dtype=DTYPES[name])
-                for count in utterances:
-                    ratio, seconds = _step_ratio(
-                        gated, dense, memory[:count], primer, tokens, beam, steps, repeats
-                    )
-                    options = DecodeOptions(beam=beam, maxlenratio=-steps)
-                    rows.append(
-                        _row(backbone, name, count, options, steps)
-                        | {"skipped": share, "step_time_ratio_vs_dense": ratio, "step_seconds": seconds}
-                        | {"frames": frames}
-                    )
-                    progress(_describe(rows[-1]))
+                for pattern in patterns:
+                    gates = random_gates(share, seed, pattern)
+                    for count in utterances:
+                        found = bench.against_dense(memory[:count], [primer] * count, gates)
+                        row = make_row("pruned", backbone, name, count, DecodeOptions(beam=beam), frames)
+                        row |= {"steps": steps, "decided_per": pattern} | found | {"skipped": share}
+                        rows.append(row | saved_share(row, STEP))
+                        progress(describe(rows[-1]))
     return rows
 
 
-def random_gates(share: float, seed: int) -> DecoderGates:
-    """Gates that close with probability ``share``, independently for every module, layer and token."""
-    generator = torch.Generator().manual_seed(seed)
+@torch.no_grad()
+def bench_learnt_decoder(
+    model: Any,
+    tokenizer: Any,
+    speech_BN: Tensor,
+    lengths_B: Tensor,
+    contexts: dict[str, Tensor],
+    tasks: Sequence[Task],
+    *,
+    backbone: str,
+    utterances: Sequence[int] = (1, 8),
+    beam: int = 5,
+    steps: int = 60,
+    dtype: str = "fp32",
+    repeats: int = 3,
+) -> list[dict[str, Any]]:
+    """Steps of trained gates on real speech against the same decoder without gates.
 
-    def gates(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
-        open_ = torch.rand(len(MODULES), x_ND.shape[0], generator=generator) >= share
-        return dict(zip(MODULES, open_.to(x_ND.device), strict=True))
+    Both write ``steps`` tokens, so that they differ in nothing but what runs.
 
-    return gates
+    Args:
+        model: `localgp.model.GatedS2T` with trained decoder gates, in eval mode.
+        tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
+        speech_BN, lengths_B, contexts: Of padded utterances, as `localgp.model.GatedS2T.encode` takes them.
+        tasks: One for each utterance, in their order.
+        backbone: Name for the rows, with the run's.
+        utterances: Batch sizes, of the first utterances.
+        dtype: Of the decoder.
+    """
+    encoded = model.encode(speech_BN, lengths_B, contexts, path="packed")
+    prompts = [tokenizer.prompt(task.source, task.target) for task in tasks]
+    primers = [[model.espnet.sos, *prompt] for prompt in prompts]
+    prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=speech_BN.device)
+    owner_Q = torch.arange(len(tasks), device=speech_BN.device)
+    gates = model.step_gates(encoded, owner_Q, [task.name for task in tasks], prompt_Q2)
+    decoder = model.espnet.decoder
+    cost = DecoderCost.of(decoder, encoded.x.shape[1]).gates(model.decoder_policy, steps)
+    tokens = _tokens(model.espnet, tokenizer.notimestamps, tokenizer.first_time, tokenizer.last_time)
+    rows = []
+    with endless(model.espnet):
+        bench = StepBench(decoder, CachedDecoder(decoder, dtype=DTYPES[dtype]), tokens, beam, steps, repeats)
+        for count in utterances:
+            found = bench.against_dense(encoded.x[:count], primers[:count], gates, cost)
+            frames = encoded.x.shape[1]
+            row = make_row("learnt", backbone, dtype, count, DecodeOptions(beam=beam), frames)
+            rows.append(
+                row | {"steps": steps, "decided_per": "hypothesis"} | found | saved_share(row | found, STEP)
+            )
+    return rows
 
 
-@contextlib.contextmanager
-def _endless(model: Any) -> Iterator[None]:
-    """Peaked scores, and no hypothesis that ends before its bound; undone afterwards."""
-    output = model.decoder.output_layer
-    was_training = model.decoder.training
-    kept = output.bias.detach().clone()
-    model.eval()
-    with torch.no_grad():
-        output.weight.mul_(PEAK)
-        output.bias[model.eos] = -1e4
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            output.weight.div_(PEAK)
-            output.bias.copy_(kept)
-        model.train(was_training)
+def _tokens(model: Any, notimestamps: int, first_time: int, last_time: int) -> dict[str, Any]:
+    return {
+        "sos": model.sos,
+        "eos": model.eos,
+        "notimestamps": notimestamps,
+        "first_time": first_time,
+        "last_time": last_time,
+    }
 
 
 class _EspnetSearch:
@@ -197,8 +229,8 @@ def _against_espnet(
     seconds, espnet_seconds = [], []
     for repeat in range(repeats):
         u = repeat % count
-        theirs_s, theirs = _timed(functools.partial(espnet, memory_BTD[u], primer), memory_BTD.device)
-        ours_s, found = _timed(ours, memory_BTD.device)
+        theirs_s, theirs = timed(functools.partial(espnet, memory_BTD[u], primer), memory_BTD.device)
+        ours_s, found = timed(ours, memory_BTD.device)
         identical &= found[u][0].tokens == theirs
         ratios.append(count * theirs_s / ours_s)
         seconds.append(ours_s)
@@ -208,69 +240,41 @@ def _against_espnet(
         "identical_hypotheses": identical,
         "seconds": round(statistics.median(seconds), 4),
         "espnet_seconds_per_utterance": round(statistics.median(espnet_seconds), 4),
+        "flop_ratio": 1.0,
+        "peak_mib": peak_mib(ours, memory_BTD.device),
     }
 
 
-def _step_ratio(
-    gated: CachedDecoder,
-    dense: CachedDecoder,
-    memory_BTD: Tensor,
-    primer: list[int],
-    tokens: dict[str, Any],
-    beam: int,
-    steps: int,
-    repeats: int,
-) -> tuple[float, float]:
-    """Median ratio of the time a step takes, and the gated one's median seconds.
+def make_row(
+    measure: str, backbone: str, dtype: str, utterances: int, options: DecodeOptions, frames: int
+) -> dict[str, Any]:
+    """The keys that every row has; None where a figure does not apply.
 
-    A search of ``steps`` tokens less one of a single token, so that what is done once per utterance is not
-    counted.
+    ``flop_ratio``: FLOPs of the steps over those of the dense decoder's.
     """
-    count, frames = memory_BTD.shape[:2]
-    lengths_B = torch.full((count,), frames, device=memory_BTD.device)
-
-    def seconds(decoder: CachedDecoder, length: int) -> float:
-        search = BeamSearch(decoder, None, options=DecodeOptions(beam=beam, maxlenratio=-length), **tokens)
-        return _timed(lambda: search(memory_BTD, lengths_B, [primer] * count), memory_BTD.device)[0]
-
-    for decoder in (gated, dense):
-        seconds(decoder, min(steps, 10))
-    pairs = []
-    for _ in range(repeats):
-        pair = [(seconds(d, steps) - seconds(d, 1)) / max(1, steps - 1) for d in (dense, gated)]
-        pairs.append(pair)
-    ratio = statistics.median(gated_s / dense_s for dense_s, gated_s in pairs)
-    return round(ratio, 4), round(statistics.median(gated_s for _, gated_s in pairs), 5)
-
-
-def _timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    result = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began, result
-
-
-def _row(backbone: str, dtype: str, utterances: int, options: DecodeOptions, steps: int) -> dict[str, Any]:
     return {
+        "measure": measure,
         "backbone": backbone,
         "dtype": dtype,
         "utterances": utterances,
+        "frames": frames,
         "beam": options.beam,
-        "steps": steps,
+        "steps": None,
         "ctc_weight": options.ctc_weight,
         "skipped": 0.0,
+        "decided_per": None,
         "speedup_vs_espnet": None,
-        "step_time_ratio_vs_dense": None,
         "identical_hypotheses": None,
+        "flop_ratio": None,
+        "step_time_ratio_vs_dense": None,
+        "peak_mib": None,
     }
 
 
-def _describe(row: dict[str, Any]) -> str:
-    what = f"{row['backbone']} {row['dtype']} x{row['utterances']} ctc {row['ctc_weight']}"
+def describe(row: dict[str, Any]) -> str:
+    what = f"{row['measure']} {row['backbone']} {row['dtype']} x{row['utterances']} ctc {row['ctc_weight']}"
     if row["speedup_vs_espnet"] is not None:
         same = "identical" if row["identical_hypotheses"] else "other hypotheses"
-        return f"{what}: {row['speedup_vs_espnet']} x ESPnet, {same}"
-    return f"{what}, {row['skipped']:.0%} skipped: step time x {row['step_time_ratio_vs_dense']}"
+        return f"{what}: {row['speedup_vs_espnet']} x ESPnet, {same} ({row['peak_mib']} MiB)"
+    saved = f"FLOPs {row['flop_ratio']}, {row['peak_mib']} MiB"
+    return f"{what}, {row['skipped']:.0%} skipped per {row['decided_per']}: {row[STEP]} of dense ({saved})"

@@ -283,8 +283,8 @@ def against_dense(time_ratio: float, flop_ratio: float) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def saved_share(row: dict[str, Any]) -> dict[str, float]:
-    """Of the FLOPs skipped, the share that became time.
+def saved_share(row: dict[str, Any], ratio: str = "time_ratio_vs_dense") -> dict[str, float]:
+    """Of the FLOPs skipped, the share that became time; ``ratio`` is where the row has that.
 
     Example:
         >>> saved_share({"skipped": 0.3, "time_ratio_vs_dense": 0.82, "flop_ratio": 0.8})
@@ -292,7 +292,7 @@ def saved_share(row: dict[str, Any]) -> dict[str, float]:
     """
     if not row["skipped"] or row["flop_ratio"] is None or row["flop_ratio"] >= 1:
         return {}
-    return {"saved_flops_became_time": round((1 - row["time_ratio_vs_dense"]) / (1 - row["flop_ratio"]), 3)}
+    return {"saved_flops_became_time": round((1 - row[ratio]) / (1 - row["flop_ratio"]), 3)}
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -1,0 +1,212 @@
+"""Seconds of a decoding step with gates against the dense one's, paired in one run.
+
+How much of what gates skip becomes time depends on whether an utterance's hypotheses agree: a module that is closed for
+all of them is not run and its weights and source keys are not read, one that is closed for some runs on fewer rows. So
+random gates are drawn in two ways, which are the two ends, and where trained ones lie between them is counted
+(`Agreement`).
+
+Shape legend: B utterances, T frames, N rows (hypotheses running), D model size, L layers, M gated modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from localgp.decoding.beam import BeamSearch
+from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates, GateState
+from localgp.decoding.options import DecodeOptions
+from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.evaluation.timing import peak_mib
+
+PATTERNS = ("hypothesis", "utterance")  # what decides by itself
+NO_END = -1e4  # bias of eos in a search that shall not end
+
+
+class StepBench:
+    """Steps of a beam search over given utterances.
+
+    Args:
+        decoder: ESPnet's ``TransformerDecoder``.
+        dense: `CachedDecoder` over it, without gates.
+        tokens: Ids that `BeamSearch` needs.
+        beam: Beam size.
+        steps: Tokens of every output. No hypothesis may end earlier: see `endless`.
+        repeats: Rounds.
+    """
+
+    def __init__(
+        self, decoder: Any, dense: CachedDecoder, tokens: dict[str, Any], beam: int, steps: int, repeats: int
+    ) -> None:
+        self._decoder, self._dense, self._tokens = decoder, dense, tokens
+        self._beam, self._steps, self._repeats = beam, steps, repeats
+
+    def against_dense(
+        self,
+        memory_BTD: Tensor,
+        primers: list[list[int]],
+        gates: DecoderGates,
+        gate_flops: float = 0.0,
+    ) -> dict[str, Any]:
+        """What a benchmark's row says of these gates.
+
+        A search of ``steps`` tokens less one of a single token, so that what is done once per utterance is not counted.
+
+        Args:
+            gate_flops: What deciding costs a hypothesis.
+
+        Returns:
+            ``skipped``: share of module runs of all hypotheses. ``step_time_ratio_vs_dense``: median over the rounds.
+            ``seconds_per_step``, ``dense_seconds_per_step``: medians. ``flop_ratio``: of the steps. ``agree``: see
+            `Agreement.share`; ``agreement`` by module. ``peak_mib``: of the gated search.
+        """
+        agreement = Agreement(gates)
+        self._search(memory_BTD, primers, agreement, self._steps)
+        self._search(memory_BTD, primers, None, min(self._steps, 10))
+        pairs = np.array(
+            [[self._step(memory_BTD, primers, g) for g in (None, gates)] for _ in range(self._repeats)]
+        )
+        dense_s, gated_s = np.median(pairs, axis=0).tolist()
+        cost = DecoderCost.of(self._decoder, memory_BTD.shape[1])
+        kept_LM = agreement.kept_LM
+        everything_LM = np.full_like(kept_LM, self._steps)
+        flops = cost.passes(self._steps, self._steps * kept_LM) + gate_flops
+        device = memory_BTD.device
+        return {
+            "skipped": round(1 - float(kept_LM.mean()), 4),
+            "flop_ratio": round(flops / cost.passes(self._steps, everything_LM), 4),
+            "step_time_ratio_vs_dense": round(float(np.median(pairs[:, 1] / pairs[:, 0])), 4),
+            "seconds_per_step": round(gated_s, 5),
+            "dense_seconds_per_step": round(dense_s, 5),
+            "agree": agreement.share,
+            "agreement": agreement.by_module,
+            "peak_mib": peak_mib(lambda: self._search(memory_BTD, primers, gates, self._steps), device),
+        }
+
+    def _step(self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None) -> float:
+        def seconds(steps: int) -> float:
+            return timed(lambda: self._search(memory_BTD, primers, gates, steps), memory_BTD.device)[0]
+
+        return (seconds(self._steps) - seconds(1)) / max(1, self._steps - 1)
+
+    def _search(
+        self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None, steps: int
+    ) -> None:
+        options = DecodeOptions(beam=self._beam, maxlenratio=-steps)
+        lengths_B = torch.full((len(memory_BTD),), memory_BTD.shape[1], device=memory_BTD.device)
+        BeamSearch(self._dense, None, options=options, **self._tokens)(memory_BTD, lengths_B, primers, gates)
+
+
+class Agreement:
+    """Passes gates on, and counts how often an utterance's hypotheses agree on a module.
+
+    Args:
+        gates: Whose decisions are counted.
+    """
+
+    def __init__(self, gates: DecoderGates) -> None:
+        self._gates = gates
+        self._open: dict[tuple[int, str], list[int]] = {}  # open rows, rows
+        self._groups: dict[str, list[int]] = {}  # groups all open, all closed, groups
+
+    def __call__(self, layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        masks = self._gates(layer, x_ND, state)
+        _, group_N, size_G = torch.unique(state.utterance_N, return_inverse=True, return_counts=True)
+        for name in MODULES:
+            mask_N = masks.get(name, torch.ones_like(state.utterance_N, dtype=torch.bool))
+            _add(self._open.setdefault((layer, name), [0, 0]), [int(mask_N.sum()), len(mask_N)])
+            open_G = torch.zeros_like(size_G).index_add_(0, group_N, mask_N.long())
+            several_G = size_G > 1
+            counts = [(open_G == size_G) & several_G, (open_G == 0) & several_G, several_G]
+            _add(self._groups.setdefault(name, [0, 0, 0]), [int(count.sum()) for count in counts])
+        return masks
+
+    @property
+    def kept_LM(self) -> np.ndarray:
+        """Share of rows that each module of each layer ran on."""
+        layers = 1 + max(layer for layer, _ in self._open)
+        shares = [[self._open[layer, name] for name in MODULES] for layer in range(layers)]
+        return np.array([[opened / rows for opened, rows in modules] for modules in shares])
+
+    @property
+    def share(self) -> float:
+        """Of the steps of an utterance with several hypotheses, where a module is open for all or closed for all."""
+        opened, closed, groups = np.sum(list(self._groups.values()), axis=0)
+        return round(float((opened + closed) / max(1, groups)), 4)
+
+    @property
+    def by_module(self) -> dict[str, dict[str, float]]:
+        """Module to the shares ``all_open`` and ``all_closed``."""
+        return {
+            name: {
+                "all_open": round(opened / max(1, groups), 4),
+                "all_closed": round(closed / max(1, groups), 4),
+            }
+            for name, (opened, closed, groups) in self._groups.items()
+        }
+
+
+def random_gates(share: float, seed: int, pattern: str = "hypothesis") -> DecoderGates:
+    """Gates that close with probability ``share``, independently for every module, layer and token.
+
+    Args:
+        pattern: ``hypothesis``: every hypothesis has a draw of its own. ``utterance``: those of an utterance share it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def gates(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        if pattern == "utterance":
+            highest = int(state.utterance_N.max())
+            draw = torch.rand(len(MODULES), highest + 1, generator=generator)
+            draw = draw.index_select(1, state.utterance_N.cpu())
+        else:
+            draw = torch.rand(len(MODULES), x_ND.shape[0], generator=generator)
+        return dict(zip(MODULES, (draw >= share).to(x_ND.device), strict=True))
+
+    return gates
+
+
+@contextlib.contextmanager
+def endless(model: Any, peak: float = 1.0) -> Iterator[None]:
+    """No hypothesis ends before its bound; undone afterwards.
+
+    Args:
+        model: ``ESPnetS2TModel``.
+        peak: Output weights are multiplied by it; a power of two, which is undone exactly.
+    """
+    output = model.decoder.output_layer
+    was_training = model.decoder.training
+    kept = output.bias.detach().clone()
+    model.eval()
+    with torch.no_grad():
+        output.weight.mul_(peak)
+        output.bias[model.eos] = NO_END
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            output.weight.div_(peak)
+            output.bias.copy_(kept)
+        model.train(was_training)
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds by the clock, and the result."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, result
+
+
+def _add(totals: list[int], counts: Sequence[int]) -> None:
+    for place, count in enumerate(counts):
+        totals[place] += count
