@@ -47,8 +47,9 @@ def make_policy(kind: str, seed: int = 0) -> nn.Module:
     """Predictors whose gates are about as often open as closed."""
     torch.manual_seed(seed)
     policy: nn.Module
-    if kind == "local":
-        policy = LocalGates(LAYERS, SIZE, MODULES, {"lang2vec": CONTEXT}, bias=0.5)
+    if kind in ("local", "cosine"):
+        attention = "cosine" if kind == "cosine" else "dot"
+        policy = LocalGates(LAYERS, SIZE, MODULES, {"lang2vec": CONTEXT}, bias=0.5, attention=attention)
         heads = [head for layer in policy.layers for head in layer.heads.values()]
     else:
         policy = GlobalGates(LAYERS, SIZE, MODULES, {"front": SIZE, "lang2vec": CONTEXT}, bias=0.2)
@@ -131,7 +132,7 @@ def test_gradient_reaches_every_predictor(kind):
     assert sum(float(g.abs().sum()) > 0 for g in grads.values()) > len(grads) / 2
 
 
-@pytest.mark.parametrize("kind", ["local", "global"])
+@pytest.mark.parametrize("kind", ["local", "cosine", "global"])
 @pytest.mark.parametrize("seed", [0, 1])
 @torch.no_grad()
 def test_gates_of_a_hypothesis_token_by_token(kind, seed):

@@ -20,6 +20,7 @@ gated modules.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,23 +93,36 @@ class FoldedLocalGates:
             utterance.
         owner_N: The utterance of each frame.
         """
-        frames, size = owner_N.shape[0], self._weights[0].shape[-1]
-        most = len(contexts) + self._layers - 1
-        like = contexts[0] if contexts else self._weights[0]
-        memory = FoldedMemory(
-            like.new_empty(frames, most, size, dtype=torch.float32),
-            like.new_zeros(frames, most, self._layers, len(self.modules), dtype=torch.float32),
-        )
+        frames = owner_N.shape[0]
+        projected = [
+            tuple(part if part.shape[0] == frames else part.index_select(0, owner_N) for part in pair)
+            for pair in self.project(contexts)
+        ]
+        return self.remember(projected, frames)
+
+    def project(self, contexts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Key and logits of each context, for as many frames as it has."""
+        projected = []
         for context, align in zip(contexts, self._align, strict=True):
             key = context.float() if align is None else F.linear(context.float(), *align)
             if self._cosine:
                 key = F.rms_norm(key, key.shape[-1:])
             logits = F.linear(key, self._weights[0], self._biases[0]).unflatten(1, (self._layers, -1))
-            if key.shape[0] != frames:
-                key, logits = key.index_select(0, owner_N), logits.index_select(0, owner_N)
-            memory.keys_NKD[:, memory.count] = key
-            memory.logits_NKLM[:, memory.count] = logits
-            memory.count += 1
+            projected.append((key, logits))
+        return projected
+
+    def remember(self, projected: Sequence[Sequence[Tensor]], frames: int) -> FoldedMemory:
+        """A memory that begins with the contexts' keys and logits, of every frame."""
+        most = len(projected) + self._layers - 1
+        like = self._weights[0]
+        memory = FoldedMemory(
+            like.new_empty(frames, most, like.shape[-1], dtype=torch.float32),
+            like.new_zeros(frames, most, self._layers, len(self.modules), dtype=torch.float32),
+            len(projected),
+        )
+        for index, (key, logits) in enumerate(projected):
+            memory.keys_NKD[:, index] = key
+            memory.logits_NKLM[:, index] = logits
         return memory
 
     def gate(self, layer: int, x_ND: Tensor, memory: FoldedMemory) -> Tensor:
