@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from localgp.decoding import source
 from localgp.decoding.beam import BeamSearch, Hypothesis
 from localgp.decoding.options import DecodeOptions
 from localgp.errors import ConfigError
@@ -140,6 +141,29 @@ def test_result_does_not_depend_on_batch_mates(ctc_weight: float) -> None:
         assert [h.score for h in alone] == pytest.approx([h.score for h in together[u]], abs=1e-4)
         steps.add(len(alone[0].tokens))
     assert len(steps) > 1, "utterances should finish at different steps for this test to mean anything"
+
+
+@pytest.mark.parametrize("worth", [0, 1 << 60])
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
+def test_tasks_of_one_recording_share_its_encoder_output(
+    ctc_weight: float, worth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each had its own; one encoder output is nobody's."""
+    monkeypatch.setitem(source.WORTH, torch.float32, worth)
+    model = make_model(6, eos_bias=1.5)
+    options = DecodeOptions(beam=4, ctc_weight=ctc_weight, nbest=3)
+    search = BeamSearch(model.decoder, model.ctc, options=options, **TOKENS)
+    memory, lengths = make_memory(0, [30, 7, 19, 12])
+    owners = [0, 0, 3, 1, 3]
+    primers = [PRIMER, [1, 5, 4, 3], PRIMER, PRIMER, [1, 6, 5, 3]]
+    found = search(memory, lengths, primers, owners=owners)
+    expected = search(memory[owners], lengths[owners], primers)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
+    assert len({len(hypotheses[0].tokens) for hypotheses in found}) > 1, (
+        "they should finish at different steps"
+    )
 
 
 def test_every_hypothesis_ends_with_eos_and_begins_with_its_primer() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from localgp.decoding import source
 from localgp.decoding.rows import Rows
-from localgp.decoding.source import BlockedSource, GridSource, keep_source
+from localgp.decoding.source import BlockedSource, GridSource, SharedSource, keep_source
 
 LENGTHS = [21, 4, 16, 9]
 HEADS, SIZE = 2, 16
@@ -59,6 +59,24 @@ def test_attention_to_the_utterances_frames(
     for index, (key, value) in enumerate(moved):
         found = kept.attend(index, queries(4), Rows(owners, 3))
         torch.testing.assert_close(found, attention(queries(4), (key, value), lengths, owners))
+
+
+@pytest.mark.parametrize("worth", [0, pytest.param(1 << 60, id="grid")])
+def test_utterances_of_one_recording_share_it(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each had a copy, also when some have left, and with them an encoder output that no other one needs."""
+    monkeypatch.setitem(source.WORTH, torch.float32, worth)
+    layers, owners = keys_values(), [0, 0, 2, 3, 3]
+    shared = SharedSource(layers, LENGTHS, owners, beam=2)
+    rows = Rows(torch.tensor([0, 0, 1, 2, 3, 4, 4]), 5)
+    for order in ([0, 1, 2, 3, 4], [0, 4, 2, 3], [3, 1], [1]):
+        if order != [0, 1, 2, 3, 4]:
+            owners = [owners[u] for u in order]
+            shared.keep_utterances(order)
+            rows = Rows(torch.arange(len(order)).repeat_interleave(2), len(order))
+        mine = torch.tensor(owners).index_select(0, rows.utterance_N)
+        for index, layer in enumerate(layers):
+            found = shared.attend(index, queries(rows.size), rows)
+            torch.testing.assert_close(found, attention(queries(rows.size), layer, LENGTHS, mine))
 
 
 @blocked

@@ -70,35 +70,45 @@ class BeamSearch:
         memory_lengths_B: Tensor,
         primers: list[list[int]],
         gates: DecoderGates | None = None,
+        owners: list[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """Decodes utterances together.
 
         Args:
             memory_BTD: Encoder output, padded.
-            memory_lengths_B: Encoder frames of each utterance.
+            memory_lengths_B: Encoder frames of each.
             primers: Tokens that each hypothesis begins with, per utterance; lengths may differ.
-            gates: Of the decoder's modules, for this call; they know utterances by their row here.
+            gates: Of the decoder's modules, for this call; they know utterances by their place in ``primers``.
+            owners: The encoder output that each utterance is of, where several are of one (tasks of one recording): its
+                keys and values are then made and read once for all of them. Default: each has its own, in their order.
 
         Returns:
             The best hypotheses of each utterance, best first, at most ``options.nbest``; none if the length
             bounds leave none, as in ESPnet.
         """
         with torch.autocast(memory_BTD.device.type, enabled=False):
-            return self._decode(memory_BTD, memory_lengths_B.tolist(), primers, gates)
+            whose = list(range(len(primers))) if owners is None else owners
+            return self._decode(memory_BTD, memory_lengths_B.tolist(), whose, primers, gates)
 
     def _decode(
-        self, memory_BTD: Tensor, lengths: list[int], primers: list[list[int]], gates: DecoderGates | None
+        self,
+        memory_BTD: Tensor,
+        lengths: list[int],
+        owners: list[int],
+        primers: list[list[int]],
+        gates: DecoderGates | None,
     ) -> list[list[Hypothesis]]:
         ratio = self.options.minlenratio
         found: list[list[Hypothesis]] = [[] for _ in primers]
         todo = list(range(len(primers)))
         while todo:
-            index = torch.tensor(todo, device=memory_BTD.device)
-            everyone = len(todo) == len(primers)
+            needed = sorted({owners[u] for u in todo})
+            index = torch.tensor(needed, device=memory_BTD.device)
             search = Search(
                 self,
-                memory_BTD if everyone else memory_BTD.index_select(0, index),
-                [lengths[u] for u in todo],
+                memory_BTD if len(needed) == len(memory_BTD) else memory_BTD.index_select(0, index),
+                [lengths[owner] for owner in needed],
+                [needed.index(owners[u]) for u in todo],
                 [primers[u] for u in todo],
                 ratio,
                 gates,

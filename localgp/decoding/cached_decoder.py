@@ -67,20 +67,26 @@ class CachedDecoder:
         primers: list[list[int]],
         gates: DecoderGates | None = None,
         numbers: list[int] | None = None,
-        width: int = 1,
+        owners: list[int] | None = None,
+        beam: int = 1,
     ) -> tuple[DecoderState, Tensor]:
         """Projects the encoder's output, consumes the primers.
 
         Args:
+            memory_BTD, lengths_B: Encoder output and its lengths.
+            primers: Tokens that each utterance's hypotheses begin with.
             gates: In place of the decoder's own.
             numbers: What the gates shall know the utterances by; default: 0 to B - 1.
-            width: Rows that an utterance will have in a step, at most: the beam. Decides how the encoder's keys and
-                values are laid out, not what comes out.
+            owners: The row of ``memory_BTD`` that each primer belongs to; default: each has its own, in their order.
+            beam: Rows that an utterance will have in a step, at most. Decides how the encoder's keys and values are
+                laid out, not what comes out.
 
         Returns:
             The state, with one row per utterance, and the hidden vector (B, D) of each primer's last token.
         """
-        state = DecoderState(self, memory_BTD.to(self.dtype), lengths_B, gates or self.gates, numbers, width)
+        state = DecoderState(
+            self, memory_BTD.to(self.dtype), lengths_B, gates or self.gates, numbers, owners, beam
+        )
         return state, state.consume(primers)
 
 

@@ -19,7 +19,7 @@ from localgp.decoding.cache import KeyValues, TokenTree
 from localgp.decoding.decoder_layer import DecoderLayer
 from localgp.decoding.gate_state import DecoderGates, GateState
 from localgp.decoding.rows import Rows
-from localgp.decoding.source import keep_source
+from localgp.decoding.source import SharedSource, without_gaps
 from localgp.pruning.decoder import MODULES
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ class DecoderState:
         lengths_B: Tensor,
         gates: DecoderGates | None = None,
         numbers: list[int] | None = None,
-        width: int = 1,
+        owners: list[int] | None = None,
+        beam: int = 1,
     ) -> None:
         self._decoder = decoder
         self._decide = gates
-        self._utterances = memory_BTD.shape[0]
+        owners = owners or list(range(len(memory_BTD)))
+        self._utterances = len(owners)
         projected = [layer.project_source(memory_BTD) for layer in decoder.layers]
-        self._source = keep_source(projected, lengths_B.tolist(), width)
+        self._source = SharedSource(projected, lengths_B.tolist(), owners, beam)
         self._caches = [
             KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
         ]
@@ -72,20 +74,13 @@ class DecoderState:
     def keep_utterances(self, keep_U: list[bool]) -> list[int]:
         """Lets utterances leave; the rows must be given anew by the next `step`.
 
-        The last ones move into the gaps, so that at most as many caches are copied as utterances leave.
-
         Returns:
             The utterances left, by their numbers before, in their new order.
         """
-        count = sum(keep_U)
-        gaps = [u for u in range(count) if not keep_U[u]]
-        movers = [u for u in range(count, len(keep_U)) if keep_U[u]]
-        order = list(range(count))
-        for gap, mover in zip(gaps, movers, strict=True):
-            order[gap] = mover
-        device = self._original_U.device
-        move_to = torch.tensor(gaps, device=device, dtype=torch.long)
-        move_from = torch.tensor(movers, device=device, dtype=torch.long)
+        order = without_gaps(keep_U)
+        count, device = len(order), self._original_U.device
+        moved = [(to, from_) for to, from_ in enumerate(order) if to != from_]
+        move_to, move_from = torch.tensor(moved, device=device, dtype=torch.long).view(-1, 2).unbind(1)
         self._source.keep_utterances(order)
         index = torch.tensor(order, device=device)
         for tree in self._trees:

@@ -1,6 +1,6 @@
 """One run of the beam search over a batch; `localgp.decoding.beam` says what it does.
 
-Shape legend: B utterances of the call, U utterances left, W beam, N rows (hypotheses running), K candidates of
+Shape legend: S encoder outputs, U utterances left, W beam, N rows (hypotheses running), K candidates of
 a row, C cells of an utterance (rows x candidates), P tokens, V vocabulary, T frames, D model size.
 """
 
@@ -27,8 +27,9 @@ PRE_BEAM_RATIO = 1.5  # ESPnet's: CTC scores 1.5 x beam candidates per hypothesi
 class Search:
     """Args:
     parent: Whose decoder, scorers and options are used.
-    memory_BTD: Encoder output, padded.
-    lengths: Encoder frames of each utterance.
+    memory_STD: Encoder outputs, padded.
+    lengths: Encoder frames of each.
+    owners: The encoder output of each utterance.
     primers: Tokens that each hypothesis begins with, per utterance.
     minlenratio: In place of the option's.
     gates: Of the decoder's modules.
@@ -38,34 +39,37 @@ class Search:
     def __init__(
         self,
         parent: BeamSearch,
-        memory_BTD: Tensor,
+        memory_STD: Tensor,
         lengths: list[int],
+        owners: list[int],
         primers: list[list[int]],
         minlenratio: float,
         gates: DecoderGates | None,
         numbers: list[int],
     ) -> None:
-        options, device = parent.options, memory_BTD.device
+        options, device = parent.options, memory_STD.device
         self._decoder, self._rules, self._options = parent.decoder, parent.rules, options
         self._eos = parent.eos
         self._timed = not parent.rules.never_needed(primers)
-        lengths_B = torch.tensor(lengths, device=device)
+        lengths_S = torch.tensor(lengths, device=device)
         self._ctc = None
         if parent.ctc is not None:
+            owner_U = torch.tensor(owners, device=device)
             self._ctc = CTCPrefixScorer(
                 parent.ctc,
-                memory_BTD.to(self._decoder.dtype),
-                lengths_B,
+                memory_STD.to(self._decoder.dtype).index_select(0, owner_U),
+                lengths_S.index_select(0, owner_U),
                 blank=parent.blank,
                 eos=parent.eos,
             )
         self._state: DecoderState | None = None
         if options.ctc_weight < 1:
             self._state, self._hidden_ND = self._decoder.start(
-                memory_BTD, lengths_B, primers, gates, numbers, width=options.beam
+                memory_STD, lengths_S, primers, gates, numbers, owners, options.beam
             )
-        self._max_U = torch.tensor([options.max_length(n) for n in lengths], device=device)
-        self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in lengths], device=device)
+        frames = [lengths[owner] for owner in owners]
+        self._max_U = torch.tensor([options.max_length(n) for n in frames], device=device)
+        self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in frames], device=device)
         self._steps = int(self._max_U.max())
         primer_U = torch.tensor([len(primer) for primer in primers], device=device)
         self._ended = Ended(primer_U, self._steps, self._eos)

@@ -6,8 +6,11 @@ A grouped 1x1 convolution does not: with a group for each head, the keys as weig
 the values as weights their outputs. oneDNN has them in its blocked layout, made once, and reads them at memory speed
 (`BlockedSource`). Where that does not pay, on a GPU and for small models, it is PyTorch's attention (`GridSource`).
 
-Shape legend: N rows, U utterances, W slots or rows of an utterance, T encoder frames, P frames and padding, D model
-size, H heads, K size of a head.
+Several utterances of a search may be tasks of one recording (its transcript, its translations). They share one encoder
+output, and with it keys, values and their reading (`SharedSource`).
+
+Shape legend: N rows, U utterances, S encoder outputs, W slots or rows of an utterance, T encoder frames, P frames and
+padding, D model size, H heads, K size of a head.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ def keep_source(
     keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], width: int
 ) -> GridSource | BlockedSource:
     """Args:
-    keys_values: Keys and values (U, T, H, K) of each layer.
-    lengths: Frames of each utterance.
-    width: Rows that an utterance will have in a step, at most.
+    keys_values: Keys and values (S, T, H, K) of each layer.
+    lengths: Frames of each encoder output.
+    width: Rows that will attend to one of them in a step, at most.
     """
     key = keys_values[0][0]
     enough = width * key[0].numel() >= WORTH.get(key.dtype, float("inf"))
@@ -42,8 +45,77 @@ def keep_source(
     return GridSource(keys_values, lengths)
 
 
+def without_gaps(keep: Sequence[bool]) -> list[int]:
+    """The order of those that stay: the last ones move into the gaps, so that as few as possible are copied.
+
+    Example:
+        >>> without_gaps([True, False, True, True])
+        [0, 3, 2]
+    """
+    count = sum(keep)
+    order = list(range(count))
+    gaps = (u for u in range(count) if not keep[u])
+    movers = (u for u in range(count, len(keep)) if keep[u])
+    for gap, mover in zip(gaps, movers, strict=True):
+        order[gap] = mover
+    return order
+
+
+class SharedSource:
+    """Encoder outputs, and which one each utterance attends to.
+
+    Args:
+        keys_values, lengths: See `keep_source`.
+        owners: The encoder output of each utterance.
+        beam: Rows that an utterance will have in a step, at most.
+    """
+
+    def __init__(
+        self,
+        keys_values: Sequence[tuple[Tensor, Tensor]],
+        lengths: Sequence[int],
+        owners: Sequence[int],
+        beam: int,
+    ) -> None:
+        most = max(owners.count(owner) for owner in set(owners))
+        self._kept = keep_source(keys_values, lengths, most * beam)
+        self._count = len(lengths)
+        self._device = keys_values[0][0].device
+        self._grouped: tuple[Rows, Tensor, Rows] | None = None  # rows, their order by owner, and so ordered
+        self._follow(list(owners))
+
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
+        """Attention of every row to its utterance's encoder output, (N, D)."""
+        if self._owner_U is None:
+            return self._kept.attend(layer, query_NHK, rows)
+        if (
+            self._grouped is None or self._grouped[0] is not rows
+        ):  # all layers of a dense step have the same rows
+            owner_N, order_N = self._owner_U.index_select(0, rows.utterance_N).sort(stable=True)
+            self._grouped = rows, order_N, Rows(owner_N, self._count)
+        _, order_N, by_owner = self._grouped
+        attended_ND = self._kept.attend(layer, query_NHK.index_select(0, order_N), by_owner)
+        return torch.empty_like(attended_ND).index_copy_(0, order_N, attended_ND)
+
+    def keep_utterances(self, order: Sequence[int]) -> None:
+        """Utterance u is what was ``order[u]``; encoder outputs that none is left of go with them."""
+        owners = [self._owners[u] for u in order]
+        left = set(owners)
+        kept = without_gaps([owner in left for owner in range(self._count)])
+        self._kept.keep_utterances(kept)
+        self._count = len(kept)
+        place = {owner: index for index, owner in enumerate(kept)}
+        self._follow([place[owner] for owner in owners])
+
+    def _follow(self, owners: list[int]) -> None:
+        self._owners = owners
+        alone = owners == list(range(self._count))
+        self._owner_U = None if alone else torch.tensor(owners, device=self._device)
+        self._grouped = None
+
+
 class GridSource:
-    """Keys and values (U, H, T, K) of all utterances, padded."""
+    """Keys and values (U, H, T, K) of all utterances (of encoder outputs, where utterances share them), padded."""
 
     def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
         self._layers = [

@@ -106,7 +106,7 @@ class TaskSearches:
         for index, task in enumerate(tasks):
             kinds.setdefault(id(self._search_for(task, timestamps)), []).append(index)
         for indices in kinds.values():
-            rows = torch.tensor([owners[i] for i in indices], device=memory_BTD.device)
+            rows = [owners[i] for i in indices]
             prompts = [
                 self._tokenizer.prompt(tasks[i].source, tasks[i].target, timestamps=timestamps)
                 for i in indices
@@ -116,8 +116,9 @@ class TaskSearches:
             decide = None
             if gates is not None:
                 prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=memory_BTD.device)
-                decide = gates(rows, [tasks[i].name for i in indices], prompt_Q2)
-            found = search(memory_BTD.index_select(0, rows), lengths_B.index_select(0, rows), primers, decide)
+                owner_Q = torch.tensor(rows, device=memory_BTD.device)
+                decide = gates(owner_Q, [tasks[i].name for i in indices], prompt_Q2)
+            found = search(memory_BTD, lengths_B, primers, decide, rows)
             for index, nbest, primer in zip(indices, found, primers, strict=True):
                 if nbest:
                     found_of[index] = Written(nbest[0].tokens[len(primer) :], nbest[0].open_PLM)
