@@ -1,12 +1,13 @@
-"""Compares inference with ESPnet's `Speech2Text`, end to end: same weights, same speech, fp32.
+"""Compares inference with ESPnet's `Speech2Text`, end to end: same weights, same speech.
 
     python scripts/compare_with_espnet.py --utterances 200 --ctc-weight 0 0.3
 
 Ours is the packed encoder and the batched beam search, as `localgp.evaluate` uses them; ESPnet's is its own encoder
-and search. For each CTC weight, one line of JSON: how many best hypotheses are identical, by how much their scores and
-the encoder outputs differ at most, and the seconds that each took. All lines, with command, commit and machine, are
-written to ``exp/bench/espnet_agreement.json``. The speech is generated, with speakers of the mini corpus's test split;
-tasks are ASR and both translations, in turn.
+and search. For each CTC weight and precision, one line of JSON, all against ESPnet in fp32: how many best hypotheses
+are identical, by how much their scores and the encoder outputs differ at most, and the seconds that each took. In
+bf16 ESPnet runs under autocast, and what rounding does to its own result stands beside what it does to ours. All
+lines, with command, commit and machine, are written to ``exp/bench/espnet_agreement.json``. The speech is generated,
+with speakers of the mini corpus's test split; tasks are ASR and both translations, in turn.
 """
 
 from __future__ import annotations
@@ -49,34 +50,101 @@ def generate(utterances: int, seed: int = SEED) -> list[Item]:
     return items[:utterances]
 
 
+class Result(NamedTuple):
+    """Best hypothesis and encoder output of each utterance, and the seconds that all took."""
+
+    tokens: list[list[int]]
+    scores: list[float]
+    memory: list[torch.Tensor]
+    seconds: float
+
+
 @torch.inference_mode()
-def compare(items: Sequence[Item], ctc_weight: float, *, beam: int = 5, batch: int = 16) -> dict[str, Any]:
-    """Decodes ``items`` with both, with the embedded backbone."""
-    from localgp.backbone.owsm import load_backbone
+def compare(
+    items: Sequence[Item],
+    ctc_weight: float,
+    *,
+    beam: int = 5,
+    batch: int = 16,
+    precisions: Sequence[str] = ("fp32",),
+) -> list[dict[str, Any]]:
+    """Decodes ``items`` with both, with the embedded backbone; a row for each precision."""
+    rows = []
+    reference = espnet_result(items, beam, ctc_weight, "fp32")
+    for precision in precisions:
+        espnet = reference if precision == "fp32" else espnet_result(items, beam, ctc_weight, precision)
+        ours = our_result(items, beam, ctc_weight, precision, batch)
+        row = {
+            "utterances": len(items),
+            "beam": beam,
+            "ctc_weight": ctc_weight,
+            "precision": precision,
+            **differences(ours, reference),
+            "tokens": sum(len(tokens) for tokens in ours.tokens),
+            "seconds": round(ours.seconds, 2),
+            "espnet_seconds": round(espnet.seconds, 2),
+        }
+        if precision != "fp32":
+            row |= {f"espnet_{name}": value for name, value in differences(espnet, reference).items()}
+        rows.append(row)
+    return rows
+
+
+def differences(found: Result, reference: Result) -> dict[str, Any]:
+    """Scores are compared where the hypotheses are the same."""
+    same = [a == b for a, b in zip(found.tokens, reference.tokens, strict=True)]
+    scores = [abs(a - b) for a, b in zip(found.scores, reference.scores, strict=True)]
+    memory = [float((a - b).abs().max()) for a, b in zip(found.memory, reference.memory, strict=True)]
+    return {
+        "identical": sum(same),
+        "max_score_difference": max(
+            (s for s, equal in zip(scores, same, strict=True) if equal), default=None
+        ),
+        "max_encoder_difference": max(memory),
+    }
+
+
+def espnet_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: str) -> Result:
+    """ESPnet's `Speech2Text` of the embedded backbone, utterance by utterance."""
+    from localgp.backbone.owsm import espnet_arguments, quiet_espnet
+
+    with quiet_espnet(), tempfile.TemporaryDirectory() as directory:
+        from espnet2.bin.s2t_inference import Speech2Text
+
+        espnet = Speech2Text(
+            **espnet_arguments("embedded", Path(directory)), beam_size=beam, ctc_weight=ctc_weight
+        )
+    memory: list[torch.Tensor] = []
+    encode = espnet.s2t_model.encode
+
+    def kept_encode(**inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        output, lengths = encode(**inputs)
+        memory.append(output[0].float())
+        return output, lengths
+
+    espnet.s2t_model.encode = kept_encode
+    backbone = _backbone()
+    names = backbone.tokenizer.token_list
+    began = time.perf_counter()
+    best = []
+    for item, primer in zip(items, _primers(items, backbone.tokenizer), strict=True):
+        language, task = (names[token] for token in primer[1:3])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            best.append(espnet(item.samples, lang_sym=language, task_sym=task)[0][-1])
+    seconds = time.perf_counter() - began
+    return Result([h.yseq.tolist() for h in best], [float(h.score) for h in best], memory, seconds)
+
+
+def our_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: str, batch: int) -> Result:
+    """Ours, ``batch`` utterances at a time."""
     from localgp.decoding.beam import BeamSearch
     from localgp.decoding.options import DecodeOptions
     from localgp.model import GatedS2T
 
-    espnet = espnet_decoder(beam, ctc_weight)
-    memory_of: list[torch.Tensor] = []
-    espnet_encode = espnet.s2t_model.encode
-
-    def kept_encode(**inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """ESPnet's, its output kept to compare ours with."""
-        output, lengths = espnet_encode(**inputs)
-        memory_of.append(output[0])
-        return output, lengths
-
-    espnet.s2t_model.encode = kept_encode
-    backbone = load_backbone({"name": "mini", "path": "embedded", "weights": "pretrained"})
+    backbone = _backbone()
     tokenizer, model = backbone.tokenizer, GatedS2T(backbone.model).eval()
-    primers = [[tokenizer.sos, *tokenizer.prompt(item.source, item.target)] for item in items]
-    began = time.perf_counter()
-    expected = []
-    for item, primer in zip(items, primers, strict=True):
-        language, task = (tokenizer.token_list[token] for token in primer[1:3])
-        expected.append(espnet(item.samples, lang_sym=language, task_sym=task)[0][-1])
-    espnet_seconds = time.perf_counter() - began
+    primers = _primers(items, tokenizer)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     began = time.perf_counter()
     search = BeamSearch(
         model.espnet.decoder,
@@ -87,41 +155,28 @@ def compare(items: Sequence[Item], ctc_weight: float, *, beam: int = 5, batch: i
         first_time=tokenizer.first_time,
         last_time=tokenizer.last_time,
         options=DecodeOptions(beam=beam, ctc_weight=ctc_weight),
+        dtype=dtype,
     )
     samples = round(backbone.padded_seconds * backbone.sample_rate)
-    found, encoder_differences = [], []
+    best, memory = [], []
     for start in range(0, len(items), batch):
         speech = pad([item.samples for item in items[start : start + batch]], samples)
-        encoded = model.encode(speech, torch.full((len(speech),), samples), path="packed")
-        found += [nbest[0] for nbest in search(encoded.x, encoded.lengths, primers[start : start + batch])]
-        memory = torch.stack(memory_of[start : start + batch])
-        encoder_differences.append(float((encoded.x - memory).abs().max()))
+        with torch.autocast("cpu", dtype, enabled=precision == "bf16"):
+            encoded = model.encode(speech, torch.full((len(speech),), samples), path="packed")
+        best += [nbest[0] for nbest in search(encoded.x, encoded.lengths, primers[start : start + batch])]
+        memory += list(encoded.x.float())
     seconds = time.perf_counter() - began
-    same = [h.tokens == e.yseq.tolist() for h, e in zip(found, expected, strict=True)]
-    differences = [abs(h.score - float(e.score)) for h, e in zip(found, expected, strict=True)]
-    return {
-        "utterances": len(items),
-        "beam": beam,
-        "ctc_weight": ctc_weight,
-        "identical": sum(same),
-        "max_score_difference": max(differences),
-        "max_encoder_difference": max(encoder_differences),
-        "tokens": sum(len(h.tokens) for h in found),
-        "seconds": round(seconds, 2),
-        "espnet_seconds": round(espnet_seconds, 2),
-    }
+    return Result([h.tokens for h in best], [h.score for h in best], memory, seconds)
 
 
-def espnet_decoder(beam: int, ctc_weight: float) -> Any:
-    """ESPnet's `Speech2Text` of the embedded backbone."""
-    from localgp.backbone.owsm import espnet_arguments, quiet_espnet
+def _backbone() -> Any:
+    from localgp.backbone.owsm import load_backbone
 
-    with quiet_espnet(), tempfile.TemporaryDirectory() as directory:
-        from espnet2.bin.s2t_inference import Speech2Text
+    return load_backbone({"name": "mini", "path": "embedded", "weights": "pretrained"})
 
-        return Speech2Text(
-            **espnet_arguments("embedded", Path(directory)), beam_size=beam, ctc_weight=ctc_weight
-        )
+
+def _primers(items: Sequence[Item], tokenizer: Any) -> list[list[int]]:
+    return [[tokenizer.sos, *tokenizer.prompt(item.source, item.target)] for item in items]
 
 
 def pad(pieces: Sequence[np.ndarray], samples: int) -> torch.Tensor:
@@ -141,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--ctc-weight", type=float, nargs="+", default=[0.0, 0.3])
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16, help="utterances decoded together")
     parser.add_argument("--out", type=Path, default=Path("exp/bench/espnet_agreement.json"))
@@ -148,8 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     items = generate(options.utterances)
     rows = []
     for ctc_weight in options.ctc_weight:
-        rows.append(compare(items, ctc_weight, beam=options.beam, batch=options.batch))
-        print(json.dumps(rows[-1]), flush=True)
+        rows += compare(
+            items, ctc_weight, beam=options.beam, batch=options.batch, precisions=options.precision
+        )
+        print(*map(json.dumps, rows[-len(options.precision) :]), sep="\n", flush=True)
     given = sys.argv[1:] if arguments is None else arguments
     result = {
         "bench": "espnet_agreement",
@@ -159,7 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows": rows,
     }
     write_atomically(options.out, json.dumps(result, indent=1) + "\n")
-    agreed = all(row["identical"] == row["utterances"] and row["max_score_difference"] < 1e-3 for row in rows)
+    exact = [row for row in rows if row["precision"] == "fp32"]
+    agreed = all(
+        row["identical"] == row["utterances"] and row["max_score_difference"] < 1e-3 for row in exact
+    )
     return 0 if agreed else 1
 
 

@@ -13,6 +13,7 @@ from localgp.decoding import source
 from localgp.decoding.beam import BeamSearch, Hypothesis
 from localgp.decoding.options import DecodeOptions
 from localgp.errors import ConfigError
+from localgp.precision import cpu_multiplies_bf16
 from tests.decoding_helpers import (
     EOS,
     NOTIMESTAMPS,
@@ -232,11 +233,20 @@ def test_generated_speech_as_speech2text(utterances: int, ctc_weight: float) -> 
     """The embedded backbone from samples to tokens, through the packed encoder and through ESPnet's own class."""
     script = Path(__file__).parents[1] / "scripts" / "compare_with_espnet.py"
     tool = runpy.run_path(str(script))
-    report = tool["compare"](tool["generate"](utterances), ctc_weight)
+    (report,) = tool["compare"](tool["generate"](utterances), ctc_weight)
     assert report["identical"] == report["utterances"] == utterances
     assert report["max_score_difference"] < 1e-3
     assert report["max_encoder_difference"] < 1e-4
     assert report["tokens"] > 6 * utterances, "outputs should be more than primer and eos"
+
+
+@pytest.mark.skipif(not cpu_multiplies_bf16(), reason="bf16 is emulated on this CPU")
+def test_generated_speech_in_bf16() -> None:
+    """Rounding changes ours no more often than ESPnet's own bf16."""
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "compare_with_espnet.py"))
+    (report,) = tool["compare"](tool["generate"](12), 0.0, precisions=["bf16"])
+    assert report["identical"] >= report["espnet_identical"] - 1
+    assert report["max_encoder_difference"] < 1.5 * report["espnet_max_encoder_difference"]
 
 
 @pytest.mark.parametrize(

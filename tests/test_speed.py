@@ -112,6 +112,23 @@ def test_the_results_have_every_row_and_goal(measured):
     assert "| 2: own dense / ESPnet | 0.526 | <= 0.58 | met |" in text
 
 
+def test_agreement_with_espnet_has_both_in_each_precision(tmp_path):
+    exact = {
+        "utterances": 200, "beam": 5, "ctc_weight": 0.3, "precision": "fp32", "identical": 200,
+        "max_score_difference": 2.7e-4, "max_encoder_difference": 7.6e-6, "seconds": 20.6, "espnet_seconds": 146.8,
+    }  # fmt: skip
+    rounded = exact | {
+        "precision": "bf16", "identical": 190, "espnet_identical": 180, "espnet_max_score_difference": 0.36,
+        "espnet_max_encoder_difference": 0.125,
+    }  # fmt: skip
+    write(tmp_path, "espnet_agreement", [exact, rounded])
+    lines = speed_section(read_benchmarks(tmp_path), whole=False).splitlines()
+    assert "| ours, fp32 | 5 | 0.3 | 200 of 200 | 2.7e-04 | 7.6e-06 | 20.6 |" in lines
+    assert "| ESPnet, fp32 | 5 | 0.3 | - | - | - | 146.8 |" in lines
+    assert "| ours, bf16 | 5 | 0.3 | 190 of 200 | 2.7e-04 | 7.6e-06 | 20.6 |" in lines
+    assert "| ESPnet, bf16 | 5 | 0.3 | 180 of 200 | 3.6e-01 | 1.2e-01 | 146.8 |" in lines
+
+
 def test_the_section_goes_between_its_own_markers(tmp_path):
     readme = tmp_path / "README.md"
     before = "a\n<!-- results:begin -->\n<!-- results:end -->\nb\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nc\n"

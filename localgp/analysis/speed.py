@@ -74,7 +74,7 @@ def speed_section(found: Mapping[str, Benchmark], *, whole: bool) -> str:
         "decoder": "Decoder, beam search against ESPnet's; and a step's time at a share of modules skipped",
         "training": "Training step of the encoder (forward and backward pass)",
         "runs": "Trained runs",
-        "espnet_agreement": "The same as ESPnet's `Speech2Text` from samples to hypotheses (mini backbone, fp32)",
+        "espnet_agreement": "Against ESPnet's `Speech2Text` in fp32 from samples to hypotheses (mini backbone)",
     }
     parts = []
     for name, title in titles.items():
@@ -251,20 +251,31 @@ def _short_times(timed: Mapping[str, Row]) -> Table:
 
 
 def _agreement(benchmark: Benchmark, whole: bool) -> list[str]:
-    cells = [
-        [
-            str(row.get("utterances", "-")),
-            str(row.get("beam", "-")),
-            str(row.get("ctc_weight", "-")),
-            f"{row.get('identical', '-')} of {row.get('utterances', '-')}",
-            f"{row['max_score_difference']:.1e}" if "max_score_difference" in row else "-",
-            _seconds(row.get("seconds")),
-            _seconds(row.get("espnet_seconds")),
-        ]
-        for row in benchmark.rows
+    """Ours in each precision, and ESPnet's own where it is not fp32, against ESPnet in fp32."""
+    cells = []
+    for row in benchmark.rows:
+        precision = str(row.get("precision", "fp32"))
+        cells.append([f"ours, {precision}", *_agreed(row, ""), _seconds(row.get("seconds"))])
+        if precision != "fp32":
+            cells.append(
+                [f"ESPnet, {precision}", *_agreed(row, "espnet_"), _seconds(row.get("espnet_seconds"))]
+            )
+        else:
+            cells.append(
+                ["ESPnet, fp32", *_agreed(row)[:2], "-", "-", "-", _seconds(row.get("espnet_seconds"))]
+            )
+    header = ["", "beam", "ctc_weight", "same best hypotheses", "largest score difference"]
+    return [Table([*header, "largest encoder difference", "s"], cells).markdown()] if cells else []
+
+
+def _agreed(row: Row, whose: str = "") -> list[str]:
+    differences = (row.get(f"{whose}max_{of}_difference") for of in ("score", "encoder"))
+    return [
+        str(row.get("beam", "-")),
+        str(row.get("ctc_weight", "-")),
+        f"{row.get(f'{whose}identical', '-')} of {row.get('utterances', '-')}",
+        *("-" if difference is None else f"{difference:.1e}" for difference in differences),
     ]
-    header = ["utterances", "beam", "ctc_weight", "same best hypotheses", "largest score difference"]
-    return [Table([*header, "ours, s", "ESPnet, s"], cells).markdown()] if cells else []
 
 
 _TABLES: dict[str, Callable[[Benchmark, bool], list[str]]] = {
