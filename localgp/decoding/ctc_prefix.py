@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from localgp.decoding.linear import PackedLinear
 from localgp.decoding.rows import Rows
+from localgp.pruning.linear import Linear
 
 LOG_ZERO = -1e10  # ESPnet's log of 0; finite, so that differences of impossible prefixes are no NaN
 VOCABULARY_BLOCK = 4096  # labels per block of the normaliser: 749 frames x 4096 x 4 B = 12 MB
@@ -187,7 +187,7 @@ class CTCPrefixScorer:
         for start in range(0, self.vocabulary, VOCABULARY_BLOCK):
             block = slice(start, start + VOCABULARY_BLOCK)
             bias = None if self._bias_V is None else self._bias_V[block]
-            linear = PackedLinear(self._weight_VD[block], bias)
+            linear = Linear(self._weight_VD[block], bias, self._weight_VD.dtype)
             logits = [linear(memory).float().logsumexp(-1) for memory in self._memory_UTD]
             parts.append(torch.stack(logits))
         return torch.stack(parts).logsumexp(0)

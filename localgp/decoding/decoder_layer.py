@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from localgp.decoding.linear import PackedLinear
+from localgp.pruning.linear import Linear
+
+ROWS = 32  # rows of a step that weights are laid out for; all counts from 5 to 256 get the same layout
 
 
 class Norm:
@@ -35,11 +37,11 @@ def head_norm(norm: Any, dtype: torch.dtype) -> Norm | nn.Identity:
     return norm if isinstance(norm, nn.Identity) else Norm(norm, dtype)
 
 
-def fuse(dtype: torch.dtype, *linears: Any, relu: bool = False) -> PackedLinear:
+def fuse(dtype: torch.dtype, *linears: Any, relu: bool = False) -> Linear:
     """Several linear layers of one input as one."""
     weight = torch.cat([linear.weight.detach().to(dtype) for linear in linears])
     bias = torch.cat([linear.bias.detach().to(dtype) for linear in linears])
-    return PackedLinear(weight, bias, relu=relu)
+    return Linear(weight, bias, dtype, "relu" if relu else "none", ROWS)
 
 
 class DecoderLayer:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from localgp.decoding.attend import attend
 from localgp.decoding.rows import Rows
+from localgp.pruning.linear import takes_blocked
 
 CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)
 # Multiplications of an utterance's rows with its keys from which on the blocked layout is the faster one
@@ -40,7 +41,7 @@ def keep_source(
     """
     key = keys_values[0][0]
     enough = width * key[0].numel() >= WORTH.get(key.dtype, float("inf"))
-    if enough and key.device.type == "cpu" and _has_blocked_convolutions(key.dtype):
+    if enough and _takes_blocked_convolutions(key):
         return BlockedSource(keys_values, lengths)
     return GridSource(keys_values, lengths)
 
@@ -228,11 +229,8 @@ def _reordered(weight_HOI: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, shape)
 
 
-def _has_blocked_convolutions(dtype: torch.dtype) -> bool:
-    """Whether PyTorch has these operators, which are not part of its stable interface, for the type."""
-    mkldnn = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16 and not mkldnn._is_mkldnn_bf16_supported():
-        return False
-    return hasattr(mkldnn, "_convolution_pointwise") and hasattr(mkldnn, "_reorder_convolution_weight")
+def _takes_blocked_convolutions(key: Tensor) -> bool:
+    """Whether oneDNN computes with such keys, and PyTorch has the operators, which are not part of its stable
+    interface."""
+    operators = ("_convolution_pointwise", "_reorder_convolution_weight")
+    return takes_blocked(key) and all(hasattr(torch.ops.mkldnn, name) for name in operators)

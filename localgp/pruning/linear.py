@@ -1,4 +1,9 @@
-"""Linear layers with weights laid out once, and their activation in the same kernel where there is one."""
+"""Linear layers with weights laid out once, and their activation in the same kernel where there is one.
+
+PyTorch's linear layer on a CPU is made for many rows and plain weights. oneDNN on weights in its own blocked layout is
+faster, for the few rows of a decoding step too. PyTorch lays weights out so when it freezes a compiled model; here the
+same operators are called directly.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,7 @@ class Linear:
         bias: (out,) or None.
         dtype: Of weights, input and output.
         activation: ``none``, ``relu``, ``swish``, ``gelu``, or a function of the product.
+        rows: That the layout is chosen for.
     """
 
     def __init__(
@@ -37,12 +43,13 @@ class Linear:
         bias: Tensor | None,
         dtype: torch.dtype,
         activation: str | Callable[[Tensor], Tensor] = "none",
+        rows: int = ROWS,
     ) -> None:
         self._after = None if isinstance(activation, str) else activation
         self._activation = activation if isinstance(activation, str) else "none"
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._blocked = blocked(self._weight)
+        self._blocked = blocked(self._weight, rows)
         if self._blocked is not None:
             self._weight = self._weight[:0]  # one copy is enough
 
@@ -64,19 +71,23 @@ class Linear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, total, self._blocked, self._bias, "add")
 
 
-def blocked(weight: Tensor) -> Tensor | None:
-    """The weight in oneDNN's layout, or None where that is of no use."""
-    mkldnn = torch.ops.mkldnn
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    if not torch.backends.mkldnn.is_available():
-        return None
-    if weight.dtype == torch.bfloat16 and not mkldnn._is_mkldnn_bf16_supported():
+def blocked(weight: Tensor, rows: int = ROWS) -> Tensor | None:
+    """The weight in oneDNN's layout for products with so many rows, or None where that is of no use."""
+    if not takes_blocked(weight):
         return None
     try:
-        return mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     except (AttributeError, RuntimeError):  # not part of PyTorch's stable interface
         return None
+
+
+def takes_blocked(weight: Tensor) -> bool:
+    """Whether oneDNN computes with weights of this device and type."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
 
 
 def activation_of(module: nn.Module) -> str | Callable[[Tensor], Tensor]:

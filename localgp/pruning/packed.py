@@ -193,7 +193,8 @@ def _decider(
         for (rows, frames), state in zip(parts, states, strict=True):
             x_BTD = x_ND[frames].unflatten(0, (rows.stop - rows.start, -1))
             found.append(policy.gate(layer, x_BTD, state))
-        return {name: torch.cat([gates[name].mask.flatten() for gates in found]) for name in found[0]}
+        values = {name: torch.cat([gates[name].value.flatten() for gates in found]) for name in found[0]}
+        return {name: Gate(value, value).mask for name, value in values.items()}
 
     return decide
 

@@ -16,8 +16,9 @@ from torch.profiler import record_function
 
 from localgp.errors import ConfigError
 from localgp.kernels import gather_norm, scatter_add
+from localgp.pruning.depthwise import Depthwise
 from localgp.pruning.linear import Linear, activation_of
-from localgp.pruning.ragged import RANGE, Ragged, attend, depthwise, depthwise_weight
+from localgp.pruning.ragged import RANGE, Ragged, attend
 
 
 class LayerPlan:
@@ -123,7 +124,7 @@ class _ConvolutionalGating:
         self._kept = Linear(kept_w, kept_b, dtype, activation)
         self._gated = Linear(gated_w, gated_b, dtype, activation)
         self._unit_norm = Norm(unit.norm, dtype)
-        self._conv = _depthwise_of(unit.conv, dtype)
+        self._conv = Depthwise(unit.conv, dtype)
         self._linear = None
         if unit.linear is not None:
             self._linear = Linear(unit.linear.weight, unit.linear.bias, dtype)
@@ -134,19 +135,13 @@ class _ConvolutionalGating:
         normed = self._norm(x_ND, index_K)
         kept_KU = self._kept(normed)
         gated_KU = self._unit_norm(self._gated(normed))
-        for kept_BTU, gated_BTU in zip(layout.batches(kept_KU), layout.batches(gated_KU), strict=True):
-            gate_BTU = depthwise(gated_BTU, *self._conv)
+        for rows, gate in self._conv(gated_KU, layout):
             if self._linear is not None:
-                gate_BTU = self._linear(gate_BTU)
+                gate = self._linear(gate)
             if self._activation is not None:
-                gate_BTU = self._activation(gate_BTU)
-            kept_BTU.mul_(gate_BTU)
+                gate = self._activation(gate)
+            kept_KU[rows].mul_(gate)
         return self._out(kept_KU)
-
-
-def _depthwise_of(conv: nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-    return depthwise_weight(conv.weight).to(dtype), bias
 
 
 class PackedLayer:
@@ -164,7 +159,7 @@ class PackedLayer:
         self._ffn2 = _FeedForward(layer.norm_ff, layer.feed_forward, scale, dtype)
         self._attention = _Attention(layer.norm_mha, layer.attn, dtype)
         self._cgmlp = _ConvolutionalGating(layer.norm_mlp, layer.cgmlp, dtype)
-        self._fusion = _depthwise_of(layer.depthwise_conv_fusion, dtype)
+        self._fusion = Depthwise(layer.depthwise_conv_fusion, dtype)
         self._merge = Linear(layer.merge_proj.weight, layer.merge_proj.bias, dtype)
         self._final = Norm(layer.norm_final, torch.float32)
         self._dtype = dtype
@@ -180,8 +175,8 @@ class PackedLayer:
         with record_function(f"{RANGE}cgmlp"):
             _fill(convolved_ND, self._cgmlp, x_ND, *plan.of("cgmlp", layout))
         with record_function(f"{RANGE}merge"):
-            for both_BTC in layout.batches(both_N2D):
-                both_BTC.add_(depthwise(both_BTC, *self._fusion))
+            for rows, fused in self._fusion(both_N2D, layout):
+                both_N2D[rows].add_(fused)
             x_ND.add_(self._merge(both_N2D))
         with record_function(f"{RANGE}ffn2"):
             self._ffn2.add_to(x_ND, plan.frames.get("ffn2"))

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import record_function
 
 from localgp.precision import cpu_multiplies_bf16
 
 RANGE = "localgp::"  # prefix of the parts' names in a profile
-LONG = 256  # frames from which on plain products can be faster than the fused attention
+LONG = 8192  # size of a head's keys (frames x d) from which on plain products can be faster than the fused attention
 
 
 class Ragged:
@@ -64,6 +63,11 @@ class Ragged:
         """Each frame's place in its utterance."""
         return torch.cat([torch.arange(n) for n in self.lengths]).to(self.device)
 
+    @cached_property
+    def place_N(self) -> Tensor:
+        """Each frame's place in the padded batch, its first two dimensions flattened."""
+        return self.owner_N * self.longest + self.frame_N
+
     def segments(self) -> Iterator[slice]:
         for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
             yield slice(begin, end)
@@ -78,10 +82,8 @@ class Ragged:
         """(N, ...) to (B, T, ...), zero behind the end of shorter utterances; a view where all are equal."""
         if self.equal:
             return x_NC.unflatten(0, (len(self.lengths), self.longest))
-        x_BTC = x_NC.new_zeros(len(self.lengths), self.longest, *x_NC.shape[1:])
-        for row, segment in zip(x_BTC, self.segments(), strict=True):
-            row[: segment.stop - segment.start] = x_NC[segment]
-        return x_BTC
+        x_MC = x_NC.new_zeros(len(self.lengths) * self.longest, *x_NC.shape[1:])
+        return x_MC.index_copy_(0, self.place_N, x_NC).unflatten(0, (len(self.lengths), self.longest))
 
     def batches(self, x_NC: Tensor) -> Iterator[Tensor]:
         """Views (B', T', C) that cover the packed sequence, as few as the lengths allow."""
@@ -93,29 +95,12 @@ class Ragged:
                     yield x_NC[segment].unsqueeze(0)
 
 
-def depthwise_weight(weight_C1K: Tensor) -> Tensor:
-    """A depthwise convolution's weight as `depthwise` takes it, (C, 1, 1, K)."""
-    return weight_C1K.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
-
-
-def depthwise(x_BTC: Tensor, weight_C11K: Tensor, bias_C: Tensor | None) -> Tensor:
-    """Depthwise convolution over time, zeros beyond both ends, (B, T, C) to (B, T, C).
-
-    As a 2-D convolution, whose channels-last layout a (B, T, C) tensor has as it is: nothing is transposed in
-    memory, and oneDNN takes its fast path.
-    """
-    x_BC1T = x_BTC.transpose(1, 2).unsqueeze(2)
-    padding = (0, (weight_C11K.shape[-1] - 1) // 2)
-    with record_function(f"{RANGE}depthwise"):
-        y_BC1T = F.conv2d(x_BC1T, weight_C11K, bias_C, padding=padding, groups=x_BTC.shape[-1])
-    return y_BC1T.squeeze(2).transpose(1, 2)
-
-
 def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
     """Softmax attention inside each utterance, packed (N, 3, H, d) to (N, H * d); no scores between utterances.
 
     Utterances of one length are one call. Otherwise CUDA in half precision has one kernel for all lengths, and
-    elsewhere there is a call per utterance: its heads fill two cores already.
+    elsewhere there is a call per utterance: to copy and pad utterances of about one length into one costs about what
+    it saves.
     """
     if not layout.equal and qkv_N3HD.is_cuda and qkv_N3HD.dtype != torch.float32:
         varlen = _varlen_attention()
@@ -124,23 +109,29 @@ def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
             ends = torch.tensor(layout.offsets, dtype=torch.int32, device=qkv_N3HD.device)
             longest = layout.longest
             return varlen(query, key, value, ends, ends, longest, longest).flatten(1)
-    parts = []
-    for batch in layout.batches(qkv_N3HD):  # (B', T', 3, H, d)
-        query, key, value = batch.permute(2, 0, 3, 1, 4)
-        if _fused_is_slow(batch):
-            out_BHTd = torch.stack(
-                [_attend_by_products(*heads) for heads in zip(query, key, value, strict=True)]
-            )
-        else:
-            out_BHTd = F.scaled_dot_product_attention(query, key, value)
-        parts.append(out_BHTd.transpose(1, 2).flatten(2).flatten(0, 1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if layout.equal:
+        return _attend_batch(layout.unpack(qkv_N3HD)).flatten(2).flatten(0, 1)
+    out_NHd = qkv_N3HD.new_empty(layout.total, *qkv_N3HD.shape[2:])
+    for segment in layout.segments():
+        if segment.stop > segment.start:
+            out_NHd[segment] = _attend_batch(qkv_N3HD[segment].unsqueeze(0))[0]
+    return out_NHd.flatten(1)
 
 
-def _fused_is_slow(batch_BT3Hd: Tensor) -> bool:
+def _attend_batch(qkv_BT3Hd: Tensor) -> Tensor:
+    """Of utterances of one length, (B, T, H, d)."""
+    query, key, value = qkv_BT3Hd.permute(2, 0, 3, 1, 4)
+    if _fused_is_slow(qkv_BT3Hd):
+        found = [_attend_by_products(*heads) for heads in zip(query, key, value, strict=True)]
+        return torch.stack(found).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _fused_is_slow(qkv_BT3Hd: Tensor) -> bool:
     """On a CPU that multiplies bf16 without AMX, PyTorch's fused kernel runs far below the rate of
     plain products."""
-    if not batch_BT3Hd.is_cpu or batch_BT3Hd.dtype != torch.bfloat16 or batch_BT3Hd.shape[1] < LONG:
+    frames, size = qkv_BT3Hd.shape[1], qkv_BT3Hd.shape[4]
+    if not qkv_BT3Hd.is_cpu or qkv_BT3Hd.dtype != torch.bfloat16 or frames * size < LONG:
         return False
     has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     return cpu_multiplies_bf16() and not has_amx()

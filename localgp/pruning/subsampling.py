@@ -22,8 +22,6 @@ from localgp.pruning.convolutions import convolutions
 from localgp.pruning.linear import Linear
 from localgp.pruning.ragged import Ragged
 
-BLOCK = 768  # rows of the linear layer at a time
-
 
 def output_frames(feature_frames: int) -> int:
     """Frames that two convolutions of width 3 and stride 2 make.
@@ -44,12 +42,11 @@ class PackedSubsampling:
     def __init__(self, embed: Any, dtype: torch.dtype) -> None:
         first, second, linear = embed.conv[0], embed.conv[2], embed.out[0]
         channels = first.out_channels
-        self._bins = linear.in_features // channels  # Q, 19 of 80 mel bins
-        self._channels = channels
+        bins = linear.in_features // channels  # Q, 19 of 80 mel bins
         self.dtype = dtype
-        self._convolve = convolutions(first, second, self._bins, dtype)
-        self._chunk = self._convolve.chunk
-        weight = linear.weight.view(-1, channels, self._bins).transpose(1, 2)
+        self._convolve = convolutions(first, second, bins, dtype)
+        self._block = self._convolve.block
+        weight = linear.weight.view(-1, channels, bins).transpose(1, 2)
         self._linear = Linear(weight.reshape(len(weight), -1), linear.bias, dtype)
 
     def __call__(self, feats_BSF: Tensor, lengths: list[int]) -> tuple[Tensor, Ragged]:
@@ -65,8 +62,9 @@ class PackedSubsampling:
         windows_R5 = (base.unsqueeze(1) + taps).clamp_(max=limit)
         flat = feats_BSF.flatten(0, 1).to(self.dtype)
         blocks = [
-            self._block(flat, windows_R5[begin : begin + BLOCK + 1])
-            for begin in range(0, rows.total - 1, BLOCK)
+            # The last row of a block only lends its even half frame
+            self._linear(self._convolve(flat[windows_R5[begin : begin + self._block + 1]]).flatten(1))
+            for begin in range(0, rows.total - 1, self._block)
         ]
         front_RD = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         if computed == layout.lengths and len(lengths) == 1:
@@ -84,13 +82,3 @@ class PackedSubsampling:
         differs_BS = (feats_BSF != last_BF.unsqueeze(1)).any(-1) & (frames < ends.unsqueeze(1))
         constant_from = ((frames + 1) * differs_BS).amax(1).tolist()
         return [min(n, -(-start // 4) + 1) for n, start in zip(layout.lengths, constant_from, strict=True)]
-
-    def _block(self, flat: Tensor, windows_R5: Tensor) -> Tensor:
-        """Front of all rows but the last, which only lends its even half frame."""
-        count = windows_R5.shape[0] - 1
-        out_RW = flat.new_empty(count, self._bins * self._channels)
-        for begin in range(0, count, self._chunk):
-            end = min(count, begin + self._chunk)
-            convolved = self._convolve(flat[windows_R5[begin : end + 1]])
-            out_RW[begin:end] = convolved.view(end - begin, -1)
-        return self._linear(out_RW)

@@ -1,0 +1,110 @@
+"""Depthwise convolution over time inside each utterance of a packed sequence, zeros beyond both ends of each.
+
+It is computed as a 2-D convolution, whose channels-last layout a (T, C) sequence has as it is: nothing is transposed in
+memory, and oneDNN takes its fast path, on a CPU with weights that are in its layout already.
+
+Utterances are convolved one by one where they lie. Neighbouring short ones are cheaper in one call, copied behind each
+other with a gap of zeros as wide as the kernel reaches, which gives each what it has alone. With kernel 5:
+
+    packed   a a a b c c
+    copied   a a a . . b . . c c
+
+Shape legend: B utterances, T frames of an utterance, N frames of all utterances, C channels, K kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from localgp.pruning.linear import ROWS, takes_blocked
+from localgp.pruning.ragged import RANGE, Ragged
+
+SHORT = 160_000  # bytes of an utterance and a gap; to copy and convolve more takes a CPU longer than a call
+
+
+class Depthwise:
+    """Args:
+    conv: A depthwise convolution of odd width that keeps the length; read now.
+    dtype: Of weights, input and output.
+    """
+
+    def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
+        weight_C11K = conv.weight.detach().unsqueeze(2).to(dtype)
+        self._weight = weight_C11K.contiguous(memory_format=torch.channels_last)
+        self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self._reach = (conv.kernel_size[0] - 1) // 2
+        self._blocked = _blocked(self._weight, self._reach)
+
+    def __call__(self, x_NC: Tensor, layout: Ragged) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the result, and the rows that they belong to. No later part reads these rows, so that they may be
+        overwritten."""
+        if layout.equal:
+            if layout.total:
+                yield slice(0, layout.total), self._convolve(layout.unpack(x_NC)).flatten(0, 1)
+            return
+        frame_bytes = x_NC.shape[1] * x_NC.element_size()
+        short = layout.longest  # a GPU copies faster than it starts a kernel
+        if x_NC.is_cpu:
+            short = SHORT // frame_bytes - self._reach
+        begin = 0
+        for lengths in together(layout.lengths, short):
+            total = sum(lengths)
+            for part_TC in self._each(x_NC[begin : begin + total], lengths):
+                yield slice(begin, begin + len(part_TC)), part_TC
+                begin += len(part_TC)
+
+    def _each(self, x_NC: Tensor, lengths: list[int]) -> Sequence[Tensor]:
+        """Of some utterances, in one call."""
+        if len(lengths) == 1:
+            return [self._convolve(x_NC.unsqueeze(0)).squeeze(0)]
+        # Every other part is an utterance
+        parts = [x_NC.new_zeros(self._reach, x_NC.shape[1])] * (2 * len(lengths) - 1)
+        parts[::2] = x_NC.split(lengths)
+        y_NC = self._convolve(torch.cat(parts).unsqueeze(0)).squeeze(0)
+        return y_NC.split([len(part) for part in parts])[::2]
+
+    def _convolve(self, x_BTC: Tensor) -> Tensor:
+        x_BC1T = x_BTC.transpose(1, 2).unsqueeze(2)
+        channels, padding = x_BTC.shape[2], [0, self._reach]
+        with record_function(f"{RANGE}depthwise"):
+            if self._blocked is None:
+                y_BC1T = F.conv2d(x_BC1T, self._weight, self._bias, padding=padding, groups=channels)
+            else:
+                y_BC1T = torch.ops.mkldnn._convolution_pointwise(
+                    x_BC1T, self._blocked, self._bias, padding, [1, 1], [1, 1], channels, "none", [], ""
+                )
+        return y_BC1T.squeeze(2).transpose(1, 2)
+
+
+def together(lengths: Sequence[int], short: int) -> list[list[int]]:
+    """Utterances that share a call: neighbours of up to ``short`` frames; empty ones are left out.
+
+    Example:
+        >>> together([3, 1, 0, 90, 2], short=8)
+        [[3, 1], [90], [2]]
+    """
+    found: list[list[int]] = []
+    for length in filter(None, lengths):
+        if found and max(found[-1][-1], length) <= short:
+            found[-1].append(length)
+        else:
+            found.append([length])
+    return found
+
+
+def _blocked(weight_C11K: Tensor, reach: int) -> Tensor | None:
+    """The weight in oneDNN's layout, or None where that is of no use."""
+    if not takes_blocked(weight_C11K):
+        return None
+    channels = weight_C11K.shape[0]
+    try:
+        return torch.ops.mkldnn._reorder_convolution_weight(
+            weight_C11K, [0, reach], [1, 1], [1, 1], channels, [1, channels, 1, ROWS]
+        )
+    except (AttributeError, RuntimeError):  # not part of PyTorch's stable interface
+        return None
