@@ -24,9 +24,11 @@ def main() -> None:
     parser.add_argument("--spoken", help="left out: detected in each recording")
     parser.add_argument("--written", nargs="+", default=["deu"])
     args = parser.parse_args()
+    if not args.folder.is_dir():
+        parser.error(f"no directory {args.folder}")
 
     model = localgp.load(args.model)
-    files = sorted(path for path in args.folder.iterdir() if path.suffix in ENDINGS)
+    files = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in ENDINGS)
     for target in args.written:
         for index, result in model.transcribe_each(
             files, args.spoken, target, timestamps=True, progress=True

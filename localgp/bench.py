@@ -178,6 +178,7 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from omegaconf import OmegaConf
 
     from localgp.contexts.extract import build_extractor, needed_contexts, row_contexts
+    from localgp.corpora.fits import split_of
     from localgp.corpora.prepared import load_prepared
     from localgp.decoding.options import DecodeOptions
     from localgp.errors import ConfigError
@@ -189,7 +190,7 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if not isinstance(wanted[key], int) or wanted[key] < 1:
             raise ConfigError(f"bench.{key} is {wanted[key]!r}; valid: a whole number from 1")
     chosen = first_seeds(cfg, _progress)
-    whole = load_prepared(cfg)[cfg.evaluate.split]
+    whole = split_of(load_prepared(cfg), cfg.evaluate.split)
     count = min(wanted.utterances, len(whole))
     rows = whole.select(np.unique(np.linspace(0, len(whole) - 1, count).round().astype(int)))
     extractors: dict[str, Any] = {}
@@ -263,6 +264,7 @@ class _Trained:
 
     def __init__(self, cfg: DictConfig, device: Any, policy: str) -> None:
         from localgp.contexts.extract import row_contexts
+        from localgp.corpora.fits import split_of
         from localgp.corpora.prepared import load_prepared
         from localgp.errors import ConfigError
         from localgp.evaluation.trained import load_trained, trained_config, weights_of
@@ -277,7 +279,7 @@ class _Trained:
                 f"bench.run: {directory} has {side} without gates; give a run whose gates are there"
             )
         self.name = str(trained.name)
-        self.rows = load_prepared(trained)["test"]
+        self.rows = split_of(load_prepared(trained), "test")
         self._contexts = row_contexts(trained, (self.rows, self.rows))
         self._device = device
 

@@ -7,12 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from localgp.errors import ConfigError
-from localgp.pruning.encoder import MODULES
-
-DECODER_POLICIES = ("local", "global", "open")
-DECODER_CONTEXTS = ("front", "task", "lang2vec")
-POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
+from localgp.errors import refuse
+from localgp.pruning.options import decoder_problems, encoder_problems, padding_problems
 
 
 def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
@@ -20,27 +16,19 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
 
     Args:
         encoder: ESPnet's E-Branchformer encoder that the policy is for.
+
+    Raises:
+        ConfigError: Gates that cannot be.
     """
     from localgp.contexts import context_size
     from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
 
     pruning = cfg.pruning
+    refuse(encoder_problems(pruning))
     layers, size = len(encoder.encoders), encoder.output_size()
     if pruning.encoder is None:
         return None
     modules = list(pruning.encoder_modules)
-    unknown = [name for name in modules if name not in MODULES]
-    if unknown or not modules:
-        raise ConfigError(f"pruning.encoder_modules is {modules}; valid: {', '.join(MODULES)}")
-    if not 0 <= pruning.target < 1:
-        raise ConfigError(
-            f"pruning.target is {pruning.target}; valid: a share of frames to skip, 0 <= target < 1"
-        )
-    if "cgmlp" in modules and pruning.encoder not in ("global", "open"):
-        raise ConfigError(
-            "pruning.encoder_modules has cgmlp, whose convolution needs neighbouring frames: it cannot be gated "
-            "frame by frame (paper, section 3.2); leave it out"
-        )
     if pruning.encoder == "open":
         return OpenGates(modules)
     if pruning.encoder == "random":
@@ -55,21 +43,15 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
         "bias": pruning.gate_bias,
     }
     if pruning.encoder == "global":
-        if list(pruning.context) != ["front"]:
-            raise ConfigError(
-                f"pruning.context is {list(pruning.context)}; GlobalGP pools [front] and nothing else"
-            )
         return GlobalGates(layers, size, modules, **predictor)
-    if pruning.encoder == "local":
-        return LocalGates(
-            layers,
-            size,
-            modules,
-            {name: context_size(name, cfg, size) for name in pruning.context},
-            attention=context_attention(cfg),
-            **predictor,
-        )
-    raise ConfigError(f"pruning.encoder is {pruning.encoder!r}; valid: null, {', '.join(POLICIES)}")
+    return LocalGates(
+        layers,
+        size,
+        modules,
+        {name: context_size(name, cfg, size) for name in pruning.context},
+        attention=context_attention(cfg),
+        **predictor,
+    )
 
 
 def build_decoder_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
@@ -78,32 +60,19 @@ def build_decoder_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module |
     Args:
         layers: Of the decoder.
         size: D, of encoder and decoder.
+
+    Raises:
+        ConfigError: Gates that cannot be.
     """
     from localgp.gates import GlobalGates, LocalGates, OpenGates
-    from localgp.pruning.decoder import MODULES as DECODER_MODULES
 
     pruning = cfg.pruning
+    refuse(decoder_problems(pruning))
     if pruning.decoder is None:
         return None
     modules, names = list(pruning.decoder_modules), list(pruning.decoder_context)
-    if pruning.decoder not in DECODER_POLICIES:
-        raise ConfigError(
-            f"pruning.decoder is {pruning.decoder!r}; valid: null, {', '.join(DECODER_POLICIES)}"
-        )
-    if not modules or any(name not in DECODER_MODULES for name in modules):
-        raise ConfigError(f"pruning.decoder_modules is {modules}; valid: {', '.join(DECODER_MODULES)}")
-    if any(name not in DECODER_CONTEXTS for name in names):
-        raise ConfigError(f"pruning.decoder_context is {names}; valid: {', '.join(DECODER_CONTEXTS)}")
-    if not 0 <= pruning.target < 1:
-        raise ConfigError(
-            f"pruning.target is {pruning.target}; valid: a share of tokens to skip, 0 <= target < 1"
-        )
     if pruning.decoder == "open":
         return OpenGates(modules)
-    if pruning.decoder == "global" and not names:
-        raise ConfigError(
-            "pruning.decoder_context is []; GlobalGP decides from it alone: give front, task or lang2vec"
-        )
     sizes = {"front": size, "task": 2 * size}
     if "lang2vec" in names:
         sizes["lang2vec"] = build_languages(cfg).size
@@ -138,13 +107,7 @@ def is_trimmed(cfg: DictConfig) -> bool:
     Raises:
         ConfigError: There is no such padding, or the encoder has gates, which are counted on padded inputs.
     """
-    if cfg.padding not in ("full", "none"):
-        raise ConfigError(f"padding is {cfg.padding!r}; valid: full, none")
-    if cfg.padding == "none" and cfg.pruning.encoder is not None:
-        raise ConfigError(
-            f"padding=none is for a dense encoder, pruning.encoder is {cfg.pruning.encoder!r}: kept ratios and GFLOPs "
-            "are those of padded inputs. Set pruning.encoder=null, or padding=full"
-        )
+    refuse(padding_problems(cfg))
     return str(cfg.padding) == "none"
 
 

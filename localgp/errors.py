@@ -4,6 +4,8 @@ Every message says what was wrong (with the value), what is valid, and what to d
 line prints them without a traceback (`localgp.cli`); anything else that escapes is a bug.
 """
 
+from collections.abc import Iterable
+
 
 class LocalGPError(Exception):
     """Base class of every error this library raises on purpose."""
@@ -35,3 +37,12 @@ class NonFiniteError(LocalGPError):
 
 class HubError(LocalGPError):
     """A model hub that cannot be reached, or refuses."""
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises:
+    ConfigError: There are problems; the message has all of them.
+    """
+    found = list(problems)
+    if found:
+        raise ConfigError("\n  ".join(found))

@@ -19,8 +19,9 @@ def main(cfg: DictConfig) -> None:
         "the whole" if data["whole_split"] else f"the first {cfg.evaluate.limit} segments per language of the"
     )
     print(f"{data['corpus']}: {part} {data['split']} set, {data['utterances']} utterances")
-    print(scores_table([metrics]))
-    print(f"written: {objects['run'].path / 'metrics.json'}")
+    path = objects["run"].path
+    print(scores_table([metrics | {"name": path.parent.name}]))  # a variant's own, such as row05-target0.5
+    print(f"written: {path / 'metrics.json'}")
 
 
 if __name__ == "__main__":

@@ -150,8 +150,7 @@ class GatedS2T(nn.Module):
         contexts: dict[str, Tensor] = {}
         for name in self.decoder_policy.needs:
             if name == "front":
-                assert encoded.front is not None
-                contexts[name] = encoded.front.mean(1, keepdim=True).index_select(0, owner_Q)
+                contexts[name] = _mean_front(encoded).index_select(0, owner_Q)
             elif name == "task":
                 contexts[name] = self.espnet.decoder.embed[0](prompt_Q2).flatten(1).unsqueeze(1)
             elif name == "lang2vec" and self.languages is not None:
@@ -249,6 +248,14 @@ class GatedS2T(nn.Module):
         lengths_Q = torch.tensor([len(tokens) for tokens in inputs], device=text_QL.device)
         pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
         return pad(inputs, padding_value=espnet.eos), lengths_Q, pad(targets, padding_value=ignore)
+
+
+def _mean_front(encoded: EncoderOutput) -> Tensor:
+    """``front`` averaged over each utterance's own frames, (B, 1, D): behind a shorter one's are its batch mates'."""
+    assert encoded.front is not None
+    frames_T = torch.arange(encoded.front.shape[1], device=encoded.front.device)
+    own_BT1 = (frames_T < encoded.lengths.unsqueeze(1)).unsqueeze(-1)
+    return (encoded.front * own_BT1).sum(1, keepdim=True) / encoded.lengths.view(-1, 1, 1)
 
 
 def use_fast_kernels(espnet: nn.Module) -> None:

@@ -17,7 +17,8 @@ def main(cfg: DictConfig) -> None:
     page, results, _ = build_report(cfg)
     for (label, backbone), groups in group(collect(Path(cfg.exp_dir))).items():
         print(f"\n{label}; backbone {backbone}")
-        print(scores_table([run.metrics | {"name": run.name} for g in groups for run in g.runs]))
+        runs = [run for found in groups for run in found.runs]
+        print(scores_table([run.metrics | {"name": f"{run.name}, seed {run.seed}"} for run in runs]))
     print(f"\nreport: {page}\ntables: {results}")
 
 

@@ -88,6 +88,8 @@ class Run:
         if cfg.pruning.encoder or cfg.pruning.decoder:
             for key, default in _VARIANTS.items():
                 value = cfg.pruning[key]
+                if key == "attention" and "local" not in (cfg.pruning.encoder, cfg.pruning.decoder):
+                    continue  # no other gates have any
                 if value != default:
                     name += f"-{value}" if isinstance(value, str) else f"-{key}{value}"
         self.path = Path(cfg.exp_dir) / cfg.corpus.name / cfg.backbone.name / name / f"seed{cfg.seed}"
@@ -137,9 +139,10 @@ class Run:
                 str(p.parent.parent)
                 for p in Path(self.cfg.exp_dir).glob("*/*/*/*/checkpoints/model.safetensors")
             )
+            shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
             raise CheckpointError(
-                f"{self.path} holds no trained model. Train it first: python -m localgp.train conf={self.cfg.name}. "
-                f"Finished runs under {self.cfg.exp_dir}: {', '.join(known) or 'none'}."
+                f"{self.path} holds no trained model. Train it first: python -m localgp.train conf={self.cfg.name}, "
+                f"with the other options of this command. Finished runs under {self.cfg.exp_dir}: {shown or 'none'}."
             )
         return self.weights
 

@@ -44,9 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--windows",
         choices=("timestamps", "pauses"),
-        default="timestamps",
-        help="how a long recording is walked through: where predicted times say (OWSM's way), or cut at pauses, "
-        "for models that were fine-tuned without timestamps",
+        help="how a long recording is walked through: where predicted times say (OWSM's way), or cut at pauses; "
+        "left out: at pauses for embedded and for what was fine-tuned here, which shows no times; by times for others",
     )
     parser.add_argument("--max-window", type=float, help="seconds; longest piece with --windows pauses")
     parser.add_argument("--batch", type=int, default=8, help="windows, of all files, decoded together")
@@ -72,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.format in TIMED and args.output_dir is None and len(args.files) > 1:
         parser.error(f"--format {args.format} of several files needs --output-dir")
     missing = [name for name in args.files if not Path(name).is_file()]
+    folders = [name for name in missing if Path(name).is_dir()]
+    if folders and not args.keep_going:
+        raise AudioError(f"{folders[0]} is a directory; give the files in it: {Path(folders[0]) / '*.wav'}")
     if missing and not args.keep_going:
         raise AudioError(f"no such audio file: {', '.join(missing[:5])}; --keep-going transcribes the others")
     places = output_places(args.files, args.output_dir, args.format) if args.output_dir else None
@@ -96,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.tgt,
         batch=args.batch,
         timestamps=args.timestamps or args.format in TIMED or None,
-        windows=args.windows,
+        # Who asks for predicted times gets them, whatever the model is best at.
+        windows=args.windows or ("timestamps" if args.timestamps else None),
         max_window=args.max_window,
         progress=not args.quiet,
         **decoding,

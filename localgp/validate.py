@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from localgp.errors import ConfigError
+from localgp.errors import refuse
+from localgp.pruning.options import decoder_problems, encoder_problems, padding_problems
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ FOLDER_NAME = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]*", v) is not None,
     "letters, digits, '.', '_', '+' and '-'",
 )
+_MISSING = "???"  # OmegaConf's mark of a value that has to be given
 COUNT, AMOUNT = integer(1), integer(0)
+TEXT = Rule(lambda v: isinstance(v, str), "a text")
+PROCESSES = Rule(lambda v: v == "auto" or (_is_int(v) and v >= 1), "auto, or 1 and more")
 PRECISION = one_of("auto", "fp32", "bf16")
 
 RULES: dict[str, Rule] = {
@@ -77,9 +81,12 @@ RULES: dict[str, Rule] = {
     "threads": integer(1, 4096).or_null(),
     "data_dir": PATH,
     "exp_dir": PATH,
+    "trainer.devices": PROCESSES,
+    "trainer.num_nodes": PROCESSES,
+    "trainer.strategy": one_of("auto", "ddp", "fsdp"),
     "trainer.max_steps": COUNT.or_null(),
-    "pruning.encoder": Rule(lambda v: v is None or isinstance(v, str), "null, or the name of a policy"),
-    "pruning.decoder": Rule(lambda v: v is None or isinstance(v, str), "null, or the name of a policy"),
+    "pruning.encoder": TEXT.or_null(),
+    "pruning.decoder": TEXT.or_null(),
     "pruning.encoder_modules": names(),
     "pruning.decoder_modules": names(),
     "pruning.context": names(),
@@ -93,6 +100,11 @@ RULES: dict[str, Rule] = {
     "pruning.sparsity_weight": number(0.0),
     "pruning.sparsity_per": one_of("global", "module"),
     "pruning.sparsity_frames": one_of("all", "real"),
+    "padding": TEXT,
+    "contexts.spk.source": PATH,
+    "contexts.spk.shuffle": BOOLEAN,
+    "contexts.event.source": PATH,
+    "contexts.lang2vec.features": names(),
     "decode.precision": PRECISION,
     "decode.beam": COUNT,
     "decode.ctc_weight": number(0.0, 1.0),
@@ -103,6 +115,7 @@ RULES: dict[str, Rule] = {
     "evaluate.split": one_of("train", "dev", "test"),
     "evaluate.limit": COUNT.or_null(),
     "evaluate.checkpoint": PATH.or_null(),
+    "evaluate.force": BOOLEAN,
     "evaluate.normalizer": one_of("none", "basic"),
     "training.limit": COUNT.or_null(),
     "training.batch_size": COUNT,
@@ -159,7 +172,9 @@ def check_config(cfg: DictConfig) -> None:
         except OmegaConfBaseException as error:  # a value that is missing, or refers to one that is
             problems.append(f"{key}: {str(error).splitlines()[0]}")
             continue
-        if present and not rule.accepts(value):
+        if value == _MISSING:
+            problems.append(f"{key} has no value; give {key}=...; valid: {rule.valid}")
+        elif present and not rule.accepts(value):
             problems.append(f"{key} is {value!r}; valid: {rule.valid}")
     training = cfg.get("training")
     trainer = cfg.get("trainer")
@@ -167,8 +182,9 @@ def check_config(cfg: DictConfig) -> None:
         lengths = (training.get("max_steps"), training.get("max_epochs"), trainer.get("max_steps"))
         if all(length is None for length in lengths):
             problems.append("training.max_steps and training.max_epochs are null; set one of them")
-    if problems:
-        raise ConfigError("\n  ".join(problems))
+    if not any(problem.startswith(("pruning", "padding")) for problem in problems):
+        problems += [*encoder_problems(cfg.pruning), *decoder_problems(cfg.pruning), *padding_problems(cfg)]
+    refuse(dict.fromkeys(problems))  # encoder's and decoder's gates share a target, and what is wrong with it
 
 
 def _look_up(cfg: DictConfig, key: str) -> tuple[bool, Any]:
@@ -179,6 +195,8 @@ def _look_up(cfg: DictConfig, key: str) -> tuple[bool, Any]:
         return False, None  # an optional section, such as corpus.generate
     if not OmegaConf.is_dict(section):
         return True, section  # something else is where the section has to be
+    if OmegaConf.is_missing(section, leaf):
+        return True, _MISSING
     if leaf not in section:
         return False, None
     value = section[leaf]

@@ -239,7 +239,7 @@ def test_task_context_is_the_prompts_embeddings(espnet):  # noqa: F811
         espnet, None, GlobalGates(2, SIZE, MODULES, {"front": SIZE, "task": 2 * SIZE}, bias=0.0)
     ).eval()
     speech = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
-    encoded = model.encode(speech, torch.full((2,), 16000), path="packed")  # which keeps no front
+    encoded = model.encode(speech, torch.full((2,), 16000), path="packed")
     owner = torch.tensor([0, 1, 0])
     prompts = torch.tensor([[3, 4], [3, 5], [3, 5]])
     contexts = model.decoder_contexts(encoded, owner, ["de", "de-fr", "de-fr"], prompts)
@@ -248,6 +248,23 @@ def test_task_context_is_the_prompts_embeddings(espnet):  # noqa: F811
     assert not torch.equal(contexts["task"][0], contexts["task"][1])
     torch.testing.assert_close(contexts["front"][0], encoded.front[0].mean(0, keepdim=True))
     torch.testing.assert_close(contexts["front"][0], contexts["front"][2])
+
+
+@pytest.mark.parametrize("path", ["gathered", "packed"])
+def test_a_trimmed_utterances_context_does_not_depend_on_its_batch(espnet, path):  # noqa: F811
+    model = GatedS2T(espnet, None, GlobalGates(2, SIZE, MODULES, {"front": SIZE}), trim=True).eval()
+    speech = torch.randn(2, 32000, generator=torch.Generator().manual_seed(0)) * 0.1
+    ends = torch.tensor([32000, 12000])
+    fronts = [
+        model.decoder_contexts(
+            model.encode(speech[rows], ends[rows], path=path),
+            torch.tensor([0]),
+            ["de"],
+            torch.tensor([[3, 4]]),
+        )["front"]
+        for rows in ([1, 0], [1])
+    ]
+    torch.testing.assert_close(*fronts)
 
 
 def test_trimmed_utterances_do_not_depend_on_their_batch(espnet):  # noqa: F811

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
+from localgp.__main__ import COMMANDS
 from localgp.cli import CONF_DIR
 from localgp.corpora.audio import write_audio
 
@@ -125,8 +126,18 @@ def test_the_readme_has_blocks_that_are_run():
 def test_links_lead_somewhere(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not target.startswith(("http", "#", "mailto:")):
-            assert (page.parent / target.split("#")[0]).exists(), target
+        if not target.startswith(("http", "mailto:")):
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub and MkDocs call the headings of a page."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def navigation() -> list[str]:
@@ -147,10 +158,11 @@ def test_every_entry_point_has_a_page():
     programs = {
         path.stem
         for path in (ROOT / "localgp").glob("*.py")
-        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+        if path.stem != "__main__" and '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
     assert programs >= {*HYDRA, "transcribe", "pack"}
     assert {f"commands/{name}.md" for name in programs} <= set(navigation())
+    assert set(COMMANDS) == {*programs, "speechprune"}  # what `python -m localgp` lists
 
 
 def test_api_pages_name_what_exists():

@@ -79,6 +79,40 @@ def test_all_problems_are_named_at_once():
     assert "exp_dir is ''; valid: a path" in message
 
 
+def test_what_has_to_be_given_is_asked_for():
+    with pytest.raises(ConfigError, match=r"corpus\.manifest has no value; give corpus\.manifest=\.\.\."):
+        check_config(composed("corpus=manifest"))
+    with pytest.raises(ConfigError, match=r"backbone\.path has no value"):
+        check_config(composed("backbone=path"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning.encoder=locla"], "pruning.encoder is 'locla'; valid: null, local"),
+        (["pruning.context=[front,speaker]"], "pruning.context has 'speaker'; valid: front, spk, event"),
+        (["pruning.decoder=random"], "pruning.decoder is 'random'; valid: null, local"),
+        (["padding=half"], "padding is 'half'; valid: full, none"),
+        (["conf=row05", "padding=none"], "padding=none is for a dense encoder"),
+        (["trainer.devices=banana"], "trainer.devices is 'banana'; valid: auto, or 1 and more"),
+        (["trainer.strategy=deepspeed"], "trainer.strategy is 'deepspeed'; valid: auto, ddp, fsdp"),
+        (["contexts.spk.shuffle=maybe"], "contexts.spk.shuffle is 'maybe'; valid: true, false"),
+        (["evaluate.force=3"], "evaluate.force is 3; valid: true, false"),
+    ],
+)
+def test_names_are_checked_before_a_corpus_is_made(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(composed(*overrides))
+
+
+def test_a_problem_of_both_policies_is_named_once():
+    cfg = composed("conf=row10")
+    cfg.pruning.target = 1
+    with pytest.raises(ConfigError) as error:
+        check_config(cfg)
+    assert str(error.value).count("pruning.target") == 1
+
+
 def test_rules_are_about_keys_that_exist():
     from omegaconf import OmegaConf
 

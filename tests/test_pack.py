@@ -56,6 +56,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["espnet", "huggingface"])
 def test_packed_is_what_was_trained(run, packed, form):
     trained, loaded = (localgp.load(str(path), device="cpu") for path in (run, packed[form]))
+    assert trained.windows == loaded.windows == "pauses"  # fine-tuning shows no timestamps
     theirs, ours = trained.model.state_dict(), loaded.model.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(theirs[name].equal(ours[name]) for name in theirs)

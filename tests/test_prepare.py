@@ -207,6 +207,25 @@ def test_damaged_audio_raises_or_is_listed(tmp_path, monkeypatch, make, times, r
     assert prepared.report["dropped"] == {reason: {"train": 1}}
 
 
+def test_an_empty_manifest_is_named(tmp_path):
+    (tmp_path / "my.jsonl").touch()
+    with pytest.raises(CorpusError, match=r"my\.jsonl is empty: it has no segment"):
+        prepare(corpus_config(tmp_path, f"corpus.manifest={tmp_path / 'my.jsonl'}", corpus="manifest"))
+
+
+def test_a_prepared_corpus_says_where_it_is_now(tmp_path):
+    write_audio(tmp_path / "a.wav", tone(1.0), 22_050)
+    (tmp_path / "my.jsonl").write_text('{"audio": "a.wav", "language": "de", "text": {"de": "Ja."}}\n')
+    options = [f"corpus.manifest={tmp_path / 'my.jsonl'}"]
+    first = prepare(corpus_config(tmp_path, *options, corpus="manifest"))
+    elsewhere = tmp_path / "elsewhere"
+    first.path.parent.parent.rename(elsewhere)
+    again = prepare(corpus_config(tmp_path, *options, f"data_dir={elsewhere}", corpus="manifest"))
+    assert not again.fresh
+    assert again.report["path"] == str(again.path)
+    assert again.path.is_relative_to(elsewhere)
+
+
 def test_nothing_usable_says_why(tmp_path):
     (tmp_path / "my.jsonl").write_text('{"audio": "a.wav", "language": "de", "text": {"de": "Ja."}}\n')
     options = [f"corpus.manifest={tmp_path / 'my.jsonl'}", "corpus.on_error=skip"]

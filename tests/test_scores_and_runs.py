@@ -13,6 +13,7 @@ from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.evaluation.measured import kept_ratios
 from localgp.evaluation.score import basic_normalize, bleu, score_tasks, word_error_rate
+from localgp.evaluation.table import scores_table
 from localgp.run import Run
 from tests.test_config import composed
 
@@ -75,6 +76,7 @@ def test_run_directory_and_its_variants(tmp_path):
     )
     assert Run(composed("conf=row01", place, "pruning.target=0.5")).path.parts[-2] == "row01"
     assert Run(composed("conf=row06", place, "pruning.attention=cosine")).path.parts[-2] == "row06-cosine"
+    assert Run(composed("conf=row02", place, "pruning.attention=cosine")).path.parts[-2] == "row02"
 
 
 def test_run_refuses_another_configuration(tmp_path):
@@ -86,6 +88,12 @@ def test_run_refuses_another_configuration(tmp_path):
 
 def test_untrained_run_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match=r"python -m localgp.train conf=row05.*none"):
+        Run(composed("conf=row05", f"exp_dir={tmp_path}")).require_weights()
+    for seed in range(1, 12):
+        weights = Run(composed("conf=row01", f"exp_dir={tmp_path}", f"seed={seed}")).weights
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+    with pytest.raises(CheckpointError, match=r"row01/seed1, .* and 3 more\.$"):
         Run(composed("conf=row05", f"exp_dir={tmp_path}")).require_weights()
 
 
@@ -118,6 +126,13 @@ def test_results_group_seeds_and_keep_parts_apart(tmp_path):
     text = results(runs)
     assert "12.0 ± 2.8" in text
     assert "568.5" in text.split("The paper's")[1]
+
+
+def test_a_score_that_there_is_not_is_a_dash():
+    without_translations = _metrics("row01", 9.0) | {"bleu": {}}
+    head, line = scores_table([without_translations]).splitlines()
+    assert line.split()[:4] == ["row01", "9.0", "9.0", "-"]
+    assert head.split()[:5] == ["run", "WER", "de", "WER", "BLEU"]
 
 
 def test_nothing_evaluated_is_an_error(tmp_path):

@@ -15,6 +15,7 @@ from localgp.errors import AudioError, ConfigError
 from localgp.transcribe import main, output_places
 from localgp.transcription.formats import Segment, Transcript, cue
 from localgp.transcription.jobs import PauseJob, TimestampJob
+from localgp.transcription.transcriber import Transcriber
 from localgp.transcription.windows import (
     TimeTokens,
     Window,
@@ -224,6 +225,14 @@ def test_language_is_the_most_probable_language_token(model, recordings):
     assert given.language_probability is None
 
 
+def test_models_that_know_no_times_are_not_asked_for_them(model, recordings):
+    file = str(recordings / "long.m4a")
+    assert model.windows == "pauses"
+    by_default = model.transcribe(file, src="de", timestamps=True, **QUICK)
+    assert by_default == model.transcribe(file, src="de", windows="pauses", **QUICK)
+    assert Transcriber(model.model, model.backbone, model.options).windows == "timestamps"
+
+
 def test_an_array_is_a_recording(model):
     noise = np.random.default_rng(1).normal(size=16_000).astype(np.float32)
     assert model.transcribe(noise, src="fr", tgt="it", **QUICK).target == "ita"
@@ -291,3 +300,5 @@ def test_wrong_command_lines(recordings, capsys):
         command("no/such.wav")
     assert status.value.code == 1
     assert "error: no such audio file: no/such.wav; --keep-going" in capsys.readouterr().err
+    with pytest.raises(AudioError, match=r"is a directory; give the files in it: .*\*\.wav"):
+        command(str(recordings))

@@ -141,7 +141,7 @@ def token_figure(record: DecoderGateRecord, pieces: list[str]) -> Any:
         len(pieces),
         squeeze=False,
         sharey=True,
-        figsize=(0.8 + 1.5 * len(pieces), 1.1 + 0.22 * layers),
+        figsize=(0.8 + 1.5 * len(pieces), 1.25 + 0.22 * layers),
         layout="constrained",
     )
     colours = LinearSegmentedColormap.from_list("kept", ["white", ORANGE])
@@ -159,7 +159,7 @@ def token_figure(record: DecoderGateRecord, pieces: list[str]) -> Any:
         )
         axes.set_xticks(range(len(record.modules)), [short.get(m, m) for m in record.modules])
         axes.set_yticks(range(1, layers + 1, 1 if layers <= 9 else 3))
-        axes.set_title(f"{piece.replace(WORD_START, '[Space]')}  (n {int(chosen.sum())})")
+        axes.set_title(f"{piece.replace(WORD_START, '[Space]')}\nn {int(chosen.sum())}")
     grid[0, 0].set_ylabel("layer")
     figure.colorbar(image, ax=grid[0], label="share of tokens", fraction=0.06)
     return figure

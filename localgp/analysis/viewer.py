@@ -5,7 +5,7 @@
     "label": ..., "utterances": [{"id", "language", "speaker", "noise", "snr", "seconds", "audio": data URI,
         "mel": {"bands", "frames", "hop", "low", "high", "data": base64 of bytes, band by band},
         "hz": [of each band], "speech": [[start, end]], "words": [[start, end, word]], "reference": {task: text}}],
-    "runs": [{"label", "gates": {"modules", "layers", "frames", "step"} or null,
+    "runs": [{"label", "gates": {"modules", "layers", "frames", "step", "framewise"} or null,
         "masks": [base64 of packed bits (layer, module, frame) or null, of each utterance],
         "hypothesis": [{task: text}, of each utterance]}]}]}
 """
@@ -122,6 +122,7 @@ def run_entry(run: Evaluated, study: Study | None, utt_ids: Sequence[str]) -> di
             "layers": layers,
             "frames": frames,
             "step": record.seconds_per_frame,
+            "framewise": bool((record.open != record.open[..., :1]).any()),  # or one decision per utterance
         }
         number = {utt_id: i for i, utt_id in enumerate(record.utt_ids)}
         entry["masks"] = [

@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from localgp.errors import ConfigError
+from localgp.pruning.options import ENCODER_CONTEXTS
 
-ENCODER_CONTEXTS = ("front", "spk", "event")
 PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
 
 

@@ -98,12 +98,15 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
     base.mkdir(parents=True, exist_ok=True)
     with _lock(base / f".{corpus.name}.lock", corpus.name):
         reading = read_corpus(corpus)
+        if not reading.segments and not reading.dropped:
+            raise CorpusError(f"{corpus.get('manifest') or corpus.root} is empty: it has no segment")
         files = _audio_files(reading)
         digest = _fingerprint(reading, files, corpus)
         final = base / f"{corpus.name}-{digest}"
         report = _report_of(final)
         if report is not None:
-            return PreparedCorpus(final, report, fresh=False)
+            # It may have been made from elsewhere, or moved since.
+            return PreparedCorpus(final, report | {"path": str(final)}, fresh=False)
         started = time.monotonic()
         work = base / f"{corpus.name}-{digest}.partial"
         jobs = split_jobs(reading.segments, work / "parts", float(corpus.max_seconds), corpus.on_error)
@@ -223,7 +226,7 @@ def _nothing_left(reading: Reading) -> str:
     for dropped in reading.dropped:
         reasons.setdefault(dropped.reason, []).append(dropped)
     lines = [f"{reason}: {len(group)}, first {group[0].detail}" for reason, group in reasons.items()]
-    return "no usable segment in this corpus" + "".join(f"\n  {line}" for line in lines or ["it is empty"])
+    return "no usable segment in this corpus" + "".join(f"\n  {line}" for line in lines)
 
 
 def _fingerprint(reading: Reading, files: dict[str, tuple[int, int]], corpus: DictConfig) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from localgp.errors import CheckpointError, ConfigError
+from localgp.errors import CheckpointError
 from localgp.run import Run, commit, write_atomically
 from localgp.stored import read_metrics
 from localgp.weights import load_state
@@ -57,6 +57,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.build import build_model
     from localgp.contexts.cost import with_contexts
     from localgp.contexts.extract import row_contexts
+    from localgp.corpora.fits import check_fits, split_of
     from localgp.corpora.prepared import limit_per_language, load_prepared
     from localgp.decoding.options import DecodeOptions
     from localgp.evaluation.decode import decode_rows
@@ -91,16 +92,16 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     connect(world, device.type)
     splits = first_then_others(world, lambda: load_prepared(cfg))
     split = cfg.evaluate.split
-    if split not in splits:
-        raise ConfigError(f"evaluate.split is {split!r}; the prepared corpus has {', '.join(splits)}")
+    whole = split_of(splits, split)
     model, backbone = build_model(cfg)
     load_weights(model, weights)
     dtype = resolve_precision(cfg.decode.precision, device)
     model.to(device).eval()
 
-    rows = limit_per_language(splits[split], cfg.evaluate.limit)
+    rows = limit_per_language(whole, cfg.evaluate.limit)
+    check_fits(rows, backbone)
     tasks = list_tasks(rows)
-    contexts = first_then_others(world, lambda: row_contexts(cfg, (rows, splits[split])))
+    contexts = first_then_others(world, lambda: row_contexts(cfg, (rows, whole)))
     settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
     options = DecodeOptions(**{k: v for k, v in settings.items() if k not in ("batch", "precision")})
     began = time.perf_counter()
@@ -158,7 +159,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             "corpus": cfg.corpus.name,
             "split": split,
             "utterances": len(rows),
-            "whole_split": len(rows) == len(splits[split]),
+            "whole_split": len(rows) == len(whole),
             "audio_seconds": round(float(sum(rows.select_columns(["seconds"])["seconds"])), 1),
         },
         "backbone": {"name": backbone.name, "source": backbone.source},

@@ -28,6 +28,10 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 def scores_table(runs: Sequence[dict]) -> str:
     """One line per metrics.json: WER and BLEU averages, kept ratios, GFLOPs of the encoder and of its contexts."""
     tasks = sorted({t for m in runs for t in m["wer"] if t != "average"})
@@ -46,8 +50,8 @@ def scores_table(runs: Sequence[dict]) -> str:
     ]
     rows = []
     for m in runs:
-        cells = [f"{m['wer'].get(t, float('nan')):.1f}" for t in [*tasks, "average"]]
-        cells += [f"{m['bleu'].get(t, float('nan')):.1f}" for t in [*pairs, "average"]]
+        cells = [_score(m["wer"].get(t)) for t in [*tasks, "average"]]
+        cells += [_score(m["bleu"].get(t)) for t in [*pairs, "average"]]
         sparsity = m.get("sparsity") or {}
         cells += [percent(sparsity.get("all_frames")), percent(sparsity.get("real_frames"))]
         cells.append(percent(sparsity.get("decoder_tokens")))

@@ -78,13 +78,16 @@ def load(source: str, *, device: str = "auto", precision: str = "fp32", gates: s
             "copy it again, or pack the run again"
         ) from error
     model.to(where).eval()
-    config = OmegaConf.to_container(cfg, resolve=True)
+    fine_tuned = _is_fine_tuned(path)
+    config = OmegaConf.to_container(cfg, resolve=True) if fine_tuned else {}
     assert isinstance(config, dict)
     return Transcriber(
         model,
         backbone,
         options,
         dtype=dtype,
+        # Fine-tuning here shows a model no timestamps, and of those that the mini backbone saw it learnt too little.
+        windows="pauses" if fine_tuned or path == "embedded" else "timestamps",
         extractors=extractors,
         name=str(source),
         config={str(key): value for key, value in config.items()},
@@ -111,6 +114,13 @@ def _find(source: str) -> Path | str:
         f"no model at {source}: give a run directory (exp/<corpus>/<backbone>/<conf>/seed<k>), a packed model, an "
         "ESPnet S2T directory, 'embedded', or a Hugging Face id (owner/name)"
     )
+
+
+def _is_fine_tuned(path: Path | str) -> bool:
+    """Whether localgp trained what lies there: a run, or what became of one by `localgp.pack`."""
+    if isinstance(path, str):
+        return False
+    return any((path / mark).exists() for mark in (CONFIG, Path(EXTRAS) / "config.yaml", "checkpoints"))
 
 
 def _read(path: Path | str, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:

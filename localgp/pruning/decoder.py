@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from localgp.gates.gumbel import Gate
+from localgp.pruning.options import DECODER_MODULES as MODULES
 
-MODULES = ("self_attention", "source_attention", "ffn")
+__all__ = ["MODULES", "DecoderOutput", "decode_tokens"]
 
 
 class DecoderOutput(NamedTuple):

@@ -22,8 +22,6 @@ from localgp.errors import BackboneError, ConfigError
 from localgp.gates.gumbel import Gate
 from localgp.pruning.frames import attend_gathered, attend_masked, run_gathered, run_masked
 
-MODULES = ("ffn1", "attention", "cgmlp", "ffn2")
-
 
 class EncoderOutput(NamedTuple):
     """Attributes:

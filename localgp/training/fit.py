@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import platform
 import sys
@@ -22,6 +23,7 @@ from localgp import __version__
 from localgp.analysis.tensorboard import MaskImage
 from localgp.build import build_model
 from localgp.contexts.extract import row_contexts
+from localgp.corpora.fits import check_fits, split_of
 from localgp.corpora.prepared import limit_per_language, load_prepared
 from localgp.errors import CheckpointError, ConfigError
 from localgp.precision import resolve_device, resolve_precision
@@ -57,15 +59,18 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     device = resolve_device(cfg.device)
     connect(world, device.type)
-    rows = first_then_others(world, lambda: load_prepared(cfg))
+    splits = first_then_others(world, lambda: load_prepared(cfg))
+    train_split, dev_split = split_of(splits, "train"), split_of(splits, "dev")
     model, backbone = build_model(cfg)
     training = cfg.training
     samples = round(backbone.padded_seconds * backbone.sample_rate)
     silence = round(training.init_silence * backbone.sample_rate)
-    train_rows = limit_per_language(rows["train"], training.limit)
-    dev_rows = limit_per_language(rows["dev"], training.val_limit)
-    scored_rows = limit_per_language(rows["dev"], training.val_decode)
-    parts = ((train_rows, rows["train"]), (dev_rows, rows["dev"]), (scored_rows, rows["dev"]))
+    train_rows = limit_per_language(train_split, training.limit)
+    dev_rows = limit_per_language(dev_split, training.val_limit)
+    scored_rows = limit_per_language(dev_split, training.val_decode)
+    for used in (train_rows, dev_rows, scored_rows):
+        check_fits(used, backbone)
+    parts = ((train_rows, train_split), (dev_rows, dev_split), (scored_rows, dev_split))
     contexts = first_then_others(world, lambda: row_contexts(cfg, *parts))
     examples = TrainingExamples(
         train_rows,
@@ -272,6 +277,11 @@ def build_logger(name: str, directory: Path) -> Any:
 
         return TensorBoardLogger(directory, name="tensorboard", version="")
     if name == "wandb":
+        if importlib.util.find_spec("wandb") is None:
+            raise ConfigError(
+                "training.logger=wandb needs a package that is not installed: pip install 'localgp[wandb]', in a "
+                "checkout pip install -e '.[wandb]'; or training.logger=tensorboard"
+            )
         from lightning.pytorch.loggers import WandbLogger
 
         return WandbLogger(project="localgp", save_dir=directory)

@@ -38,6 +38,7 @@ class Transcriber:
     backbone: Its `localgp.backbone.owsm.Backbone`.
     options: How to decode.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
+    windows: How it walks through a long recording unless told otherwise, ``timestamps`` or ``pauses``.
     extractors: Context name to the extractor of what the gates see besides the speech
         (`localgp.contexts.extract.build_extractor`).
     name: For people: where it was loaded from.
@@ -57,12 +58,14 @@ class Transcriber:
         options: DecodeOptions,
         *,
         dtype: torch.dtype = torch.float32,
+        windows: str = "timestamps",
         extractors: dict[str, Any] | None = None,
         name: str = "",
         config: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.backbone, self.options, self.dtype = model, backbone, options, dtype
+        self.windows = windows
         self.extractors = extractors or {}
         self.name, self.config, self.metrics = name, config or {}, metrics or {}
         self.device = next(model.parameters()).device
@@ -122,7 +125,7 @@ class Transcriber:
         *,
         batch: int = 8,
         timestamps: bool | None = None,
-        windows: str = "timestamps",
+        windows: str | None = None,
         max_window: float | None = None,
         progress: bool = False,
         **decoding: Any,
@@ -134,12 +137,14 @@ class Transcriber:
             batch: Windows, of all files, decoded together.
             timestamps: Whether a recording that fits into one window gets predicted times too. None: it does
                 not, which is what models are best at; longer ones always do, with ``windows="timestamps"``.
-            windows: How a longer recording is walked through (`localgp.transcription.windows`).
+            windows: How a longer recording is walked through (`localgp.transcription.windows`): ``timestamps`` or
+                ``pauses``; None: as the model does it best (`Transcriber.windows`).
             max_window: Longest piece in seconds where it is cut at pauses; None: the model's window.
             progress: Show a bar of the seconds done.
             decoding: Changes to the model's decode options: ``beam=1``, ``ctc_weight=0``, ...
         """
         options = replace(self.options, **decoding) if decoding else self.options
+        windows = self.windows if windows is None else windows
         longest = self._check(src, tgt, batch, windows, max_window)
         bar = _Bar(len(files), progress)
         waiting = iter(enumerate(files))

@@ -60,8 +60,10 @@ class Viewer {
     const set = this.data.sets[this.set.value];
     this.run.replaceChildren(...set.runs.map((run, i) => new Option(run.label, i)));
     this.utterance.replaceChildren(...set.utterances.map((u, i) => new Option(`${u.language} · ${u.id}`, i)));
+    // A mask to look at first: one that differs from frame to frame, if there is any.
+    const framewise = set.runs.findIndex((run) => run.gates?.framewise);
     const gated = set.runs.findIndex((run) => run.gates);
-    this.run.value = Math.max(0, gated);
+    this.run.value = Math.max(0, framewise >= 0 ? framewise : gated);
     this.show();
   }
 

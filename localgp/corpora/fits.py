@@ -1,0 +1,65 @@
+"""Whether prepared data suit what is done with them, before anything runs for hours on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from localgp.errors import ConfigError, refuse
+
+_ROUNDING = 0.05  # s; what a segment's times may be longer than its window
+
+
+def split_of(splits: Mapping[str, Any], name: str) -> Any:
+    """The rows of a split.
+
+    Raises:
+        ConfigError: The corpus has none of that name.
+    """
+    if name not in splits:
+        raise ConfigError(
+            f"the prepared corpus has no {name} split, only {', '.join(splits)}. In a manifest, lines say where they "
+            f'belong: "split": "{name}"'
+        )
+    return splits[name]
+
+
+def check_fits(rows: Any, backbone: Any) -> None:
+    """Compares segments with what the backbone hears at once and knows.
+
+    Args:
+        rows: Of a prepared split.
+        backbone: `localgp.backbone.owsm.Backbone`.
+
+    Raises:
+        ConfigError: Segments that it would hear the beginning of alone, whose text is of the whole; or languages
+            that it does not have.
+    """
+    refuse(_problems(rows, backbone))
+
+
+def _problems(rows: Any, backbone: Any) -> list[str]:
+    table = rows.select_columns(["seconds", "language", "targets"]).with_format(None)[:]
+    problems = []
+    window = backbone.padded_seconds
+    over = [seconds for seconds in table["seconds"] if seconds > window + _ROUNDING]
+    if over:
+        problems.append(
+            f"{len(over)} of {len(rows)} segments are longer than the {window:g} s that backbone {backbone.name} hears "
+            f"(the longest {max(over):.1f} s); corpus.max_seconds={window:g} leaves them out"
+        )
+    languages = sorted({*table["language"], *(target for targets in table["targets"] for target in targets)})
+    unknown = []
+    for language in languages:
+        try:
+            backbone.tokenizer.prompt(language, language)
+        except ConfigError:
+            unknown.append(language)
+    if unknown:
+        known = ",".join(language for language in languages if language not in unknown)
+        problems.append(
+            f"the corpus has {', '.join(unknown)}, which backbone {backbone.name} does not know: it has "
+            f"{', '.join(backbone.tokenizer.languages)}"
+            + (f"; corpus.languages=[{known}] keeps what it knows" if known else "")
+        )
+    return problems

@@ -1,0 +1,82 @@
+"""What ``pruning`` and ``padding`` of a configuration may be: names, and which of them go together.
+
+Nothing here imports PyTorch, so that every command can refuse a configuration before it does anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ENCODER_POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
+DECODER_POLICIES = ("local", "global", "open")
+ENCODER_MODULES = ("ffn1", "attention", "cgmlp", "ffn2")
+DECODER_MODULES = ("self_attention", "source_attention", "ffn")
+ENCODER_CONTEXTS = ("front", "spk", "event")
+DECODER_CONTEXTS = ("front", "task", "lang2vec")
+PADDINGS = ("full", "none")
+
+
+def encoder_problems(pruning: Any) -> Iterator[str]:
+    """What cannot be in ``cfg.pruning``, of the encoder's gates."""
+    policy = pruning.get("encoder")
+    modules, contexts = list(pruning.get("encoder_modules", ())), list(pruning.get("context", ()))
+    yield from _unknown("encoder", policy, ENCODER_POLICIES)
+    yield from _not_among("encoder_modules", modules, ENCODER_MODULES)
+    yield from _not_among("context", contexts, ENCODER_CONTEXTS)
+    if policy is None:
+        return
+    if not modules:
+        yield f"pruning.encoder_modules is []; valid: one or more of {', '.join(ENCODER_MODULES)}"
+    if "cgmlp" in modules and policy not in ("global", "open"):
+        yield (
+            "pruning.encoder_modules has cgmlp, whose convolution needs neighbouring frames: it cannot be gated "
+            "frame by frame (paper, section 3.2); leave it out"
+        )
+    if policy == "global" and contexts != ["front"]:
+        yield f"pruning.context is {contexts}; GlobalGP pools [front] and nothing else"
+    yield from _impossible_target(pruning.get("target", 0.0))
+
+
+def decoder_problems(pruning: Any) -> Iterator[str]:
+    """What cannot be in ``cfg.pruning``, of the decoder's gates."""
+    policy = pruning.get("decoder")
+    modules, contexts = list(pruning.get("decoder_modules", ())), list(pruning.get("decoder_context", ()))
+    yield from _unknown("decoder", policy, DECODER_POLICIES)
+    yield from _not_among("decoder_modules", modules, DECODER_MODULES)
+    yield from _not_among("decoder_context", contexts, DECODER_CONTEXTS)
+    if policy is None:
+        return
+    if not modules:
+        yield f"pruning.decoder_modules is []; valid: one or more of {', '.join(DECODER_MODULES)}"
+    if policy == "global" and not contexts:
+        yield "pruning.decoder_context is []; GlobalGP decides from it alone: give front, task or lang2vec"
+    yield from _impossible_target(pruning.get("target", 0.0))
+
+
+def padding_problems(cfg: Any) -> Iterator[str]:
+    """What cannot be in ``cfg.padding``, alone and beside the encoder's gates, which are counted on padded inputs."""
+    padding, policy = cfg.get("padding", "full"), cfg.pruning.get("encoder")
+    if padding not in PADDINGS:
+        yield f"padding is {padding!r}; valid: {', '.join(PADDINGS)}"
+    elif padding == "none" and policy is not None:
+        yield (
+            f"padding=none is for a dense encoder, pruning.encoder is {policy!r}: kept ratios and GFLOPs are those "
+            "of padded inputs. Set pruning.encoder=null, or padding=full"
+        )
+
+
+def _unknown(key: str, policy: Any, valid: Sequence[str]) -> Iterator[str]:
+    if policy is not None and policy not in valid:
+        yield f"pruning.{key} is {policy!r}; valid: null, {', '.join(valid)}"
+
+
+def _not_among(key: str, given: Sequence[Any], valid: Sequence[str]) -> Iterator[str]:
+    unknown = [name for name in given if name not in valid]
+    if unknown:
+        yield f"pruning.{key} has {', '.join(map(repr, unknown))}; valid: {', '.join(valid)}"
+
+
+def _impossible_target(target: float) -> Iterator[str]:
+    if not 0 <= target < 1:
+        yield f"pruning.target is {target}; valid: a share to skip, 0 <= target < 1"
