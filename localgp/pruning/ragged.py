@@ -18,6 +18,7 @@ from localgp.precision import cpu_multiplies_bf16
 
 RANGE = "localgp::"  # prefix of the parts' names in a profile
 LONG = 8192  # size of a head's keys (frames x d) from which on plain products can be faster than the fused attention
+SCORES = 1 << 22  # bytes of scores at a time, where they are in memory
 
 
 class Ragged:
@@ -120,10 +121,9 @@ def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
 
 def _attend_batch(qkv_BT3Hd: Tensor) -> Tensor:
     """Of utterances of one length, (B, T, H, d)."""
-    query, key, value = qkv_BT3Hd.permute(2, 0, 3, 1, 4)
     if _fused_is_slow(qkv_BT3Hd):
-        found = [_attend_by_products(*heads) for heads in zip(query, key, value, strict=True)]
-        return torch.stack(found).transpose(1, 2)
+        return torch.stack([_attend_by_products(qkv_T3Hd) for qkv_T3Hd in qkv_BT3Hd])
+    query, key, value = qkv_BT3Hd.permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
@@ -137,10 +137,19 @@ def _fused_is_slow(qkv_BT3Hd: Tensor) -> bool:
     return cpu_multiplies_bf16() and not has_amx()
 
 
-def _attend_by_products(query_HTd: Tensor, key_HTd: Tensor, value_HTd: Tensor) -> Tensor:
-    """With the scores of an utterance in memory, (H, T, d)."""
-    scores_HTT = query_HTd * query_HTd.shape[-1] ** -0.5 @ key_HTd.transpose(1, 2)
-    return torch.softmax(scores_HTT, dim=-1) @ value_HTd
+def _attend_by_products(qkv_T3Hd: Tensor) -> Tensor:
+    """Of one utterance, (T, H, d): so many heads at a time that their scores stay in the cache."""
+    frames, _, heads, size = qkv_T3Hd.shape
+    query, key, value = qkv_T3Hd.permute(1, 2, 0, 3).contiguous()
+    query *= size**-0.5
+    key = key.transpose(1, 2)
+    out_THd = qkv_T3Hd.new_empty(frames, heads, size)
+    some = max(1, SCORES // (frames * frames * qkv_T3Hd.element_size()))
+    for begin in range(0, heads, some):
+        part = slice(begin, begin + some)
+        weights_HTT = torch.softmax(query[part] @ key[part], dim=-1)
+        out_THd[:, part] = (weights_HTT @ value[part]).transpose(0, 1)
+    return out_THd
 
 
 def _varlen_attention() -> Callable[..., Any] | None:
