@@ -12,6 +12,7 @@ from localgp.decoding.cached_decoder import CachedDecoder
 from localgp.decoding.gate_state import GateState
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing_decoder import bench_decoder
+from localgp.evaluation.timing_step_parts import PARTS
 from localgp.evaluation.timing_steps import PATTERNS, StepBench, random_gates
 from tests.decoding_helpers import EOS, SOS, make_memory, make_model
 
@@ -57,7 +58,16 @@ def test_rows_and_untouched_model() -> None:
         progress=lines.append,
     )
     assert all(set(row) >= COLUMNS for row in rows)
+    profile = [row for row in rows if row["measure"] == "profile"]
+    assert len(profile) == 2 * len(PARTS)
+    for utterances in (1, 2):
+        own = [row for row in profile if row["utterances"] == utterances]
+        assert [row["part"] for row in own] == list(PARTS)
+        assert sum(row["flop_share"] for row in own) == pytest.approx(1, abs=1e-3)
+        assert sum(row["time_share"] for row in own) == pytest.approx(1, abs=1e-3)
+        assert own[PARTS.index("gates")]["gated_seconds"] > 0 == own[PARTS.index("gates")]["seconds"]
     # For two batch sizes: two CTC weights, and gates decided in two ways
+    rows = [row for row in rows if row["measure"] != "profile"]
     assert len(lines) == len(rows) == 2 * 2 + 2 * 2
     dense, gated = rows[:4], rows[4:]
     assert all(row["identical_hypotheses"] and row["speedup_vs_espnet"] > 0 for row in dense)

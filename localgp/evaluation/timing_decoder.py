@@ -74,7 +74,8 @@ def bench_decoder(
 
     Returns:
         Rows: without gates, ``speedup_vs_espnet`` (in utterances per second) and ``identical_hypotheses``;
-        with gates, those of `localgp.evaluation.timing_steps.StepBench`.
+        with gates, those of `localgp.evaluation.timing_steps.StepBench`; on a CPU, a step by part, dense and with the
+        first of the gates.
     """
     rows = []
     device = next(model.decoder.parameters()).device
@@ -97,6 +98,12 @@ def bench_decoder(
                     rows.append(row | {"steps": steps} | compared)
                     progress(describe(rows[-1]))
             bench = StepBench(model.decoder, dense, tokens, beam, steps, repeats)
+            if skipped and patterns and device.type == "cpu":
+                gates = random_gates(skipped[0], seed, patterns[0])
+                for count in utterances:
+                    row = make_row("profile", backbone, name, count, DecodeOptions(beam=beam), frames)
+                    row |= {"steps": steps, "skipped": skipped[0], "decided_per": patterns[0]}
+                    rows += [row | part for part in bench.profile(memory[:count], [primer] * count, gates)]
             for share in skipped:
                 for pattern in patterns:
                     gates = random_gates(share, seed, pattern)

@@ -24,6 +24,8 @@ from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates
 from localgp.decoding.options import DecodeOptions
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing import peak_mib
+from localgp.evaluation.timing_parts import product_rate
+from localgp.evaluation.timing_step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
 
 PATTERNS = ("hypothesis", "utterance")  # what decides by itself
 NO_END = -1e4  # bias of eos in a search that shall not end
@@ -88,6 +90,45 @@ class StepBench:
             "agreement": agreement.by_module,
             "peak_mib": peak_mib(lambda: self._search(memory_BTD, primers, gates, self._steps), device),
         }
+
+    def profile(
+        self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates
+    ) -> list[dict[str, Any]]:
+        """Seconds of a step by part, dense and gated, for a benchmark's rows; on a CPU.
+
+        ``of_product_rate``: what the part's FLOPs take at the rate of a plain product of so many rows, over what it
+        takes. ``of_memory_rate``: the same of the bytes that it reads. A part with one of them near 1 is at its limit.
+        """
+        utterances, frames = memory_BTD.shape[:2]
+        rows, dtype = utterances * self._beam, self._dense.dtype
+
+        def run(given: DecoderGates | None) -> None:
+            self._search(memory_BTD, primers, given, self._steps)
+
+        run(gates)
+        rounds = [(step_seconds(run, None), step_seconds(run, gates)) for _ in range(self._repeats)]
+        dense, gated = (
+            {part: float(np.median([one[which][part] for one in rounds])) for part in PARTS}
+            for which in (0, 1)
+        )
+        cost = DecoderCost.of(self._decoder, frames)
+        flops, read = step_flops(cost, rows, self._steps), step_bytes(cost, utterances, dtype)
+        per_second = product_rate(rows, cost.size, dtype, self._repeats)
+        bytes_per_second = read_rate(self._repeats)
+        found = []
+        for part in PARTS:
+            row: dict[str, Any] = {
+                "part": part,
+                "seconds": round(dense[part], 6),
+                "gated_seconds": round(gated[part], 6),
+                "time_share": round(dense[part] / sum(dense.values()), 4),
+                "flop_share": round(flops.get(part, 0.0) / sum(flops.values()), 4),
+            }
+            if part in flops:
+                row["of_product_rate"] = round(flops[part] / per_second / dense[part], 4)
+                row["of_memory_rate"] = round(read[part] / bytes_per_second / dense[part], 4)
+            found.append(row)
+        return found
 
     def _step(self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None) -> float:
         def seconds(steps: int) -> float:

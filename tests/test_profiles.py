@@ -1,4 +1,4 @@
-"""The profile in docs/performance.md, from a stored benchmark."""
+"""The profiles in docs/performance.md, from stored benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from localgp.errors import ConfigError
 from tests.scripts_as_modules import script
 
 DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
-FRAME = "# Mine\n<!-- profile:begin -->\nold\n<!-- profile:end -->\nafter\n"
+NAMES = ("encoder-profile", "decoder-profile")
+FRAME = (
+    "# Mine\n" + "".join(f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in NAMES) + "after\n"
+)
 
 
 def row(part: str, seconds: float, theirs: float, **more: object) -> dict[str, object]:
@@ -38,7 +41,7 @@ def place(tmp_path):
     return tmp_path
 
 
-def store(place: Path, rows: list[dict[str, object]]) -> None:
+def store(place: Path, rows: list[dict[str, object]], name: str = "encoder") -> None:
     machine = {
         "cpu": "A CPU",
         "cores": 2,
@@ -47,8 +50,8 @@ def store(place: Path, rows: list[dict[str, object]]) -> None:
         "gpu": None,
         "torch": "2.12",
     }
-    bench = {"bench": "encoder", "machine": machine, "commit": "0123456789abcdef", "rows": rows, "goals": []}
-    (place / "bench/encoder.json").write_text(json.dumps(bench))
+    bench = {"bench": name, "machine": machine, "commit": "0123456789abcdef", "rows": rows, "goals": []}
+    (place / f"bench/{name}.json").write_text(json.dumps(bench))
 
 
 def test_tables(place):
@@ -60,12 +63,12 @@ def test_tables(place):
         {"measure": "dense", "backbone": "owsm_v3.1_base", "dtype": "fp32"},
     ]
     store(place, rows)
-    assert script("encoder_profile").main(["--exp-dir", str(place), "--document", str(place / "doc.md")]) == 0
+    assert script("profiles").main(["--exp-dir", str(place), "--document", str(place / "doc.md")]) == 0
     text = (place / "doc.md").read_text()
     assert text.startswith(
-        "# Mine\n<!-- profile:begin -->\n\n`python -m localgp.bench bench=encoder` on A CPU"
+        "# Mine\n<!-- encoder-profile:begin -->\n\n`python -m localgp.bench bench=encoder` on A CPU"
     )
-    assert text.endswith("\n\n<!-- profile:end -->\nafter\n")
+    assert text.endswith("\n\n<!-- decoder-profile:end -->\nafter\n")
     assert "commit 0123456789ab." in text
     assert "| subsampling | 100.0 | 300.0 | 0.33 | 25.0% | 50.0% | 1.20 |" in text
     assert "| all | 400.0 | 600.0 | 0.67 | 100.0% | 100.0% | 0.90 |" in text  # (0.1 * 1.2 + 0.3 * 0.8) / 0.4
@@ -74,8 +77,36 @@ def test_tables(place):
     assert "old" not in text
 
 
+def test_a_steps_parts(place):
+    setting = {
+        "measure": "profile",
+        "backbone": "owsm_v3.1_small",
+        "dtype": "fp32",
+        "utterances": 8,
+        "beam": 5,
+    }
+    setting |= {"frames": 749, "skipped": 0.3, "decided_per": "hypothesis"}
+    rates = {"of_product_rate": 0.83, "of_memory_rate": 0.19}
+    output = {
+        "part": "output",
+        "seconds": 0.02,
+        "gated_seconds": 0.02,
+        "time_share": 0.4,
+        "flop_share": 0.31,
+    } | rates
+    rest = {"part": "rest", "seconds": 0.03, "gated_seconds": 0.015, "time_share": 0.6, "flop_share": 0.0}
+    gates = {"part": "gates", "seconds": 0.0, "gated_seconds": 0.001, "time_share": 0.0, "flop_share": 0.0}
+    store(place, [setting | output, setting | rest, setting | gates, {"measure": "dense"}], "decoder")
+    script("profiles").fill(place, place / "doc.md")
+    text = (place / "doc.md").read_text()
+    assert "8 utterances x beam 5, 749 encoder frames; gated: 30% of the modules skipped, decided per" in text
+    assert "| output | 20.0 | 40.0% | 31.0% | 0.83 | 0.19 | 20.0 | 1.00 |" in text
+    assert "| gates | 0.0 | 0.0% | 0.0% | - | - | 1.0 | - |" in text
+    assert "| all | 50.0 | 100.0% | 100.0% | - | - | 36.0 | 0.72 |" in text
+
+
 def test_what_was_not_measured_is_said(place):
-    fill = script("encoder_profile").fill
+    fill = script("profiles").fill
     fill(place, place / "doc.md")
     assert "Not measured yet: `python -m localgp.bench bench=encoder`" in (place / "doc.md").read_text()
     store(place, [{"measure": "dense"}])
@@ -85,12 +116,13 @@ def test_what_was_not_measured_is_said(place):
 
 def test_a_document_without_markers_is_refused(place, capsys):
     (place / "doc.md").write_text("# Mine\n")
-    with pytest.raises(ConfigError, match="doc.md has no line <!-- profile:begin -->"):
-        script("encoder_profile").fill(place, place / "doc.md")
-    assert script("encoder_profile").main(["--document", str(place / "none.md")]) == 1
+    with pytest.raises(ConfigError, match="doc.md has no line <!-- encoder-profile:begin -->"):
+        script("profiles").fill(place, place / "doc.md")
+    assert script("profiles").main(["--document", str(place / "none.md")]) == 1
     assert "none.md has no line" in capsys.readouterr().err
 
 
 def test_the_documentation_has_the_section():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert text.count("<!-- profile:begin -->") == text.count("<!-- profile:end -->") == 1
+    for name in NAMES:
+        assert text.count(f"<!-- {name}:begin -->") == text.count(f"<!-- {name}:end -->") == 1
