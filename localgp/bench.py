@@ -43,6 +43,7 @@ def machine() -> dict[str, Any]:
 
 
 def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and goals of beam search and decoding steps (`localgp.evaluation.timing_decoder`)."""
     from localgp.backbone.owsm import load_backbone
     from localgp.evaluation.timing_decoder import bench_decoder, bench_learnt_decoder, describe
     from localgp.evaluation.timing_encoder import DTYPES
@@ -95,6 +96,7 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and goals of the packed encoder (`localgp.evaluation.timing_encoder`)."""
     from localgp.evaluation.timing_encoder import DTYPES, MEASURES, EncoderBench, bench_learnt, describe
     from localgp.evaluation.timing_goals import encoder_goals
 
@@ -152,6 +154,7 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and goals of a training step (`localgp.evaluation.timing_training`)."""
     from localgp.evaluation.timing_goals import training_goals
     from localgp.evaluation.timing_training import bench_training
     from localgp.model import use_fast_kernels

@@ -26,6 +26,7 @@ class Rule:
     valid: str
 
     def or_null(self) -> Rule:
+        """The same, or null."""
         return Rule(lambda value: value is None or self.accepts(value), f"null, {self.valid}")
 
 
@@ -38,10 +39,12 @@ def _is_number(value: Any) -> bool:
 
 
 def integer(least: int, most: int = 2**31) -> Rule:
+    """A whole number; neither a boolean nor 3.0 is one."""
     return Rule(lambda v: _is_int(v) and least <= v <= most, f"a whole number, {least} or more")
 
 
 def number(least: float, most: float = math.inf, *, open_below: bool = False) -> Rule:
+    """A finite number; ``open_below``: not ``least`` itself."""
     words = f"a number {'above' if open_below else 'from'} {least:g}"
     words += f" to {most:g}" if most < math.inf else ""
     return Rule(
@@ -51,10 +54,12 @@ def number(least: float, most: float = math.inf, *, open_below: bool = False) ->
 
 
 def one_of(*choices: str) -> Rule:
+    """One of these words."""
     return Rule(lambda v: isinstance(v, str) and v in choices, ", ".join(choices))
 
 
 def names(pattern: str = r".+") -> Rule:
+    """A list of texts that match a regular expression, each from end to end; it may be empty."""
     return Rule(
         lambda v: isinstance(v, list) and all(isinstance(x, str) and re.fullmatch(pattern, x) for x in v),
         "a list of names such as [a, b]",

@@ -172,6 +172,7 @@ def _build(cfg: DictConfig) -> tuple[Any, Any, DictConfig]:
 
 
 def base_config(*overrides: str) -> DictConfig:
+    """The configuration that every command reads, with overrides as on the command line."""
     from hydra import compose, initialize_config_dir
 
     from localgp.cli import CONF_DIR
@@ -232,6 +233,11 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
 
 
 def decode_options(cfg: DictConfig, kind: Any) -> Any:
+    """The ``decode`` section as ``kind``, `localgp.decoding.DecodeOptions`, which has no batch and no precision.
+
+    Raises:
+        ConfigError: It has options that there are not.
+    """
     settings: Any = OmegaConf.to_container(cfg.decode, resolve=True)
     known = {field.name for field in fields(kind)}
     unknown = sorted(str(key) for key in set(settings) - known - {"batch", "precision"})

@@ -270,6 +270,15 @@ def _set_aside(path: Path) -> Path:
 
 
 def build_logger(name: str, directory: Path) -> Any:
+    """Lightning's logger, or False for none.
+
+    Args:
+        name: ``tensorboard``, ``wandb`` or ``none``.
+        directory: Where it writes.
+
+    Raises:
+        ConfigError: There is no such logger, or its package is not installed.
+    """
     if name == "none":
         return False
     if name == "tensorboard":
