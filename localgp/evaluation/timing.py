@@ -39,6 +39,8 @@ def paired(
 ) -> Paired:
     """Times every run ``repeats`` times, in turns; CUDA by events on the stream, anything else by the clock.
 
+    Every round begins with the run after the one that began the last, so that none has always the same one before it.
+
     Args:
         warmup: Rounds before that are not counted: the first run makes kernels and lays weights out.
     """
@@ -46,9 +48,11 @@ def paired(
         for run in runs.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            seconds[name].append(_seconds(run, device))
+    names = list(runs)
+    for turn in range(repeats):
+        begin = turn % len(names) if names else 0
+        for name in names[begin:] + names[:begin]:
+            seconds[name].append(_seconds(runs[name], device))
     return Paired(seconds)
 
 
