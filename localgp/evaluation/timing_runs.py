@@ -9,7 +9,7 @@ Shape legend: B utterances, N samples.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -211,10 +211,27 @@ def bench_runs(
         | {"tokens": tokens[run.name]}
         for run in runs
     ]
-    dense = next((row["total_seconds"] for row in found if row["run"] == DENSE), None)
+    dense = next((row for row in found if row["run"] == DENSE), None)
     for row in found:
-        row["total_time_ratio_vs_dense"] = round(row["total_seconds"] / dense, 4) if dense else None
+        row["total_time_ratio_vs_dense"] = round(total_ratio(row, dense), 4) if dense else None
     return found
+
+
+def total_ratio(row: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
+    """A run's whole time over the dense run's: the ratios of encoder and decoder, which are paired within rounds,
+    weighted with the dense run's seconds. Medians of seconds would compare one time of the machine with another.
+
+    Example:
+        >>> dense = {"features_seconds": 0.1, "encoder_seconds": 0.3, "decoder_seconds": 0.6, "contexts_seconds": 0.0}
+        >>> ratios = {"time_ratio_vs_dense": 0.5, "decoder_time_ratio_vs_dense": 1.0}
+        >>> round(total_ratio(dense | ratios, dense), 2)
+        0.85
+    """
+    seconds = row["features_seconds"] + row["contexts_seconds"]
+    seconds += row["time_ratio_vs_dense"] * dense["encoder_seconds"]
+    seconds += row["decoder_time_ratio_vs_dense"] * dense["decoder_seconds"]
+    parts = ("features", "contexts", "encoder", "decoder")
+    return float(seconds / sum(dense[f"{part}_seconds"] for part in parts))
 
 
 def make_row(
