@@ -1,10 +1,11 @@
 """The encoder's keys and values, and the attention of decoding rows to them.
 
 In a step, few rows attend to hundreds of frames, and every key and value of an utterance is read for a handful of
-multiplications. PyTorch's attention and batched products on a CPU are made for many rows. A grouped 1x1 convolution is as
-good at few: with a group for each head, the keys as weights make the scores of all rows, and the values as weights their
-outputs. oneDNN has them in its blocked layout, made once, and on one thread takes half of the attention's time for 5 rows
-(`BlockedSource`). Where that does not pay, on a GPU and for small models, it is PyTorch's attention (`GridSource`).
+multiplications. PyTorch's attention and batched products on a CPU are made for many rows. A grouped 1x1 convolution
+is as good at few: with a group for each head, the keys as weights make the scores of all rows, and the values as
+weights their outputs. oneDNN has them in its blocked layout, made once, and on one thread takes half of the
+attention's time for 5 rows (`BlockedSource`). Where that does not pay, on a GPU and for small models, it is
+PyTorch's attention (`GridSource`).
 
 Several utterances of a search may be tasks of one recording (its transcript, its translations). They share one encoder
 output, and with it keys, values and their reading (`SharedSource`).
