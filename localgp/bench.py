@@ -183,10 +183,10 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from localgp.contexts.extract import build_extractor, needed_contexts, row_contexts
     from localgp.corpora.fits import split_of
     from localgp.corpora.prepared import load_prepared
-    from localgp.decoding.options import DecodeOptions
     from localgp.errors import ConfigError
     from localgp.evaluation.timing_runs import TrainedRun, bench_runs
     from localgp.evaluation.trained import first_seeds, load_trained, trained_config
+    from localgp.search.options import DecodeOptions
 
     wanted, device = cfg.bench, _device(cfg)
     for key in ("utterances", "batch", "repeats", "decoder_repeats"):

@@ -28,6 +28,7 @@ def count(cfg: DictConfig) -> dict:
     from localgp.backbone.owsm import build_encoder, padded_seconds, read_train_config
     from localgp.build import build_policy
     from localgp.contexts.cost import with_contexts
+    from localgp.encoder.run import check_supported
     from localgp.evaluation.flops import (
         CONVENTION,
         EncoderCost,
@@ -36,7 +37,6 @@ def count(cfg: DictConfig) -> dict:
         sample_rate_of,
     )
     from localgp.gates import GlobalGates
-    from localgp.pruning.encoder import check_supported
 
     config = read_train_config(cfg.backbone)
     seconds = padded_seconds(config)

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from localgp.decoder.train import decode_tokens
+from localgp.encoder.run import EncoderOutput, check_supported, encode
 from localgp.errors import ConfigError
 from localgp.gates.gumbel import Gate
-from localgp.pruning.decoder import decode_tokens
-from localgp.pruning.encoder import EncoderOutput, check_supported, encode
 
 SHORTEST_SECONDS = 0.2  # of an input that is not padded: below it the subsampling has nothing to give
 
@@ -66,7 +66,7 @@ class GatedS2T(nn.Module):
         super().__init__()
         check_supported(espnet.encoder)  # which is run here module by module, dense or gated
         if decoder_policy is not None:
-            from localgp.decoding.cached_decoder import check_supported as check_decoder
+            from localgp.decoder.cached import check_supported as check_decoder
 
             check_decoder(espnet.decoder)
         self.espnet = espnet
@@ -105,7 +105,7 @@ class GatedS2T(nn.Module):
         *,
         path: str = "gathered",
     ) -> EncoderOutput:
-        """Speech to encoder output and gates; see `localgp.pruning.encoder.encode`.
+        """Speech to encoder output and gates; see `localgp.encoder.run.encode`.
 
         Args:
             lengths_B: Samples to encode: N for OWSM's padded inputs; with ``trim``, where each signal ends.
@@ -162,9 +162,9 @@ class GatedS2T(nn.Module):
     def step_gates(
         self, encoded: EncoderOutput, owner_Q: Tensor, tasks: Sequence[str], prompt_Q2: Tensor
     ) -> Any:
-        """The decoder's gates for one call of the beam search, `localgp.decoding.step_gates.StepGates`, or None
+        """The decoder's gates for one call of the beam search, `localgp.decoder.step_gates.StepGates`, or None
         for a dense decoder; arguments as of `decoder_contexts`."""
-        from localgp.decoding.step_gates import StepGates
+        from localgp.decoder.step_gates import StepGates
 
         if self.decoder_policy is None:
             return None

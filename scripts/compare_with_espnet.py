@@ -137,9 +137,9 @@ def espnet_result(items: Sequence[Item], beam: int, ctc_weight: float, precision
 
 def our_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: str, batch: int) -> Result:
     """Ours, ``batch`` utterances at a time."""
-    from localgp.decoding.beam import BeamSearch
-    from localgp.decoding.options import DecodeOptions
     from localgp.model import GatedS2T
+    from localgp.search.beam import BeamSearch
+    from localgp.search.options import DecodeOptions
 
     backbone = _backbone()
     tokenizer, model = backbone.tokenizer, GatedS2T(backbone.model).eval()

@@ -72,7 +72,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
     """Bytes of one utterance with one decoder sequence: per layer, checkpointed or not, and outside of layers."""
     from localgp.backbone.dimensions import DIMENSIONS
     from localgp.backbone.owsm import quiet_espnet
-    from localgp.pruning.encoder import _Runner, run_layer
+    from localgp.encoder.run import _Runner, run_layer
 
     d = DIMENSIONS[name]
     with quiet_espnet():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding.options import DecodeOptions
+from localgp.search.options import DecodeOptions
 
 VOCABULARY, SOS, EOS, NOTIMESTAMPS, FIRST_TIME, LAST_TIME = 61, 1, 2, 3, 40, 52
 TOKENS = {

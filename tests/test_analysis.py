@@ -274,8 +274,8 @@ def test_mask_image_goes_to_the_logger(place):
     import torch
 
     from localgp.corpora.prepared import load_prepared
+    from localgp.encoder.run import EncoderOutput
     from localgp.gates import Gate
-    from localgp.pruning.encoder import EncoderOutput
 
     class Model:
         def encode(self, speech, lengths, contexts=None):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from localgp.decoding import source
-from localgp.decoding.beam import BeamSearch, Hypothesis
-from localgp.decoding.options import DecodeOptions
+from localgp.decoder import source
 from localgp.errors import ConfigError
 from localgp.precision import cpu_multiplies_bf16
+from localgp.search.beam import BeamSearch, Hypothesis
+from localgp.search.options import DecodeOptions
 from tests.decoding_helpers import (
     EOS,
     NOTIMESTAMPS,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localgp.encoder.packed import PackedEncoder
+from localgp.encoder.run import encode
 from localgp.gates import LocalGates
 from localgp.model import use_fast_kernels
-from localgp.pruning.encoder import encode
-from localgp.pruning.packed import PackedEncoder
 from tests.conftest import LAYERS, SIZE, make_encoder
 
 pytestmark = pytest.mark.slow

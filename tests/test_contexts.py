@@ -10,11 +10,11 @@ import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 
-from localgp.contexts.align import align_frames
 from localgp.contexts.event import LAYERS, EventExtractor, EventShape
 from localgp.contexts.extract import place
 from localgp.contexts.source import MINI, ContextError
 from localgp.contexts.speaker import SpeakerExtractor, SpeakerShape
+from localgp.encoder.align import align_frames
 from tests.context_helpers import CFG, HYPERPARAMS, signal, write_event, write_speaker
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from localgp.decoding import ctc_prefix
-from localgp.decoding.ctc_prefix import LOG_ZERO, CTCPrefixScorer
-from localgp.decoding.rows import Rows
+from localgp.decoder.rows import Rows
+from localgp.search import ctc_prefix
+from localgp.search.ctc_prefix import LOG_ZERO, CTCPrefixScorer
 from tests.decoding_helpers import make_memory
 
 BLANK, SOS, EOS = 0, 1, 2

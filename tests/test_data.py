@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from localgp.encoder.run import subsample
 from localgp.errors import ConfigError
-from localgp.pruning.encoder import subsample
 from localgp.timeline import frame_centres
 from localgp.training.data import (
     Collate,

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding.beam import BeamSearch
-from localgp.decoding.cache import BLOCK
-from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates, DecoderState, GateState
-from localgp.decoding.options import DecodeOptions
-from localgp.decoding.rows import Rows
+from localgp.decoder.cache import BLOCK
+from localgp.decoder.cached import MODULES, CachedDecoder, DecoderGates, DecoderState, GateState
+from localgp.decoder.rows import Rows
 from localgp.errors import BackboneError
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
 from tests.decoding_helpers import PRIMER, TOKENS, make_memory, make_model
 
 LENGTHS = [13, 9, 11]

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding.beam import BeamSearch
-from localgp.decoding.cached_decoder import CachedDecoder
-from localgp.decoding.options import DecodeOptions
-from localgp.decoding.rows import Rows
-from localgp.decoding.step_gates import StepGates
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.rows import Rows
+from localgp.decoder.step_gates import StepGates
+from localgp.decoder.train import MODULES, decode_tokens
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.decoder_gates_file import (
     DecoderGateRecord,
@@ -22,7 +21,8 @@ from localgp.evaluation.decoder_gates_file import (
 from localgp.evaluation.measured import kept_ratios
 from localgp.gates import Gate, GlobalGates, LocalGates, OpenGates
 from localgp.model import GatedS2T
-from localgp.pruning.decoder import MODULES, decode_tokens
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
 from tests.decoding_helpers import EOS, PRIMER, TOKENS, make_memory, make_model
 from tests.test_model import batch, espnet  # noqa: F401 (fixtures)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from localgp.encoder.run import encode
 from localgp.gates.control import ControlGates
-from localgp.pruning import depthwise
-from localgp.pruning.depthwise import Depthwise
-from localgp.pruning.encoder import encode
-from localgp.pruning.ragged import Ragged
+from localgp.kernels import depthwise
+from localgp.kernels.depthwise import Depthwise
+from localgp.kernels.ragged import Ragged
 
 
 def convolution(kernel: int = 7, channels: int = 8) -> nn.Conv1d:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from localgp.encoder.run import check_supported, encode
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates import EnergyGates, Gate, LocalGates, OpenGates, RandomGates
 from localgp.model import use_fast_kernels
-from localgp.pruning.encoder import check_supported, encode
 from tests.conftest import make_encoder
 
 MODULES = ["ffn1", "attention", "ffn2"]
@@ -90,7 +90,7 @@ def test_a_skipped_frame_is_no_key(encoder, feats):
     """With FFNs, cgMLP and attention skipped on frame t, what t holds cannot reach the others through attention."""
     x = torch.randn(1, 12, 32)
     layer = encoder.encoders[0]
-    from localgp.pruning.frames import attend_gathered, attend_masked
+    from localgp.encoder.frames import attend_gathered, attend_masked
 
     gate = torch.ones(1, 12)
     gate[0, 5] = 0.0

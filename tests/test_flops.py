@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localgp.encoder.run import encode
 from localgp.evaluation.flops import EncoderCost, count_with_fvcore
 from localgp.gates import LocalGates, RandomGates
-from localgp.pruning.encoder import encode
 
 
 def test_dense_equals_fvcore(encoder):

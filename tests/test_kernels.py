@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from localgp.kernels import gather_norm, gather_norm_reference, scatter_add, scatter_add_reference
+from localgp.kernels.rows import gather_norm, gather_norm_reference, scatter_add, scatter_add_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [(7, 5), (48, 1), (1024, 6), (33, 0)]  # size, kept rows

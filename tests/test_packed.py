@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from localgp.encoder.packed import PackedEncoder, packed_encoder
+from localgp.encoder.packed_layer import LayerPlan
+from localgp.encoder.run import encode
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates import GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
 from localgp.gates.folded import FoldedLocalGates
-from localgp.pruning import ragged
-from localgp.pruning.encoder import encode
-from localgp.pruning.packed import PackedEncoder, packed_encoder
-from localgp.pruning.packed_layer import LayerPlan
-from localgp.pruning.ragged import Ragged, attend
+from localgp.kernels import ragged
+from localgp.kernels.ragged import Ragged, attend
 from tests.conftest import LAYERS, SIZE, make_encoder
 from tests.test_encoder import FixedGates
 

@@ -13,12 +13,12 @@ from localgp import bench
 from localgp.analysis.collect import collect, group
 from localgp.analysis.sources import read_hypotheses
 from localgp.build import build_decoder_policy, build_languages, build_model, build_policy, is_trimmed
+from localgp.decoder.train import MODULES as DECODER_MODULES
 from localgp.errors import ConfigError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
 from localgp.evaluation.evaluate import evaluate
 from localgp.flops import DECODER_TOKENS, count
 from localgp.model import GatedS2T
-from localgp.pruning.decoder import MODULES as DECODER_MODULES
 from localgp.training.fit import fit
 from tests.test_config import CONFS, composed
 
@@ -81,8 +81,8 @@ def test_every_experiment_builds(conf, backbone):
 
 def test_a_base_model_with_gates_on_both_sides_decodes():
     """Real memory, real arithmetic, one short utterance, OWSM-v3.1-base's shape."""
-    from localgp.decoding.options import DecodeOptions
     from localgp.evaluation.decode import TaskSearches
+    from localgp.search.options import DecodeOptions
     from localgp.training.data import Task
 
     cfg = composed("conf=row09", "backbone=owsm_v3.1_base", "backbone.weights=random", "padding=none")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from localgp.decoding import source
-from localgp.decoding.rows import Rows
-from localgp.decoding.source import BlockedSource, GridSource, SharedSource, keep_source
+from localgp.decoder import source
+from localgp.decoder.rows import Rows
+from localgp.decoder.source import BlockedSource, GridSource, SharedSource, keep_source
 
 LENGTHS = [21, 4, 16, 9]
 HEADS, SIZE = 2, 16

@@ -15,13 +15,13 @@ from localgp.analysis.collect import Evaluated, Group
 from localgp.analysis.markdown import describe
 from localgp.analysis.sources import corpus_root
 from localgp.analysis.tables import description
+from localgp.encoder.run import EncoderOutput
 from localgp.errors import CheckpointError
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, read_decoder_gates, write_decoder_gates
 from localgp.evaluation.evaluate import load_weights, weights_of
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.gates import Gate
 from localgp.model import Losses
-from localgp.pruning.encoder import EncoderOutput
 from localgp.run import Run
 from localgp.training.module import kept_by_layer
 from tests.test_config import composed

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from localgp.pruning.convolutions import ShortConvolutions, WindowConvolutions, convolutions
-from localgp.pruning.encoder import subsample
-from localgp.pruning.subsampling import PackedSubsampling
+from localgp.encoder.run import subsample
+from localgp.kernels.convolutions import ShortConvolutions, WindowConvolutions, convolutions
+from localgp.kernels.subsampling import PackedSubsampling
 from tests.conftest import SIZE, make_encoder
 
 FRAMES = 59  # of 240 feature frames

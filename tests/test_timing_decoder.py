@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from localgp.decoding.cached_decoder import CachedDecoder
-from localgp.decoding.gate_state import GateState
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import GateState
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing_decoder import bench_decoder
 from localgp.evaluation.timing_step_parts import PARTS

@@ -11,11 +11,11 @@ import torch
 from localgp import bench
 from localgp.build import build_model
 from localgp.corpora.prepared import load_prepared
-from localgp.decoding.options import DecodeOptions
 from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.timing_runs import RunTimer, TrainedRun
 from localgp.evaluation.trained import batch_contexts, padded_speech, trained_config
 from localgp.run import Run
+from localgp.search.options import DecodeOptions
 from localgp.weights import save_weights
 from tests.analysis_helpers import add_run, shared_place
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from localgp.decoder.train import MODULES
+from localgp.encoder.packed import packed_encoder, release
 from localgp.errors import BackboneError, CheckpointError, NonFiniteError
 from localgp.gates import LocalGates
 from localgp.model import GatedS2T
-from localgp.pruning.decoder import MODULES
-from localgp.pruning.packed import packed_encoder, release
 from localgp.training import module as training_module
 from localgp.training.callbacks import _memory_mib
 from localgp.training.dev_scores import DevScores

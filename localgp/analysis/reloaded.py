@@ -41,10 +41,10 @@ class Reloaded:
         Args:
             contexts: `localgp.contexts.extract.RowContexts` of the rows, or None where the gates see none.
             dtype: Arithmetic; None for fp32.
-            path: Of `localgp.pruning.encoder.encode`.
+            path: Of `localgp.encoder.run.encode`.
 
         Yields:
-            `localgp.pruning.encoder.EncoderOutput`.
+            `localgp.encoder.run.EncoderOutput`.
         """
         import torch
 

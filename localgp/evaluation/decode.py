@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from localgp.decoder.train import MODULES as DECODER_MODULES
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.evaluation.gates_file import GateRecord
 from localgp.evaluation.trained import batch_contexts, padded_speech
-from localgp.pruning.decoder import MODULES as DECODER_MODULES
 from localgp.training.data import Task, real_frames
 
 
@@ -60,13 +60,13 @@ class TaskSearches:
     Args:
         espnet: ``ESPnetS2TModel``.
         tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
-        options: `localgp.decoding.DecodeOptions`.
+        options: `localgp.search.options.DecodeOptions`.
         dtype: Arithmetic of the decoder.
     """
 
     def __init__(self, espnet: Any, tokenizer: Any, options: Any, dtype: torch.dtype) -> None:
-        from localgp.decoding.beam import BeamSearch
-        from localgp.decoding.cached_decoder import CachedDecoder
+        from localgp.decoder.cached import CachedDecoder
+        from localgp.search.beam import BeamSearch
 
         self._espnet, self._tokenizer = espnet, tokenizer
         decoder = CachedDecoder(espnet.decoder, dtype=dtype)
@@ -146,7 +146,7 @@ def decode_rows(
     backbone: Its `Backbone`, for tokenizer and padded length.
     rows: A prepared split.
     tasks: What to decode, of those rows.
-    options: `localgp.decoding.DecodeOptions`.
+    options: `localgp.search.options.DecodeOptions`.
     batch: Utterances encoded together; their tasks are decoded together.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
     contexts: `localgp.contexts.extract.RowContexts` of the rows, where the gates see any.

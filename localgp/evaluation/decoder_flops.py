@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from localgp.decoder.train import MODULES
 from localgp.evaluation.flops import global_gates
 from localgp.gates import GlobalGates, LocalGates
-from localgp.pruning.decoder import MODULES
 
 
 @dataclass(frozen=True)

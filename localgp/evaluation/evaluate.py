@@ -59,7 +59,6 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.contexts.extract import row_contexts
     from localgp.corpora.fits import check_fits, split_of
     from localgp.corpora.prepared import limit_per_language, load_prepared
-    from localgp.decoding.options import DecodeOptions
     from localgp.evaluation.decode import decode_rows
     from localgp.evaluation.decoder_gates_file import write_decoder_gates
     from localgp.evaluation.gates_file import write_gates
@@ -67,6 +66,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.evaluation.score import references_of, score_tasks
     from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
+    from localgp.search.options import DecodeOptions
     from localgp.training.data import list_tasks
     from localgp.training.world import connect, first_then_others, gather_to_first, world_from
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from localgp.contexts import PER_UTTERANCE
+from localgp.encoder.run import encode
 from localgp.gates import GlobalGates, LocalGates
-from localgp.pruning.encoder import encode
 
 CONVENTION = "fvcore, 1 MAC = 1 FLOP"
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localgp.decoding.beam import BeamSearch, Hypothesis
-from localgp.decoding.cached_decoder import CachedDecoder
-from localgp.decoding.options import DecodeOptions
+from localgp.decoder.cached import CachedDecoder
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_encoder import DTYPES, saved_share
 from localgp.evaluation.timing_steps import PATTERNS, StepBench, endless, random_gates, timed
+from localgp.search.beam import BeamSearch, Hypothesis
+from localgp.search.options import DecodeOptions
 from localgp.training.data import Task
 
 STEP = "step_time_ratio_vs_dense"

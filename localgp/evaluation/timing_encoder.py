@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localgp.encoder.packed import PackedEncoder
+from localgp.encoder.run import encode
 from localgp.evaluation.flops import EncoderCost
 from localgp.evaluation.timing import Paired, paired, peak_mib
 from localgp.evaluation.timing_parts import (
@@ -29,10 +31,8 @@ from localgp.evaluation.timing_parts import (
 )
 from localgp.gates import LocalGates, RandomGates
 from localgp.gates.folded import FoldedLocalGates
-from localgp.pruning.encoder import encode
-from localgp.pruning.packed import PackedEncoder
-from localgp.pruning.ragged import Ragged
-from localgp.pruning.subsampling import output_frames
+from localgp.kernels.ragged import Ragged
+from localgp.kernels.subsampling import output_frames
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODULES = ("ffn1", "attention", "ffn2")

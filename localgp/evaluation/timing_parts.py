@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from localgp.evaluation.flops import EncoderCost
 from localgp.evaluation.timing import paired
-from localgp.pruning.linear import Linear
-from localgp.pruning.ragged import RANGE
+from localgp.kernels.linear import Linear
+from localgp.kernels.ragged import RANGE
 
 PARTS = ("subsampling", "ffn1", "attention", "cgmlp", "merge", "ffn2", "norm")
 INSIDE = "depthwise"  # both depthwise convolutions; part of cgmlp and of merge

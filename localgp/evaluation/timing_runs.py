@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from localgp.encoder.run import EncoderOutput, encode
 from localgp.evaluation.decode import TaskSearches, decode_rows
 from localgp.evaluation.measured import kept_ratios, measured_gflops
 from localgp.evaluation.timing import Paired, paired
 from localgp.evaluation.trained import batch_contexts, padded_speech
 from localgp.model import SHORTEST_SECONDS
-from localgp.pruning.encoder import EncoderOutput, encode
 from localgp.training.data import Task, list_tasks
 
 DENSE = "row01"  # what ratios are against
@@ -70,7 +70,7 @@ class RunTimer:
     Args:
         run: What is timed.
         rows: Prepared rows, all of whose tasks are decoded.
-        options: `localgp.decoding.DecodeOptions`.
+        options: `localgp.search.options.DecodeOptions`.
         batch: Utterances encoded together; their tasks are decoded together, as in an evaluation.
     """
 
@@ -161,7 +161,7 @@ def bench_runs(
     Args:
         runs: With names that differ, on one device.
         rows: Prepared rows, the same for all.
-        options: `localgp.decoding.DecodeOptions`, the same for all.
+        options: `localgp.search.options.DecodeOptions`, the same for all.
         corpus: Name for the rows.
         extractors: Key to a context's extractor.
         batch: Utterances together.

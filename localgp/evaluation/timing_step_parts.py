@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from localgp.decoding.cached_decoder import CachedDecoder, DecoderGates, DecoderState
-from localgp.decoding.search import Search
-from localgp.decoding.source import SharedSource
+from localgp.decoder.cached import CachedDecoder, DecoderGates, DecoderState
+from localgp.decoder.source import SharedSource
 from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.search.steps import Search
 
 # A part's time does not have in it what another part takes inside of it
 PARTS = ("self_attention", "source_attention", "source_reading", "ffn", "output", "gates", "rest")

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localgp.decoding.beam import BeamSearch
-from localgp.decoding.cached_decoder import MODULES, CachedDecoder, DecoderGates, GateState
-from localgp.decoding.options import DecodeOptions
+from localgp.decoder.cached import MODULES, CachedDecoder, DecoderGates, GateState
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_parts import product_rate
 from localgp.evaluation.timing_step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
 
 PATTERNS = ("hypothesis", "utterance")  # what decides by itself
 NO_END = -1e4  # bias of eos in a search that shall not end

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from localgp.encoder.run import encode
 from localgp.evaluation.flops import EncoderCost
 from localgp.evaluation.timing import paired, peak_mib
 from localgp.evaluation.timing_encoder import (
@@ -23,7 +24,6 @@ from localgp.evaluation.timing_encoder import (
     timed,
 )
 from localgp.gates import RandomGates
-from localgp.pruning.encoder import encode
 
 
 def bench_training(

@@ -1,7 +1,7 @@
 """Who decides which module runs on which frame.
 
 A gate policy is a module with ``begin(contexts) -> state`` and ``gate(layer, x_BTD, state) -> {module: Gate}``;
-`localgp.pruning.encoder` asks it at every layer.
+`localgp.encoder.run` asks it at every layer.
 """
 
 from localgp.gates.control import EnergyGates, OpenGates, RandomGates, SpeechPruneGates

@@ -54,8 +54,8 @@ def load(source: str, *, device: str = "auto", precision: str = "fp32", gates: s
     import torch
 
     from localgp.contexts.extract import build_extractor, needed_contexts
-    from localgp.decoding.options import DecodeOptions
     from localgp.precision import resolve_device, resolve_precision
+    from localgp.search.options import DecodeOptions
     from localgp.transcription.transcriber import Transcriber
 
     if gates not in ("trained", "open"):
@@ -233,7 +233,7 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
 
 
 def decode_options(cfg: DictConfig, kind: Any) -> Any:
-    """The ``decode`` section as ``kind``, `localgp.decoding.DecodeOptions`, which has no batch and no precision.
+    """The ``decode`` section as ``kind``, `localgp.search.options.DecodeOptions`, which has no batch and no precision.
 
     Raises:
         ConfigError: It has options that there are not.

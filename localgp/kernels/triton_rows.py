@@ -42,7 +42,7 @@ def _scatter_add(x_ptr, index_ptr, y_ptr, size, x_stride, y_stride, scale, BLOCK
 def gather_norm(
     x_ND: Tensor, index_K: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """See `localgp.kernels.gather_norm`."""
+    """See `localgp.kernels.rows.gather_norm`."""
     rows, size = index_K.shape[0], x_ND.shape[1]
     out_KD = torch.empty(rows, size, dtype=dtype, device=x_ND.device)
     if rows:

@@ -25,10 +25,10 @@ class DevScores(Callback):
         self.contexts = contexts
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        from localgp.decoding.options import DecodeOptions
+        from localgp.encoder.packed import release
         from localgp.evaluation.decode import decode_rows
         from localgp.evaluation.score import references_of, score_tasks
-        from localgp.pruning.packed import release
+        from localgp.search.options import DecodeOptions
         from localgp.training.data import list_tasks
 
         assert isinstance(module, TrainingModule)

@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from localgp.encoder.run import EncoderOutput
 from localgp.errors import NonFiniteError
 from localgp.gates.loss import kept_ratio, sparsity_loss
 from localgp.model import GatedS2T, Losses
-from localgp.pruning.encoder import EncoderOutput
 from localgp.run import Run
 from localgp.training.data import real_frames
 from localgp.training.schedule import build_optimizer

@@ -19,9 +19,9 @@ from localgp.contexts.extract import place as place_context
 from localgp.contexts.extract import stack_contexts
 from localgp.corpora.audio import decode
 from localgp.corpora.languages import ISO_639_3
-from localgp.decoding.options import DecodeOptions
 from localgp.errors import AudioError, ConfigError
 from localgp.evaluation.decode import TaskSearches
+from localgp.search.options import DecodeOptions
 from localgp.training.data import Task
 from localgp.transcription.formats import Transcript
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob

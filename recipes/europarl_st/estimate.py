@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from localgp.backbone.owsm import build_model, read_train_config
 from localgp.build import build_decoder_policy, build_policy
 from localgp.cli import CONF_DIR
+from localgp.decoder.train import decode_tokens
+from localgp.encoder.run import encode
 from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.flops import EncoderCost, feature_frames_of
 from localgp.evaluation.table import format_table
 from localgp.model import use_fast_kernels
-from localgp.pruning.decoder import decode_tokens
-from localgp.pruning.encoder import encode
 
 TOKENS = 60  # of a sequence, prompt included
 WORKSPACE_GIB = 1.5

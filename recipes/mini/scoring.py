@@ -15,8 +15,8 @@ from speech import EDGE, MELS, SILENCE, SpeechSet
 from torch import Tensor
 
 from localgp.backbone.owsm import Backbone
-from localgp.decoding.beam import BeamSearch
-from localgp.decoding.options import DecodeOptions
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
 
 
 @torch.inference_mode()

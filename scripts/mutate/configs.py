@@ -25,9 +25,9 @@ def read_values(directory: Path) -> int:
 
     from localgp.build import build_policy
     from localgp.corpora.prepared import _check_config
-    from localgp.decoding.options import DecodeOptions
     from localgp.hub.load import decode_options
     from localgp.run import Run
+    from localgp.search.options import DecodeOptions
     from localgp.stored import read_yaml_mapping
     from localgp.training.world import check_launch
     from localgp.validate import check_config

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from localgp.contexts.align import collect_contexts
+from localgp.encoder.align import collect_contexts
+from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates.gumbel import Gate
-from localgp.pruning.frames import attend_gathered, attend_masked, run_gathered, run_masked
 
 
 class EncoderOutput(NamedTuple):
@@ -161,11 +161,11 @@ def encode(
         contexts: What the policy needs besides ``front`` and ``energy``, which are computed here;
             (B, T', C) aligned to T here by repeating the last frame or trimming.
         path: ``masked`` or ``gathered``, the same result; or, for inference, ``packed``: no work on padding, and
-            each utterance as if it were alone (`localgp.pruning.packed`). Where all utterances have the length
+            each utterance as if it were alone (`localgp.encoder.packed`). Where all utterances have the length
             of ``feats_BSF`` the three are the same.
     """
     if path == "packed":
-        from localgp.pruning.packed import encode_packed
+        from localgp.encoder.packed import encode_packed
 
         return EncoderOutput(*encode_packed(encoder, feats_BSF, lengths_B, policy, contexts))
     runner = _Runner(path)

@@ -2,7 +2,7 @@
 
 ESPnet projects the keys and values of the whole prefix, and of every encoder frame, again at every step and for
 every hypothesis. Here the encoder's are projected once per utterance and shared by its hypotheses, and those
-of the prefix once per token (`localgp.decoding.cache`). The primer is consumed in one pass.
+of the prefix once per token (`localgp.decoder.cache`). The primer is consumed in one pass.
 
 Shape legend: N rows, T encoder frames, D model size, V vocabulary, P positions, B utterances of the whole batch.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding.decoder_layer import DecoderLayer, Norm, fuse
-from localgp.decoding.decoder_state import DecoderState
-from localgp.decoding.gate_state import DecoderGates, GateState
+from localgp.decoder.gates import DecoderGates, GateState
+from localgp.decoder.layer import DecoderLayer, Norm, fuse
+from localgp.decoder.state import DecoderState
+from localgp.decoder.train import MODULES
 from localgp.errors import BackboneError
-from localgp.pruning.decoder import MODULES
 
 __all__ = ["MODULES", "CachedDecoder", "DecoderGates", "DecoderState", "GateState", "check_supported"]
 

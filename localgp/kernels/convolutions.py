@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from localgp.pruning.linear import Linear
+from localgp.kernels.linear import Linear
 
 
 def convolutions(

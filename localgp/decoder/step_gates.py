@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localgp.decoding.gate_state import GateState
+from localgp.decoder.gates import GateState
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.local import LocalGates
 
 
 class StepGates:
-    """`localgp.decoding.gate_state.DecoderGates` of one call of the search.
+    """`localgp.decoder.gates.DecoderGates` of one call of the search.
 
     LocalGP's predictors are folded (`localgp.gates.folded`) and its contexts projected once, not at every token.
 

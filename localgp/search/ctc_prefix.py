@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from localgp.decoding.rows import Rows
-from localgp.pruning.linear import Linear
+from localgp.decoder.rows import Rows
+from localgp.kernels.linear import Linear
 
 LOG_ZERO = -1e10  # ESPnet's log of 0; finite, so that differences of impossible prefixes are no NaN
 VOCABULARY_BLOCK = 4096  # labels per block of the normaliser: 749 frames x 4096 x 4 B = 12 MB

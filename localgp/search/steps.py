@@ -1,4 +1,4 @@
-"""One run of the beam search over a batch; `localgp.decoding.beam` says what it does.
+"""One run of the beam search over a batch; `localgp.search.beam` says what it does.
 
 Shape legend: S encoder outputs, U utterances left, W beam, N rows (hypotheses running), K candidates of
 a row, C cells of an utterance (rows x candidates), P tokens, V vocabulary, T frames, D model size.
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from localgp.decoding.cached_decoder import DecoderGates, DecoderState
-from localgp.decoding.ctc_prefix import CTCPrefixScorer
-from localgp.decoding.hypothesis import Ended, Hypothesis
-from localgp.decoding.rows import Rows
-from localgp.decoding.timestamps import NEVER
-from localgp.decoding.topk import topk_of_groups
+from localgp.decoder.cached import DecoderGates, DecoderState
+from localgp.decoder.rows import Rows
+from localgp.search.ctc_prefix import CTCPrefixScorer
+from localgp.search.hypothesis import Ended, Hypothesis
+from localgp.search.rules import NEVER
+from localgp.search.topk import topk_of_groups
 
 if TYPE_CHECKING:
-    from localgp.decoding.beam import BeamSearch
+    from localgp.search.beam import BeamSearch
 
 PRE_BEAM_RATIO = 1.5  # ESPnet's: CTC scores 1.5 x beam candidates per hypothesis
 

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localgp.decoding.attend import attend
-from localgp.decoding.rows import Rows
-from localgp.pruning.linear import takes_blocked
+from localgp.decoder.attend import attend
+from localgp.decoder.rows import Rows
+from localgp.kernels.linear import takes_blocked
 
 CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)
 # Multiplications of an utterance's rows with its keys from which on the blocked layout is the faster one

@@ -1,7 +1,7 @@
 """The conv2d subsampling at the rate of matrix products, for inference.
 
 ESPnet's Conv2dSubsampling is two 3x3 stride-2 convolutions with ReLU and a linear layer over (channel, frequency).
-Here they are matrix products (`localgp.pruning.convolutions`), some frames at a time, with channels last, as the linear
+Here they are matrix products (`localgp.kernels.convolutions`), some frames at a time, with channels last, as the linear
 layer then reads them.
 
 Where an utterance ends in a stretch of identical frames (the zeros that it was padded with), one output frame of that
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localgp.pruning.convolutions import convolutions
-from localgp.pruning.linear import Linear
-from localgp.pruning.ragged import Ragged
+from localgp.kernels.convolutions import convolutions
+from localgp.kernels.linear import Linear
+from localgp.kernels.ragged import Ragged
 
 
 def output_frames(feature_frames: int) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from localgp.decoding.rows import Rows
+from localgp.decoder.rows import Rows
 
 BLOCK = 64  # columns by which the cache grows: about 13 steps of beam 5
 

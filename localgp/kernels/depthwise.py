@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from localgp.pruning.linear import ROWS, takes_blocked
-from localgp.pruning.ragged import RANGE, Ragged
+from localgp.kernels.linear import ROWS, takes_blocked
+from localgp.kernels.ragged import RANGE, Ragged
 
 SHORT = 160_000  # bytes of an utterance and a gap; to copy and convolve more takes a CPU longer than a call
 

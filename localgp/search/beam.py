@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from localgp.decoding.cached_decoder import CachedDecoder, DecoderGates
-from localgp.decoding.hypothesis import Hypothesis
-from localgp.decoding.options import DecodeOptions
-from localgp.decoding.search import Search
-from localgp.decoding.timestamps import TimestampRules
+from localgp.decoder.cached import CachedDecoder, DecoderGates
 from localgp.errors import ConfigError
+from localgp.search.hypothesis import Hypothesis
+from localgp.search.options import DecodeOptions
+from localgp.search.rules import TimestampRules
+from localgp.search.steps import Search
 
 __all__ = ["BeamSearch", "Hypothesis"]
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from localgp.errors import ConfigError
-from localgp.kernels import gather_norm, scatter_add
-from localgp.pruning.depthwise import Depthwise
-from localgp.pruning.linear import Linear, activation_of
-from localgp.pruning.ragged import RANGE, Ragged, attend
+from localgp.kernels.depthwise import Depthwise
+from localgp.kernels.linear import Linear, activation_of
+from localgp.kernels.ragged import RANGE, Ragged, attend
+from localgp.kernels.rows import gather_norm, scatter_add
 
 
 class LayerPlan:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from localgp.contexts.align import collect_contexts
+from localgp.encoder.align import collect_contexts
+from localgp.encoder.packed_layer import LayerPlan, Norm, PackedLayer
 from localgp.errors import ConfigError
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
-from localgp.pruning.packed_layer import LayerPlan, Norm, PackedLayer
-from localgp.pruning.ragged import RANGE, Ragged
-from localgp.pruning.subsampling import PackedSubsampling, output_frames
+from localgp.kernels.ragged import RANGE, Ragged
+from localgp.kernels.subsampling import PackedSubsampling, output_frames
 
 
 class PackedOutput(NamedTuple):
@@ -53,7 +53,7 @@ class PackedEncoder:
     """
 
     def __init__(self, encoder: Any, dtype: torch.dtype = torch.float32) -> None:
-        from localgp.pruning.encoder import check_supported
+        from localgp.encoder.run import check_supported
 
         check_supported(encoder)
         self.dtype = dtype
@@ -70,7 +70,7 @@ class PackedEncoder:
         policy: Any = None,
         contexts: dict[str, Tensor] | None = None,
     ) -> PackedOutput:
-        """See `localgp.pruning.encoder.encode`.
+        """See `localgp.encoder.run.encode`.
 
         Inside a function given to `torch.compile` it runs as it is: Inductor lays weights out itself and takes none
         that are.
@@ -105,7 +105,7 @@ class PackedEncoder:
 def encode_packed(
     encoder: Any, feats_BSF: Tensor, lengths_B: Tensor, policy: Any, contexts: dict[str, Tensor] | None
 ) -> tuple[Tensor, Tensor, list[dict[str, Gate]], Tensor]:
-    """`PackedEncoder` behind the batch interface of `localgp.pruning.encoder.encode`.
+    """`PackedEncoder` behind the batch interface of `localgp.encoder.run.encode`.
 
     Raises:
         ConfigError: In training, or for an utterance that is too short for a frame.

@@ -2,7 +2,7 @@
 
 The decoder's own modules do the work; with every gate open the result is ESPnet's. Every module is computed for
 every token and multiplied by its gate, so that closed gates get a gradient. In decoding, token by token and without
-computing what is skipped, `localgp.decoding.cached_decoder` does the same: the gates of a token are a function of its
+computing what is skipped, `localgp.decoder.cached` does the same: the gates of a token are a function of its
 own layer inputs and of its sequence's context, never of later tokens.
 
 Shape legend: Q sequences, L tokens, D model size, V vocabulary, T encoder frames, B utterances.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from localgp.pruning.linear import Linear
+from localgp.kernels.linear import Linear
 
 ROWS = 32  # rows of a step that weights are laid out for; all counts from 5 to 256 get the same layout
 

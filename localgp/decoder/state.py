@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from localgp.decoding.attend import attend
-from localgp.decoding.cache import KeyValues, TokenTree
-from localgp.decoding.decoder_layer import DecoderLayer
-from localgp.decoding.gate_state import DecoderGates, GateState
-from localgp.decoding.rows import Rows
-from localgp.decoding.source import SharedSource, without_gaps
-from localgp.pruning.decoder import MODULES
+from localgp.decoder.attend import attend
+from localgp.decoder.cache import KeyValues, TokenTree
+from localgp.decoder.gates import DecoderGates, GateState
+from localgp.decoder.layer import DecoderLayer
+from localgp.decoder.rows import Rows
+from localgp.decoder.source import SharedSource, without_gaps
+from localgp.decoder.train import MODULES
 
 if TYPE_CHECKING:
-    from localgp.decoding.cached_decoder import CachedDecoder
+    from localgp.decoder.cached import CachedDecoder
 
 
 class DecoderState:
