@@ -82,7 +82,7 @@ class Training:
         self._process: Any
         if fork:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["localgp.training.fit", "espnet2.tasks.s2t", "datasets"])
+            context.set_forkserver_preload(["localgp.training.fit", "espnet2.s2t.espnet_model", "datasets"])
             self._process = context.Process(target=train_here, args=(arguments, log, environment or {}))
             self._process.start()
             self._pid = self._process.pid

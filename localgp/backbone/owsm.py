@@ -6,7 +6,6 @@ written here loads in ESPnet.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from localgp.backbone.components import component_class
 from localgp.backbone.dimensions import DIMENSIONS, placeholder_token_list, train_config
 from localgp.backbone.directory import EMBEDDED, ModelFiles, locate, read_config
 from localgp.backbone.tokens import OwsmTokenizer, bpe_pieces, is_special
@@ -37,9 +37,6 @@ CONFIG_FILE, BPE_FILE, STATS_FILE, WEIGHTS_FILE = (
     "feats_stats.npz",
     "valid.acc.ave.pth",
 )
-
-# Components of ESPnet's S2T task: key in the configuration, and the choices' name in espnet2.tasks.s2t.
-_COMPONENTS = ("frontend", "specaug", "normalize", "preencoder", "encoder", "postencoder", "decoder", "model")
 
 
 @dataclass
@@ -134,45 +131,69 @@ def read_train_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_encoder(config: Mapping[str, Any]) -> Any:
     """The encoder alone, for counting its cost."""
-    with quiet_espnet():
-        from espnet2.tasks import s2t
-
-    conf = _accepted(s2t.encoder_choices.get_class(config["encoder"]), config, "encoder")
     bins = int((config.get("frontend_conf") or {}).get("n_mels", 80))
-    return s2t.encoder_choices.get_class(config["encoder"])(input_size=bins, **conf)
+    return _component("encoder", config["encoder"], config, input_size=bins)
 
 
 def build_model(config: Mapping[str, Any]) -> Any:
-    """ESPnet's S2T model of a configuration, randomly initialised.
+    """ESPnet's S2T model of a configuration, randomly initialised as ESPnet's own task does it: the parts are built
+    in its order, so that a seed gives the same weights.
 
     Published configurations carry arguments that not every ESPnet accepts; those are left out with a log line.
     """
-    with quiet_espnet():
-        from espnet2.asr.ctc import CTC
-        from espnet2.tasks import s2t
-
-    arguments: dict[str, Any] = {"init": None, "input_size": None, "model": "espnet", **config}
-    for component in _COMPONENTS:
-        choices = getattr(s2t, f"{component}_choices")
-        chosen = arguments.get(component)
-        if chosen is None and component == "frontend":
-            chosen = "default"
-        arguments[component] = chosen
-        if chosen is None:
-            arguments[f"{component}_conf"] = {}
-            continue
-        try:
-            kind = choices.get_class(chosen)
-        except ValueError as error:
-            raise BackboneError(
-                f"config.yaml: {component}: {chosen!r} is unknown to ESPnet ({error})"
-            ) from error
-        arguments[f"{component}_conf"] = _accepted(kind, arguments, component)
-    arguments["ctc_conf"] = _accepted(CTC, arguments, "ctc")
+    tokens = list(config["token_list"])
     try:
-        return s2t.S2TTask.build_model(argparse.Namespace(**arguments))
+        frontend, bins = None, config.get("input_size")
+        if bins is None:  # else the inputs are features
+            frontend = _component("frontend", config.get("frontend") or "default", config)
+            bins = frontend.output_size()
+        specaug = _optional("specaug", config)
+        normalize = _optional("normalize", config)
+        preencoder = _optional("preencoder", config)
+        if preencoder is not None:
+            bins = preencoder.output_size()
+        encoder = _component("encoder", config["encoder"], config, input_size=bins)
+        size = encoder.output_size()
+        postencoder = _optional("postencoder", config, input_size=size)
+        if postencoder is not None:
+            size = postencoder.output_size()
+        decoder = _optional("decoder", config, vocab_size=len(tokens), encoder_output_size=size)
+        ctc = _component("ctc", "ctc", config, odim=len(tokens), encoder_output_size=size)
+        model = _component(
+            "model",
+            config.get("model", "espnet"),
+            config,
+            vocab_size=len(tokens),
+            token_list=tokens,
+            frontend=frontend,
+            specaug=specaug,
+            normalize=normalize,
+            preencoder=preencoder,
+            encoder=encoder,
+            postencoder=postencoder,
+            decoder=decoder,
+            ctc=ctc,
+        )
+        if config.get("init") is not None:
+            from espnet2.torch_utils.initialize import initialize
+
+            initialize(model, config["init"])
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise BackboneError(f"ESPnet cannot build a model from this config.yaml: {error}") from error
+    return model
+
+
+def _optional(component: str, config: Mapping[str, Any], **arguments: Any) -> Any:
+    """A component that a configuration may leave out, or None."""
+    name = config.get(component)
+    return None if name is None else _component(component, name, config, **arguments)
+
+
+def _component(component: str, name: Any, config: Mapping[str, Any], **arguments: Any) -> Any:
+    """A component as the configuration describes it; ``arguments`` are what the other components decide."""
+    with quiet_espnet():
+        kind = component_class(component, name)
+    return kind(**arguments, **_accepted(kind, config, component))
 
 
 def _accepted(kind: type, config: Mapping[str, Any], component: str) -> dict[str, Any]:
@@ -291,8 +312,7 @@ def espnet_arguments(path: str | Path, work_directory: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet_espnet() -> Iterator[None]:
-    """Keeps ESPnet's import from printing: it looks for optional packages, and downloads of nltk's that no
-    S2T model needs."""
+    """Keeps ESPnet's import from printing: it looks for optional packages that no S2T model needs."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
