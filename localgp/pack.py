@@ -36,11 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="directory for the packed model (default: exp/packed)",
     )
     parser.add_argument("--format", choices=(*FORMATS, "both"), default="both")
-    parser.add_argument("--name", help="of the packed model (default: localgp-BACKBONE-CONF-CORPUS)")
+    parser.add_argument("--name", help="of the packed model (default: localgp-BACKBONE-CONF-CORPUS-SEED)")
     parser.add_argument(
         "--licence", "--license", help="identifier of the hub's (default: by backbone and corpus)"
     )
     parser.add_argument("--without-scores", action="store_true", help="pack a run that was not evaluated")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is packed under this name")
     return parser
 
 
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name=args.name,
         licence=args.licence,
         without_scores=args.without_scores,
+        overwrite=args.overwrite,
     )
     for name, path in packed.items():
         print(f"{name:12} {path}")

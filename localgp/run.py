@@ -77,6 +77,25 @@ def commit() -> str:
     return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
 
 
+def variant_name(config: Any) -> str:
+    """What an experiment is called by its name and the options that make it a variant: ``row05-target0.5``.
+
+    Args:
+        config: Of the run, or as a run has stored it.
+    """
+    name, pruning = str(config["name"]), config["pruning"]
+    kinds = (pruning.get("encoder"), pruning.get("decoder"))
+    if not any(kinds):
+        return name
+    for key, default in _VARIANTS.items():
+        if key == "attention" and "local" not in kinds:
+            continue  # no other gates have any
+        value = pruning.get(key, default)
+        if value != default:
+            name += f"-{value}" if isinstance(value, str) else f"-{key}{value}"
+    return name
+
+
 class Run:
     """Args:
     cfg: The whole configuration.
@@ -84,15 +103,8 @@ class Run:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        name = str(cfg.name)
-        if cfg.pruning.encoder or cfg.pruning.decoder:
-            for key, default in _VARIANTS.items():
-                value = cfg.pruning[key]
-                if key == "attention" and "local" not in (cfg.pruning.encoder, cfg.pruning.decoder):
-                    continue  # no other gates have any
-                if value != default:
-                    name += f"-{value}" if isinstance(value, str) else f"-{key}{value}"
-        self.path = Path(cfg.exp_dir) / cfg.corpus.name / cfg.backbone.name / name / f"seed{cfg.seed}"
+        folder = Path(cfg.exp_dir) / cfg.corpus.name / cfg.backbone.name / variant_name(cfg)
+        self.path = folder / f"seed{cfg.seed}"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.checkpoints / "model.safetensors"
 

@@ -17,9 +17,10 @@ import localgp
 from localgp.errors import BackboneError, CheckpointError, ConfigError, HubError
 from localgp.hub.archive import unpacked, write_zip
 from localgp.hub.card import licence_of
-from localgp.hub.pack import pack, push
+from localgp.hub.pack import pack, packed_name, push
 from localgp.pack import main, run_directory
 from tests.scripts_as_modules import script
+from tests.test_config import composed
 
 QUICK = {"beam": 2, "ctc_weight": 0.0, "maxlenratio": 0.1}
 NOISE = (np.random.default_rng(0).normal(size=40_000) * 0.1).astype(np.float32)
@@ -173,11 +174,38 @@ def test_packing_needs_a_finished_run_scores_and_a_licence(run, tmp_path):
         pack(run, tmp_path, name="mine", licence="mit", formats=("huggingface",))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "localgp-mini-row05-mini-seed1"),
+        (["seed=2"], "localgp-mini-row05-mini-seed2"),
+        (["pruning.target=0.5"], "localgp-mini-row05-target0.5-mini-seed1"),
+        (["conf=row06", "pruning.attention=cosine"], "localgp-mini-row06-cosine-mini-seed1"),
+        (["name=mine", "corpus.name=talks", "backbone.name=big"], "localgp-big-mine-talks-seed1"),
+    ],
+)
+def test_every_run_has_a_name_of_its_own(overrides, name):
+    config = OmegaConf.to_container(composed("conf=row05", *overrides), resolve=True)
+    assert packed_name(config) == name
+
+
+@pytest.mark.parametrize("form", ["espnet", "huggingface"])
+def test_a_packed_model_is_replaced_only_when_asked(run, tmp_path, form):
+    place = {"espnet": tmp_path / "m.zip", "huggingface": tmp_path / "m"}[form]
+    given = {"name": "m", "licence": "mit", "formats": (form,)}
+    pack(run, tmp_path, **given)
+    before = place.stat().st_ino
+    with pytest.raises(CheckpointError, match=r"m(\.zip)? exists: --overwrite replaces it, --name"):
+        pack(run, tmp_path, **given)
+    assert place.stat().st_ino == before
+    pack(run, tmp_path, **given, overwrite=True)
+    assert place.stat().st_ino != before
+
+
 def test_the_command(run, tmp_path, capsys):
     arguments = ["--output", str(tmp_path), "--licence", "mit", "--format", "huggingface", "--name", "m"]
     assert main([str(run), *arguments]) == 0
     assert str(tmp_path / "m") in capsys.readouterr().out
-    assert main([str(run), *arguments]) == 0, "packing again replaces it"
     assert str(run_directory(["conf=row05", "seed=3"])) == "exp/mini/mini/row05/seed3"
     with pytest.raises(ConfigError, match="not exp"):
         run_directory(["conf=row05", "exp"])

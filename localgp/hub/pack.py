@@ -18,7 +18,8 @@ from localgp.errors import CheckpointError, HubError
 from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS
-from localgp.stored import read_yaml_mapping
+from localgp.run import variant_name
+from localgp.stored import read_yaml_mapping, section
 
 _MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
 
@@ -31,6 +32,7 @@ def pack(
     name: str | None = None,
     licence: str | None = None,
     without_scores: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Path]:
     """Packs a finished run.
 
@@ -38,15 +40,17 @@ def pack(
         run: A run directory of `localgp.train`.
         output: Where ``<name>.zip`` and the folder ``<name>`` go.
         formats: ``espnet``, ``huggingface`` or both.
-        name: Of the packed model; by default ``localgp-<backbone>-<conf>-<corpus>``.
+        name: Of the packed model; by default ``localgp-<backbone>-<conf>-<corpus>-seed<k>``, where ``<conf>`` is
+            the variant's, such as ``row05-target0.5``.
         licence: Identifier of the hub's; by default what backbone and corpus imply.
         without_scores: Pack a run that was not evaluated.
+        overwrite: Replace what is packed under that name.
 
     Returns:
         Path by format.
 
     Raises:
-        CheckpointError: No finished run there, or not evaluated.
+        CheckpointError: No finished run there, or not evaluated; or something is in the packed model's place.
         ConfigError: A licence that is not known.
     """
     from localgp.hub.load import load
@@ -57,6 +61,10 @@ def pack(
             f"{run} is not a run directory (no config.yaml); give one, such as exp/mini/mini/row05/seed1"
         )
     config = portable(read_yaml_mapping(stored))
+    name = name or packed_name(config)
+    places = {"espnet": output / f"{name}.zip", "huggingface": output / name}
+    packed = {form: places[form] for form in formats}
+    _check_free(packed, overwrite)
     loaded = load(str(run), device="cpu")
     if not loaded.metrics and not without_scores:
         raise CheckpointError(
@@ -64,16 +72,43 @@ def pack(
             f"localgp.evaluate conf={config['name']}), or pack it as it is: --without-scores"
         )
     licence = licence or licence_of(config)
-    corpus = (config.get("corpus") or {}).get("name", "corpus")
-    name = name or f"localgp-{config['backbone']['name']}-{config['name']}-{corpus}"
-    packed: dict[str, Path] = {}
-    if "espnet" in formats:
-        packed["espnet"] = output / f"{name}.zip"
+    if "espnet" in packed:
         _pack_espnet(loaded, config, packed["espnet"], licence, name)
-    if "huggingface" in formats:
-        packed["huggingface"] = output / name
+    if "huggingface" in packed:
         _pack_folder(loaded, config, packed["huggingface"], licence, name)
     return packed
+
+
+def packed_name(config: dict[str, Any]) -> str:
+    """A name that no other run's model has: backbone, variant, corpus and seed.
+
+    Raises:
+        CheckpointError: A configuration that is not a run's.
+    """
+    corpus = section(config, "corpus").get("name", "corpus")
+    try:
+        return f"localgp-{config['backbone']['name']}-{variant_name(config)}-{corpus}-seed{config.get('seed', 1)}"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the run's config.yaml is not a run's configuration ({error!r}); restore it, or give another run"
+        ) from error
+
+
+def _check_free(packed: dict[str, Path], overwrite: bool) -> None:
+    """Raises:
+    CheckpointError: Something is there that may not be replaced.
+    """
+    for form, place in packed.items():
+        if not place.exists():
+            continue
+        if not (place.is_file() if form == "espnet" else (place / CONFIG).is_file()):
+            raise CheckpointError(
+                f"{place} exists and is not a packed model; choose another place: --output DIR, or --name NAME"
+            )
+        if not overwrite:
+            raise CheckpointError(
+                f"{place} exists: --overwrite replaces it, --name NAME or --output DIR puts this model elsewhere"
+            )
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
@@ -168,15 +203,7 @@ def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str
 
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A staging directory that takes the folder's place at the end; a packed model of before goes.
-
-    Raises:
-        CheckpointError: Something else is there.
-    """
-    if folder.exists() and not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"{folder} exists and is not a packed model; choose another place: --output DIR"
-        )
+    """A staging directory that takes the folder's place at the end; a packed model of before goes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         staging = Path(temporary) / "new"

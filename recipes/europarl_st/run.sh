@@ -128,6 +128,7 @@ if runs 7 "pack"; then
   IFS=, read -ra names <<<"$confs"
   IFS=, read -ra numbers <<<"$seeds"
   for name in "${names[@]}"; do
-    "$python" -m localgp.pack "conf=$name" "seed=${numbers[0]}" "${common[@]}" "${contexts[@]}" --output "$exp_dir/packed"
+    "$python" -m localgp.pack "conf=$name" "seed=${numbers[0]}" "${common[@]}" "${contexts[@]}" --overwrite \
+      --output "$exp_dir/packed"
   done
 fi
