@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and goals of beam search and decoding steps (`localgp.evaluation.timing_decoder`)."""
-    from localgp.backbone.owsm import load_backbone
+    from localgp.backbones.owsm.model import load_backbone
     from localgp.evaluation.timing_decoder import bench_decoder, bench_learnt_decoder, describe
     from localgp.evaluation.timing_encoder import DTYPES
     from localgp.evaluation.timing_goals import decoder_goals
@@ -241,7 +241,7 @@ def _device(cfg: DictConfig) -> Any:
 
 def _random_backbone(name: str) -> dict[str, str]:
     """A published shape with random weights; the path `embedded` would give the mini backbone under any name."""
-    from localgp.backbone.dimensions import DIMENSIONS
+    from localgp.backbones.owsm.shapes import DIMENSIONS
     from localgp.errors import ConfigError
 
     if name not in DIMENSIONS:
@@ -252,7 +252,7 @@ def _random_backbone(name: str) -> dict[str, str]:
 def _random_encoder(name: str) -> Any:
     import torch
 
-    from localgp.backbone.owsm import build_encoder, read_train_config
+    from localgp.backbones.owsm.model import build_encoder, read_train_config
 
     torch.manual_seed(0)
     return build_encoder(read_train_config(_random_backbone(name)))

@@ -115,11 +115,11 @@ def build_model(cfg: DictConfig) -> tuple[Any, Any]:
     """Reads the backbone and puts the gates on it.
 
     Returns:
-        `localgp.model.GatedS2T` and `localgp.backbone.owsm.Backbone`.
+        `localgp.model.GatedS2T` and `localgp.backbones.owsm.model.Backbone`.
     """
     import torch
 
-    from localgp.backbone.owsm import load_backbone
+    from localgp.backbones.owsm.model import load_backbone
     from localgp.model import GatedS2T, use_fast_kernels
 
     backbone = load_backbone(cfg.backbone)

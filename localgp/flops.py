@@ -25,7 +25,7 @@ def count(cfg: DictConfig) -> dict:
     """
     import torch
 
-    from localgp.backbone.owsm import build_encoder, padded_seconds, read_train_config
+    from localgp.backbones.owsm.model import build_encoder, padded_seconds, read_train_config
     from localgp.build import build_policy
     from localgp.contexts.cost import with_contexts
     from localgp.encoder.run import check_supported

@@ -106,7 +106,7 @@ def differences(found: Result, reference: Result) -> dict[str, Any]:
 
 def espnet_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: str) -> Result:
     """ESPnet's `Speech2Text` of the embedded backbone, utterance by utterance."""
-    from localgp.backbone.owsm import espnet_arguments, quiet_espnet
+    from localgp.backbones.owsm.model import espnet_arguments, quiet_espnet
 
     with quiet_espnet(), tempfile.TemporaryDirectory() as directory:
         from espnet2.bin.s2t_inference import Speech2Text
@@ -170,7 +170,7 @@ def our_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: s
 
 
 def _backbone() -> Any:
-    from localgp.backbone.owsm import load_backbone
+    from localgp.backbones.owsm.model import load_backbone
 
     return load_backbone({"name": "mini", "path": "embedded", "weights": "pretrained"})
 

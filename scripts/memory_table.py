@@ -44,8 +44,8 @@ def saved_bytes(function: Callable[[], Tensor], parameters: list[Tensor]) -> int
 
 def encoder_layer(dimensions: Any, seconds: float) -> tuple[nn.Module, int]:
     """One E-Branchformer layer, and its frames for an utterance."""
-    from localgp.backbone.dimensions import train_config
-    from localgp.backbone.owsm import build_encoder
+    from localgp.backbones.owsm.model import build_encoder
+    from localgp.backbones.owsm.shapes import train_config
 
     config = train_config(dimensions, [], None, None)
     config["encoder_conf"]["num_blocks"] = 1
@@ -70,8 +70,8 @@ def decoder_layer(dimensions: Any) -> nn.Module:
 
 def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
     """Bytes of one utterance with one decoder sequence: per layer, checkpointed or not, and outside of layers."""
-    from localgp.backbone.dimensions import DIMENSIONS
-    from localgp.backbone.owsm import quiet_espnet
+    from localgp.backbones.owsm.model import quiet_espnet
+    from localgp.backbones.owsm.shapes import DIMENSIONS
     from localgp.encoder.run import _Runner, run_layer
 
     d = DIMENSIONS[name]
@@ -118,7 +118,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
 
 def parameters_of(name: str) -> int:
     """Parameters of the whole model, counted on the meta device."""
-    from localgp.backbone.owsm import build_model, quiet_espnet, read_train_config
+    from localgp.backbones.owsm.model import build_model, quiet_espnet, read_train_config
 
     with quiet_espnet(), torch.device("meta"):
         model = build_model(read_train_config({"name": name, "path": name}))

@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 
-from localgp.backbone.dimensions import DIMENSIONS, Dimensions, train_config
-from localgp.backbone.directory import EMBEDDED
-from localgp.backbone.owsm import (
+from localgp.backbones.owsm.files import EMBEDDED
+from localgp.backbones.owsm.model import (
     assemble,
     build_encoder,
     build_model,
@@ -22,7 +21,8 @@ from localgp.backbone.owsm import (
     read_train_config,
     write_espnet_directory,
 )
-from localgp.backbone.tokens import bpe_pieces, full_token_list
+from localgp.backbones.owsm.shapes import DIMENSIONS, Dimensions, train_config
+from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list
 from localgp.errors import BackboneError, ConfigError
 
 TINY = Dimensions(16, 2, 1, 1, 32, vocabulary=0, padded_seconds=8.0, dropout=0.0)

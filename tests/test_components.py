@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from localgp.backbone.components import COMPONENTS, component_class
-from localgp.backbone.owsm import build_model, quiet_espnet, read_train_config
+from localgp.backbones.owsm.components import COMPONENTS, component_class
+from localgp.backbones.owsm.model import build_model, quiet_espnet, read_train_config
 from localgp.errors import BackboneError
 
 

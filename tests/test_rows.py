@@ -55,8 +55,8 @@ def shape_of(backbone: str):
     """ESPnet's model with random weights that take no memory."""
     import torchaudio.compliance.kaldi  # noqa: F401  has a constant that must not be made on the meta device
 
-    from localgp.backbone.owsm import build_model as build_espnet
-    from localgp.backbone.owsm import read_train_config
+    from localgp.backbones.owsm.model import build_model as build_espnet
+    from localgp.backbones.owsm.model import read_train_config
 
     with torch.device("meta"):
         return build_espnet(read_train_config(composed(f"backbone={backbone}").backbone))

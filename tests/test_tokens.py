@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from localgp.backbone.dimensions import DIMENSIONS, placeholder_token_list
-from localgp.backbone.tokens import (
+from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list
+from localgp.backbones.owsm.tokens import (
     OwsmTokenizer,
     bpe_pieces,
     full_token_list,
@@ -94,7 +94,7 @@ def test_token_list_has_espnets_order(tokenizer):
 
 def test_ids_are_those_of_espnets_preprocessor(tokenizer):
     """ESPnet's preprocessor tokenizes prompt and text as one string and drops the leading piece."""
-    from localgp.backbone.owsm import quiet_espnet
+    from localgp.backbones.owsm.model import quiet_espnet
 
     with quiet_espnet():
         from espnet2.train.preprocessor import S2TPreprocessor

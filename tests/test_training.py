@@ -199,7 +199,7 @@ def test_a_dense_model_needs_an_encoder_that_is_run_here_too():
 def test_flops_of_configurations_that_say_less(tmp_path, monkeypatch):
     """OWSM's 30 s where no length is given; an encoder of another kind is named."""
     from localgp import flops
-    from localgp.backbone import owsm
+    from localgp.backbones.owsm import model as owsm
 
     cfg = composed()
     config = owsm.read_train_config(cfg.backbone)

@@ -29,7 +29,7 @@ def check_fits(rows: Any, backbone: Any) -> None:
 
     Args:
         rows: Of a prepared split.
-        backbone: `localgp.backbone.owsm.Backbone`.
+        backbone: `localgp.backbones.owsm.model.Backbone`.
 
     Raises:
         ConfigError: Segments that it would hear the beginning of alone, whose text is of the whole; or languages

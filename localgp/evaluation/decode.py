@@ -59,7 +59,7 @@ class TaskSearches:
 
     Args:
         espnet: ``ESPnetS2TModel``.
-        tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
+        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
         options: `localgp.search.options.DecodeOptions`.
         dtype: Arithmetic of the decoder.
     """

@@ -61,7 +61,7 @@ def measured_gflops(
 
     Args:
         model: `localgp.model.GatedS2T`.
-        backbone: Its `localgp.backbone.owsm.Backbone`.
+        backbone: Its `localgp.backbones.owsm.model.Backbone`.
         samples: Of each utterance, where inputs are not padded (a dense encoder).
     """
     from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of, mel_bins_of

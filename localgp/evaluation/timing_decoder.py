@@ -138,7 +138,7 @@ def bench_learnt_decoder(
 
     Args:
         model: `localgp.model.GatedS2T` with trained decoder gates, in eval mode.
-        tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
+        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
         speech_BN, lengths_B, contexts: Of padded utterances, as `localgp.model.GatedS2T.encode` takes them.
         tasks: One for each utterance, in their order.
         backbone: Name for the rows, with the run's.

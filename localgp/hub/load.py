@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from localgp.backbone.directory import locate
+from localgp.backbones.owsm.files import locate
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
 from localgp.hub.archive import is_archive, unpacked
 from localgp.hub.download import HUB_ID, download

@@ -138,7 +138,7 @@ def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: st
     import espnet
     import torch
 
-    from localgp.backbone.owsm import write_espnet_directory
+    from localgp.backbones.owsm.model import write_espnet_directory
 
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}.") as temporary:
@@ -173,7 +173,7 @@ speech2text = Speech2Text(**unpack("{}", "unpacked"), lang_sym="<deu>", task_sym
 
 
 def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str, name: str) -> None:
-    from localgp.backbone.owsm import BPE_FILE, CONFIG_FILE, STATS_FILE
+    from localgp.backbones.owsm.model import BPE_FILE, CONFIG_FILE, STATS_FILE
 
     with _replaced(folder) as staging:
         espnet = staging / ESPNET

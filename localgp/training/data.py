@@ -54,7 +54,7 @@ class TrainingExamples(Dataset):
 
     Args:
         rows: A prepared split (`localgp.corpora.prepared`).
-        tokenizer: `localgp.backbone.tokens.OwsmTokenizer`.
+        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
         samples: N, the padded length.
         group_tasks: One example per utterance with all of its tasks, or one per task.
         init_silence: Up to this many samples of silence are put on the left, drawn per (seed, epoch, example)

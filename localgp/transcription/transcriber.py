@@ -35,7 +35,7 @@ _TWO_LETTERS = {three: two for two, three in ISO_639_3.items()}
 class Transcriber:
     """Args:
     model: `localgp.model.GatedS2T` in eval mode, on its device.
-    backbone: Its `localgp.backbone.owsm.Backbone`.
+    backbone: Its `localgp.backbones.owsm.model.Backbone`.
     options: How to decode.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
     windows: How it walks through a long recording unless told otherwise, ``timestamps`` or ``pauses``.

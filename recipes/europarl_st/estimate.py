@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from localgp.backbone.owsm import build_model, read_train_config
+from localgp.backbones.owsm.model import build_model, read_train_config
 from localgp.build import build_decoder_policy, build_policy
 from localgp.cli import CONF_DIR
 from localgp.decoder.train import decode_tokens

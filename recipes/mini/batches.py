@@ -13,7 +13,7 @@ import torch
 from speech import EDGE, HOP, MELS, RATE, SILENCE, SpeechSet
 from torch import Tensor
 
-from localgp.backbone.tokens import OwsmTokenizer
+from localgp.backbones.owsm.tokens import OwsmTokenizer
 from localgp.training.data import pad_tokens
 
 POOL = 24  # batches that are sorted by length together

@@ -1,6 +1,6 @@
 """Pretrains the mini backbone on generated speech; see README.md beside this file.
 
-python recipes/mini/pretrain.py --work work/mini --export localgp/backbone/mini
+python recipes/mini/pretrain.py --work work/mini --export localgp/backbones/owsm/mini
 
 Killed at any moment, the same command goes on from the last saved state.
 """
@@ -23,9 +23,15 @@ from network import Pretraining, make_fast_on_cpu
 from scoring import score
 from speech import SpeechSet, synthesize, write_statistics
 
-from localgp.backbone.dimensions import DIMENSIONS, train_config
-from localgp.backbone.owsm import Backbone, assemble, build_model, load_backbone, write_espnet_directory
-from localgp.backbone.tokens import bpe_pieces, full_token_list, special_symbols, train_bpe
+from localgp.backbones.owsm.model import (
+    Backbone,
+    assemble,
+    build_model,
+    load_backbone,
+    write_espnet_directory,
+)
+from localgp.backbones.owsm.shapes import DIMENSIONS, train_config
+from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list, special_symbols, train_bpe
 from localgp.corpora.mini.grammar import draw_sentence
 from localgp.corpora.text import normalize_text
 from localgp.precision import cpu_multiplies_bf16

@@ -14,7 +14,7 @@ import torch
 from speech import EDGE, MELS, SILENCE, SpeechSet
 from torch import Tensor
 
-from localgp.backbone.owsm import Backbone
+from localgp.backbones.owsm.model import Backbone
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 

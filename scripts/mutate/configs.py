@@ -67,8 +67,8 @@ def _expected_keys() -> set[str]:
 
 @cache
 def _encoder() -> Any:
-    from localgp.backbone.directory import locate, read_config
-    from localgp.backbone.owsm import build_encoder
+    from localgp.backbones.owsm.files import locate, read_config
+    from localgp.backbones.owsm.model import build_encoder
 
     return build_encoder(read_config(locate("embedded", need_weights=False)))
 

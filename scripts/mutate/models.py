@@ -13,8 +13,8 @@ from mutate.target import Target
 
 def tiny_espnet(directory: Path) -> None:
     """An OWSM-style model of a few thousand parameters."""
-    from localgp.backbone.directory import locate, read_config
-    from localgp.backbone.owsm import assemble, build_model, write_espnet_directory
+    from localgp.backbones.owsm.files import locate, read_config
+    from localgp.backbones.owsm.model import assemble, build_model, write_espnet_directory
 
     config = read_config(locate("embedded", need_weights=False))
     small = {
@@ -35,7 +35,7 @@ def tiny_espnet(directory: Path) -> None:
 
 
 def read_espnet(directory: Path) -> int:
-    from localgp.backbone.owsm import load_backbone
+    from localgp.backbones.owsm.model import load_backbone
 
     load_backbone({"name": "path", "path": str(directory), "weights": "pretrained"})
     return 0

@@ -113,7 +113,7 @@ class OwsmTokenizer:
         BackboneError: A symbol that every OWSM model has is not in the token list.
 
     Example:
-        >>> from localgp.backbone.directory import EMBEDDED
+        >>> from localgp.backbones.owsm.files import EMBEDDED
         >>> tokenizer = OwsmTokenizer.embedded()
         >>> [tokenizer.token_list[i] for i in tokenizer.prompt("de", "fr")]
         ['<deu>', '<st_fra>', '<notimestamps>']
@@ -144,7 +144,7 @@ class OwsmTokenizer:
     @classmethod
     def embedded(cls) -> OwsmTokenizer:
         """The tokenizer of the mini backbone."""
-        from localgp.backbone.directory import EMBEDDED
+        from localgp.backbones.owsm.files import EMBEDDED
 
         path = EMBEDDED / "bpe.model"
         return cls(full_token_list(bpe_pieces(path)), path)

@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from localgp.backbone.components import component_class
-from localgp.backbone.dimensions import DIMENSIONS, placeholder_token_list, train_config
-from localgp.backbone.directory import EMBEDDED, ModelFiles, locate, read_config
-from localgp.backbone.tokens import OwsmTokenizer, bpe_pieces, is_special
+from localgp.backbones.owsm.components import component_class
+from localgp.backbones.owsm.files import EMBEDDED, ModelFiles, locate, read_config
+from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, train_config
+from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
 from localgp.weights import mismatches

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from localgp.backbone.tokens import HEAD, TAIL, special_symbols
+from localgp.backbones.owsm.tokens import HEAD, TAIL, special_symbols
 from localgp.corpora.languages import ISO_639_3
 
 

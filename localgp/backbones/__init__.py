@@ -1,0 +1,1 @@
+"""Speech foundation models, a folder for each family."""

@@ -1,0 +1,1 @@
+"""OWSM: ESPnet's S2T models."""
