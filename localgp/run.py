@@ -49,7 +49,8 @@ _VARIANTS = {
 def write_atomically(path: Path, text: str) -> None:
     """Writes ``text`` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name as long as the file system allows has to have room for the temporary one.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -15,6 +15,8 @@ from typing import Any
 from localgp.cli import reported, take_debug_flag
 from localgp.errors import AudioError, ConfigError
 from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED
+from localgp.transcription.inputs import Input, find_inputs, readable
+from localgp.transcription.outputs import Outputs, model_identity
 
 SOME_FAILED = 3
 
@@ -26,7 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 all files, 1 error, 2 wrong command line, 3 some files failed, 130 interrupted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="audio or video files")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="audio or video files, folders with --recursive, - for standard input",
+    )
+    parser.add_argument(
+        "--recursive", action="store_true", help="take the recordings in folders and below them"
+    )
     parser.add_argument(
         "--model",
         default="embedded",
@@ -38,6 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tgt", help="language to write; left out: the spoken one, a transcript")
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the output")
     parser.add_argument("--output-dir", type=Path, help="one file per input there; left out: standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
+    parser.add_argument(
+        "--full-names",
+        action="store_true",
+        help="name outputs a.wav.txt instead of a.txt, where endings differ",
+    )
     parser.add_argument(
         "--timestamps", action="store_true", help="predict times in recordings that fit one window too"
     )
@@ -49,10 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-window", type=float, help="seconds; longest piece with --windows pauses")
     parser.add_argument("--batch", type=int, default=8, help="windows, of all files, decoded together")
-    parser.add_argument("--beam", type=int, help="left out: as the model was evaluated")
-    parser.add_argument("--ctc-weight", type=float, help="of CTC in transcripts; left out: as evaluated")
-    parser.add_argument("--length-bonus", type=float, help="added per token; left out: as evaluated")
-    parser.add_argument("--maxlenratio", type=float, help="longest output; left out: as evaluated")
+    parser.add_argument("--beam", type=int, help="left out: what the model was trained with")
+    parser.add_argument("--ctc-weight", type=float, help="of CTC in transcripts; left out: as trained with")
+    parser.add_argument("--length-bonus", type=float, help="added per token; left out: as trained with")
+    parser.add_argument("--maxlenratio", type=float, help="longest output; left out: as trained with")
     parser.add_argument(
         "--gates", choices=("trained", "open"), default="trained", help="open: the dense model"
     )
@@ -68,32 +84,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if args.format in TIMED and args.output_dir is None and len(args.files) > 1:
+    inputs = find_inputs(args.files, args.recursive)
+    if args.format in TIMED and args.output_dir is None and len(inputs) > 1:
         parser.error(f"--format {args.format} of several files needs --output-dir")
-    missing = [name for name in args.files if not Path(name).is_file()]
-    folders = [name for name in missing if Path(name).is_dir()]
-    if folders and not args.keep_going:
-        raise AudioError(f"{folders[0]} is a directory; give the files in it: {Path(folders[0]) / '*.wav'}")
-    if missing and not args.keep_going:
-        raise AudioError(f"no such audio file: {', '.join(missing[:5])}; --keep-going transcribes the others")
-    places = output_places(args.files, args.output_dir, args.format) if args.output_dir else None
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f"--threads is {args.threads}; valid: 1 or more")
     decoding = {
         name: value
         for name in ("beam", "ctc_weight", "length_bonus", "maxlenratio")
         if (value := getattr(args, name)) is not None
     }
+    outputs = _outputs(args, inputs, decoding) if args.output_dir else None
+    problems = {index: problem for index, item in enumerate(inputs) if (problem := item.problem())}
+    if outputs is not None:
+        problems = outputs.problems | problems
+    if problems and not args.keep_going:
+        raise AudioError(_listed(list(problems.values())) + "\n  --keep-going transcribes the others")
+    for problem in problems.values():
+        print(f"error: {problem}", file=sys.stderr)
+    finished = outputs.finished if outputs is not None else set()
+    if finished:
+        print(
+            f"{len(finished)} of {len(inputs)} outputs are there already, made from the same recordings with the same "
+            "settings; --overwrite makes them anew",
+            file=sys.stderr,
+        )
+    chosen = [index for index in range(len(inputs)) if index not in problems and index not in finished]
+    failed = len(problems)
+    if chosen:
+        failed += _transcribe(args, inputs, chosen, outputs, decoding)
+    if failed == len(inputs):
+        return 1
+    return SOME_FAILED if failed else 0
+
+
+def _outputs(args: argparse.Namespace, inputs: Sequence[Input], decoding: dict[str, Any]) -> Outputs:
+    settings = ("src", "tgt", "timestamps", "windows", "max_window", "gates")
+    return Outputs(
+        args.output_dir,
+        inputs,
+        SUFFIXES[args.format],
+        {name: getattr(args, name) for name in settings} | decoding | {"model": model_identity(args.model)},
+        overwrite=args.overwrite,
+        full_names=args.full_names,
+    )
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "\n  ".join(problems[:5]) + more
+
+
+def _transcribe(
+    args: argparse.Namespace,
+    inputs: Sequence[Input],
+    chosen: Sequence[int],
+    outputs: Outputs | None,
+    decoding: dict[str, Any],
+) -> int:
+    """Loads the model and writes or prints what it makes of the chosen inputs; how many failed."""
     import localgp
-    from localgp.run import write_atomically
 
     if args.threads is not None:
         import torch
 
-        if args.threads < 1:
-            raise ConfigError(f"--threads is {args.threads}; valid: 1 or more")
         torch.set_num_threads(args.threads)
     model = localgp.load(args.model, device=args.device, precision=args.precision, gates=args.gates)
     results = model.transcribe_each(
-        args.files,
+        [inputs[index].path for index in chosen],
         args.src,
         args.tgt,
         batch=args.batch,
@@ -104,49 +162,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress=not args.quiet,
         **decoding,
     )
-    printed = _InOrder(args.files, args.format)
-    failed = 0
-    for index, result in results:
-        if isinstance(result, AudioError):
-            if not args.keep_going:
-                raise result
-            failed += 1
-            print(f"error: {result}", file=sys.stderr)
-            printed.put(index, None)
-        elif places is None:
-            printed.put(index, result)
-        else:
-            write_atomically(places[index], result.format(args.format))
-            print(f"{args.files[index]} -> {places[index]}", file=sys.stderr)
-    if failed == len(args.files):
-        return 1
-    return SOME_FAILED if failed else 0
-
-
-def output_places(files: Sequence[str], directory: Path, form: str) -> list[Path]:
-    """One path per file: ``<stem>.<suffix>``, or the whole name where two files share a stem.
-
-    Raises:
-        ConfigError: Two files of the same name.
-    """
-    suffix = SUFFIXES[form]
-    stems = [Path(name).stem for name in files]
-    places = [
-        directory / ((Path(name).name if stems.count(stem) > 1 else stem) + suffix)
-        for name, stem in zip(files, stems, strict=True)
-    ]
-    twice = sorted({str(place) for place in places if places.count(place) > 1})
-    if twice:
-        raise ConfigError(
-            f"several files would be written to {', '.join(twice[:3])}; transcribe them in separate commands"
-        )
-    return places
+    printed = _InOrder(len(inputs), args.format)
+    failed = written = 0
+    try:
+        for number, result in results:
+            index = chosen[number]
+            if isinstance(result, AudioError):
+                if not args.keep_going:
+                    raise result
+                failed += 1
+                print(f"error: {result}", file=sys.stderr)
+                printed.put(number, None)
+            elif outputs is None:
+                printed.put(number, result)
+            else:
+                place = outputs.write(index, result.format(args.format))
+                written += 1
+                print(f"{readable(inputs[index].path)} -> {readable(place)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if outputs is not None:
+            print(f"{written} of {len(chosen)} outputs are written; they are not made again", file=sys.stderr)
+        raise
+    return failed
 
 
 class _InOrder:
     """Prints transcripts in the order of the files, each as soon as those before it are out."""
 
-    def __init__(self, files: Sequence[str], form: str) -> None:
+    def __init__(self, files: int, form: str) -> None:
         self._files, self._form, self._next = files, form, 0
         self._done: dict[int, Any] = {}
 
@@ -159,9 +202,9 @@ class _InOrder:
             self._next += 1
 
     def _print(self, transcript: Any) -> None:
-        if len(self._files) > 1 and self._form == "text":
+        if self._files > 1 and self._form == "text":
             print(f"== {transcript.source}")
-        if len(self._files) > 1 and self._form == "json":  # JSON lines
+        if self._files > 1 and self._form == "json":  # JSON lines
             import json
 
             print(json.dumps(transcript.as_dict(), ensure_ascii=False), flush=True)

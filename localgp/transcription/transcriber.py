@@ -24,10 +24,12 @@ from localgp.evaluation.decode import TaskSearches
 from localgp.search.options import DecodeOptions
 from localgp.training.data import Task
 from localgp.transcription.formats import Transcript
+from localgp.transcription.inputs import on_disk, readable
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob
+from localgp.transcription.samples import as_samples, is_samples
 from localgp.transcription.windows import TimeTokens, Window
 
-Source = str | Path | np.ndarray
+Source = str | Path | np.ndarray | Tensor
 WINDOWS = ("timestamps", "pauses")
 _TWO_LETTERS = {three: two for two, three in ISO_639_3.items()}
 
@@ -96,7 +98,8 @@ class Transcriber:
         """Transcribes or translates recordings of any length.
 
         Args:
-            files: One file or several; an array (N,) is samples at the model's rate, full scale 1.
+            files: One file or several; a pipe is read to its end. An array or a tensor, (N,) or (1, N), is samples
+                at the model's rate: floats of full scale 1, or integers, scaled by their type.
             src: What is spoken, ``deu`` or ``de``; None: detected from each recording's first window.
             tgt: What is written; None: the spoken language, a transcript.
             settings: As `transcribe_each` takes them.
@@ -108,7 +111,7 @@ class Transcriber:
             AudioError: A file that cannot be read.
             ConfigError: A language that the model does not have, or a setting that cannot be.
         """
-        single = isinstance(files, str | Path | np.ndarray)
+        single = isinstance(files, str | Path | np.ndarray | Tensor)
         sources: list[Source] = [files] if single else list(files)  # type: ignore[list-item, arg-type]
         found: list[Transcript | None] = [None] * len(sources)
         for index, result in self.transcribe_each(sources, src, tgt, **settings):
@@ -195,14 +198,18 @@ class Transcriber:
         return longest
 
     def _open(self, source: Source, timestamps: bool | None, windows: str, longest: float) -> Job:
-        if isinstance(source, np.ndarray):
-            samples = np.ascontiguousarray(source, dtype=np.float32)
-            if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
-                raise AudioError(
-                    f"an array of shape {source.shape}: give finite samples (N,) at {self.sample_rate} Hz, full scale 1"
-                )
+        if is_samples(source):
+            samples = as_samples(source, self.sample_rate)
         else:
-            samples = decode(source, self.sample_rate).cut().samples
+            if not isinstance(source, str | Path):
+                raise AudioError(
+                    f"{type(source).__name__} is no recording; give a file's path, an array or a tensor"
+                )
+            try:
+                with on_disk(source) as path:
+                    samples = decode(path, self.sample_rate).cut().samples
+            except OSError as error:
+                raise AudioError(f"{readable(source)}: cannot be read ({error.strerror or error})") from error
         seconds = len(samples) / self.sample_rate
         text = self.backbone.tokenizer.decode
         if windows == "timestamps" and (timestamps or seconds > self.window_seconds):
@@ -292,7 +299,7 @@ class Transcriber:
         # A recording without any sound has no language of its own.
         language = job.language or (self._code(src) if src else "und")
         return Transcript(
-            "array" if isinstance(source, np.ndarray) else str(source),
+            readable(source) if isinstance(source, str | Path) else "array",
             round(job.seconds, 3),
             language,
             self._code(tgt) if tgt else language,
