@@ -55,6 +55,15 @@ _OUT_OF_MEMORY = (
 )
 
 
+# Failures of the machine, or of permission, which say nothing about the file that was being read.
+_OF_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE)
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether a file that could not be read may be sound all the same."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _OF_MACHINE
+
+
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
 
 

@@ -20,12 +20,18 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def share(path: Path) -> None:
+    """Lets those read a file who may read its folder: safetensors writes for its owner alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     """Safetensors, written aside and renamed."""
     from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
+    share(temporary)
     flush(temporary)
     os.replace(temporary, path)
 

@@ -14,6 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from localgp.analysis.sources import Utterances
+from localgp.corpora.integrity import read_row
 from localgp.errors import CorpusError
 from localgp.evaluation.gates_file import GateRecord
 from localgp.evaluation.trained import batch_contexts, load_trained, padded_speech
@@ -50,7 +51,7 @@ class Reloaded:
 
         device = next(self.model.parameters()).device
         for begin in range(0, len(self.rows), _BATCH):
-            items = [self.rows[i] for i in range(begin, min(begin + _BATCH, len(self.rows)))]
+            items = [read_row(self.rows, i) for i in range(begin, min(begin + _BATCH, len(self.rows)))]
             speech_BN, _ = padded_speech(items, self.samples)
             given = batch_contexts(contexts, items, self.samples, device)
             lengths_B = torch.full((len(items),), self.samples, device=device)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from localgp.analysis.collect import Evaluated
+from localgp.corpora.integrity import read_row
 from localgp.errors import CorpusError
 from localgp.stored import run_config, section
 
@@ -49,7 +50,7 @@ class Utterances:
 
     def samples(self, utt_id: str) -> np.ndarray:
         """(N,) float32, full scale 1."""
-        return np.asarray(self.rows[self.index[utt_id]]["samples"], dtype=np.float32) / 32768.0
+        return np.asarray(read_row(self.rows, self.index[utt_id])["samples"], dtype=np.float32) / 32768.0
 
     def references(self, utt_id: str) -> dict[str, str]:
         """Task name to reference text."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from localgp.analysis.spectrogram import log_mel
 from localgp.contexts.extract import stack_contexts
+from localgp.corpora.integrity import read_row
 
 _OPEN, _CLOSED, _LINE = (230, 159, 0), (255, 255, 255), (120, 120, 120)
 _FRAME_PIXELS, _LAYER_PIXELS, _GAP_PIXELS = 4, 8, 4
@@ -29,7 +30,7 @@ class MaskImage(Callback):
     """
 
     def __init__(self, rows: Any, backbone: Any, contexts: Any = None) -> None:
-        row = rows[0]
+        row = read_row(rows, 0)
         self.utt_id: str = row["utt_id"]
         size = round(backbone.padded_seconds * backbone.sample_rate)
         samples = np.asarray(row["samples"], dtype=np.float32)[:size] / 32768.0

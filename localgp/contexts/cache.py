@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from localgp.corpora.integrity import read_row
+from localgp.weights import share
+
 _SHARD_ENTRIES = 256  # seconds of work lost at most when stopped
 
 
@@ -44,6 +47,7 @@ class ContextStore:
         for path in sorted(self.folder.glob("*.safetensors")):
             if path in known:
                 continue
+            path.open("rb").close()  # says in words what safetensors calls missing: that it may not be read
             try:
                 with safe_open(path, "np") as file:
                     self._shard_of.update(dict.fromkeys(file.keys(), path))
@@ -74,6 +78,7 @@ class ContextStore:
         name = hashlib.sha256("".join(sorted(entries)).encode()).hexdigest()[:16]
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
         save_file(entries, temporary)
+        share(temporary)
         os.replace(temporary, self.folder / f"{name}.safetensors")
         self.refresh()
 
@@ -124,7 +129,7 @@ def _extract(store: ContextStore, extractor: Any, rows: Any, missing: Collection
     for key, index in tqdm(
         places.items(), desc=f"extract {extractor.name}", unit="segment", mininterval=interval
     ):
-        samples = np.asarray(rows[index]["samples"], dtype=np.float32) / 32768.0
+        samples = np.asarray(read_row(rows, index)["samples"], dtype=np.float32) / 32768.0
         entries[key] = np.ascontiguousarray(extractor.extract(samples))
         if len(entries) == _SHARD_ENTRIES:
             store.write(entries)

@@ -3,14 +3,15 @@
     <data_dir>/prepared/<corpus.name>-<hash>/<split>/    a Hugging Face dataset (`datasets.load_from_disk`)
                                              report.json, dropped.jsonl
 
-The hash covers all that the content depends on, so a changed option or file makes another folder and a stale
-one is never read. While it is being made, the parts that are done lie in ``<corpus.name>-<hash>.partial``;
-stopped at any point, the next run goes on from them.
+The hash covers all that the content depends on (`localgp.corpora.identity`), so a changed option or file makes another
+folder and a stale one is never read. One that is damaged is made again (`localgp.corpora.integrity`). While it is being
+made, the parts that are done lie in ``<corpus.name>-<hash>.partial``; stopped at any point, the next run goes on from
+them.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
 import re
@@ -25,13 +26,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from localgp.corpora.identity import audio_digests, fingerprint
+from localgp.corpora.integrity import damage_of, describe_split
 from localgp.corpora.parallel import run_jobs
 from localgp.corpora.report import build_report, format_report
 from localgp.corpora.segment import Dropped, Reading
 from localgp.corpora.shards import PART_REPORT, Job, features, split_jobs
 from localgp.errors import AudioError, ConfigError, CorpusError
 
-FORMAT = 1  # of the prepared data: raise it when anything here changes what comes out
 SPLITS = ("train", "dev", "test")
 
 
@@ -100,13 +102,16 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
         reading = read_corpus(corpus)
         if not reading.segments and not reading.dropped:
             raise CorpusError(f"{corpus.get('manifest') or corpus.root} is empty: it has no segment")
-        files = _audio_files(reading)
-        digest = _fingerprint(reading, files, corpus)
+        digests = audio_digests(_audio_files(reading), base / f".{corpus.name}.audio.json")
+        digest = fingerprint(reading, digests, float(corpus.max_seconds), corpus.on_error)
         final = base / f"{corpus.name}-{digest}"
         report = _report_of(final)
         if report is not None:
-            # It may have been made from elsewhere, or moved since.
-            return PreparedCorpus(final, report | {"path": str(final)}, fresh=False)
+            damage = damage_of(final, report)
+            if damage is None:
+                # It may have been made from elsewhere, or moved since.
+                return PreparedCorpus(final, report | {"path": str(final)}, fresh=False)
+            print(f"{final} is damaged ({damage}); it is prepared again", file=sys.stderr, flush=True)
         started = time.monotonic()
         work = base / f"{corpus.name}-{digest}.partial"
         jobs = split_jobs(reading.segments, work / "parts", float(corpus.max_seconds), corpus.on_error)
@@ -187,29 +192,32 @@ def _lock(path: Path, name: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except Timeout:  # an OSError too
         print(f"another process is preparing corpus {name}; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        yield  # another user's data_dir, in which this one can only read what is prepared
+        return
     try:
         yield
     finally:
         lock.release()
 
 
-def _audio_files(reading: Reading) -> dict[str, tuple[int, int]]:
-    """Size and modification time of every recording; segments without one are dropped here."""
-    files: dict[str, tuple[int, int]] = {}
-    missing: set[str] = set()
+def _audio_files(reading: Reading) -> list[Path]:
+    """Every recording; segments without one are dropped here."""
+    there: dict[Path, bool] = {}
     kept = []
     for segment in reading.segments:
-        audio = str(segment.audio)
-        if audio not in files and audio not in missing:
+        audio = segment.audio
+        if audio not in there:
             try:
-                stat = segment.audio.stat()
-                files[audio] = stat.st_size, stat.st_mtime_ns
+                there[audio] = audio.stat() is not None
             except (OSError, ValueError):  # ValueError: a damaged list's name with a NUL in it
-                missing.add(audio)
-        if audio in files:
+                there[audio] = False
+        if there[audio]:
             kept.append(segment)
         else:
             detail = f"{segment.source}: no audio file {audio}"
@@ -218,7 +226,7 @@ def _audio_files(reading: Reading) -> dict[str, tuple[int, int]]:
     reading.segments = kept
     if not kept:
         raise CorpusError(_nothing_left(reading))
-    return files
+    return [audio for audio, found in there.items() if found]
 
 
 def _nothing_left(reading: Reading) -> str:
@@ -227,25 +235,6 @@ def _nothing_left(reading: Reading) -> str:
         reasons.setdefault(dropped.reason, []).append(dropped)
     lines = [f"{reason}: {len(group)}, first {group[0].detail}" for reason, group in reasons.items()]
     return "no usable segment in this corpus" + "".join(f"\n  {line}" for line in lines)
-
-
-def _fingerprint(reading: Reading, files: dict[str, tuple[int, int]], corpus: DictConfig) -> str:
-    """12 hex digits over the segments as read, the audio files' sizes and times, and what cutting depends on.
-
-    Where the corpus lies is not part of it: a moved one is still prepared.
-    """
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        digest.update(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-
-    add([FORMAT, float(corpus.max_seconds), corpus.on_error])
-    for segment in reading.segments:
-        row = asdict(segment) | {"audio": [segment.audio.stem, *files[str(segment.audio)]]}
-        del row["source"]
-        add(row)
-    add([(dropped.utt_id, dropped.reason) for dropped in reading.dropped])
-    return digest.hexdigest()[:12]
 
 
 def _assemble(
@@ -271,7 +260,8 @@ def _assemble(
     with (folder / "dropped.jsonl").open("w", encoding="utf-8") as file:
         for dropped in reading.dropped:
             file.write(json.dumps(asdict(dropped), ensure_ascii=False) + "\n")
-    return build_report(name, final, splits, reading)
+    stored = {split: describe_split(folder / split, rows) for split, rows in splits.items()}
+    return build_report(name, final, splits, reading) | {"stored": stored}
 
 
 def _describe(folder: Path, split: str, names: list[str], fingerprint: str) -> None:

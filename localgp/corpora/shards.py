@@ -6,7 +6,6 @@ final name only when complete, so whatever is there after a crash can be kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from localgp.corpora.audio import Recording, decode, to_int16
+from localgp.corpora.integrity import samples_digest
 from localgp.corpora.segment import Reading, Segment
 from localgp.errors import AudioError
 
@@ -46,7 +46,12 @@ class Job:
         return self.folder / f"{self.index:05d}"
 
     def is_done(self) -> bool:
-        return (self.part / PART_REPORT).is_file()
+        """Whether the part is there, and its files as long as they were written."""
+        try:
+            report = json.loads((self.part / PART_REPORT).read_text(encoding="utf-8"))
+            return all((self.part / name).stat().st_size == size for name, size in report["files"].items())
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+            return False
 
 
 def features() -> Any:
@@ -126,7 +131,11 @@ def run_job(job: Job, schema: Any) -> int:
         flush(split)
     for writer in writers.values():
         writer.close()
-    report = {"dropped": [asdict(d) for d in reading.dropped], "notes": dict(reading.notes)}
+    report = {
+        "dropped": [asdict(d) for d in reading.dropped],
+        "notes": dict(reading.notes),
+        "files": {path.name: path.stat().st_size for path in temporary.glob("*.arrow")},
+    }
     (temporary / PART_REPORT).write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
     shutil.rmtree(job.part, ignore_errors=True)
     os.replace(temporary, job.part)
@@ -180,7 +189,7 @@ def _row(segment: Segment, samples: np.ndarray, rate: int) -> dict[str, Any]:
         "asr": segment.asr,
         "targets": list(segment.translations),
         "translations": list(segment.translations.values()),
-        "audio_sha1": hashlib.sha1(samples.tobytes()).hexdigest()[:16],
+        "audio_sha1": samples_digest(samples),
         "samples": samples,
     }
 

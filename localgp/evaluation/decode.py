@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from localgp.corpora.integrity import read_row
 from localgp.decoder.train import MODULES as DECODER_MODULES
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.evaluation.gates_file import GateRecord
@@ -169,7 +170,7 @@ def decode_rows(
     token_gates = TokenGates(espnet.eos, tokenizer.token_list)
     for begin in tqdm(range(0, len(order), batch), unit="batch", disable=None if progress else True):
         chunk = order[begin : begin + batch]
-        items = [rows[index] for index in chunk]
+        items = [read_row(rows, index) for index in chunk]
         utt_ids |= {index: item["utt_id"] for index, item in zip(chunk, items, strict=True)}
         speech_BN, signal_B = padded_speech(items, samples)
         ends_B = signal_B if model.trim else torch.full((len(chunk),), samples)

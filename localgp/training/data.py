@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from localgp.contexts.extract import RowContexts, stack_contexts
+from localgp.corpora.integrity import read_row
 from localgp.errors import ConfigError
 from localgp.timeline import frame_centres
 
@@ -91,7 +92,7 @@ class TrainingExamples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         tasks = self.examples[index]
-        row = self.rows[tasks[0].row]
+        row = read_row(self.rows, tasks[0].row)
         signal = np.asarray(row["samples"], dtype=np.float32)[: self.samples] / 32768.0
         offset = 0
         room = min(self.init_silence, self.samples - len(signal))

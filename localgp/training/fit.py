@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import logging
 import platform
@@ -26,6 +25,7 @@ from localgp.contexts.extract import row_contexts
 from localgp.corpora.fits import check_fits, split_of
 from localgp.corpora.prepared import limit_per_language, load_prepared
 from localgp.errors import CheckpointError, ConfigError
+from localgp.failures import is_of_machine
 from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint
@@ -221,10 +221,6 @@ def _fsdp() -> Any:
     return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full")
 
 
-# Failures of the machine, which say nothing about the file that was being read.
-_NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE)
-
-
 def newest_checkpoint(directory: Path) -> tuple[Path, int] | None:
     """The newest checkpoint that can be read, and its step; None where there is none yet. A damaged one is named, and
     kept aside where the one before can be used.
@@ -243,7 +239,7 @@ def newest_checkpoint(directory: Path) -> tuple[Path, int] | None:
                 raise CheckpointError(f"checksum of {part}")
             step = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         except Exception as error:  # any unreadable file is the same to the user: use the one before
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_FILE:
+            if is_of_machine(error):
                 raise
             damaged[path] = error.__class__.__name__
             continue
