@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import localgp
 from localgp.errors import BackboneError, CheckpointError, ConfigError, HubError
 from localgp.hub.archive import unpacked, write_zip
 from localgp.hub.card import licence_of
+from localgp.hub.licences import licence_identifier
 from localgp.hub.pack import pack, packed_name, push
 from localgp.pack import main, run_directory
 from tests.scripts_as_modules import script
@@ -155,6 +157,46 @@ def test_the_licence_is_known_for_exact_names_alone(backbone, corpus, licence):
             licence_of(config)
     else:
         assert licence_of(config) == licence
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("foo", r"'foo' is no licence identifier.*such as apache-2.0"),
+        ("apache", "did you mean apache-2.0"),
+        ("apache2", "did you mean apache-2.0"),
+        ("GPL-3.0-or-later", "did you mean gpl-3.0"),
+        ("cc-by-nc", "cc-by-nc-4.0"),
+        ("", "is no licence identifier"),
+    ],
+)
+def test_a_licence_is_one_of_the_hubs(run, tmp_path, given, message):
+    with pytest.raises(ConfigError, match=message):
+        pack(run, tmp_path, licence=given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["mit", "MIT", "Apache-2.0", "cc-by-4.0", "other"])
+def test_a_licence_is_written_as_the_hub_does(given):
+    assert licence_identifier(given) == given.lower()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_a_folder_of_runs_names_its_runs(tmp_path, levels):
+    """exp/, exp/<corpus>/, …: what is above a run is not taken for a damaged model."""
+    below = Path(*("exp", "mini", "mini", "row05")[4 - levels :])
+    for seed, ended in ((1, True), (2, True), (3, False)):
+        checkpoints = tmp_path / below / f"seed{seed}" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        if ended:
+            (checkpoints / "model.safetensors").touch()
+    folder = tmp_path / below.parts[0]
+    with pytest.raises(CheckpointError) as raised:
+        localgp.load(str(folder), device="cpu")
+    assert "is a folder of runs" in str(raised.value)
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == [
+        str(tmp_path / below / f"seed{seed}") for seed in (1, 2)
+    ]
 
 
 def test_packing_needs_a_finished_run_scores_and_a_licence(run, tmp_path):

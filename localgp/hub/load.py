@@ -143,8 +143,26 @@ def _read(path: Path | str, gates: str) -> tuple[Any, Any, DictConfig, dict[str,
         return model, backbone, cfg, _metrics(path / EXTRAS / METRICS)
     if (path / "checkpoints").is_dir():
         return _read_run(path, gates)
+    _refuse_folder_of_runs(path)
     locate(str(path))  # says what is missing
     return *_build(base_config("backbone=path", f"backbone.path={json.dumps(str(path))}", "conf=row01")), {}
+
+
+def _refuse_folder_of_runs(path: Path) -> None:
+    """Raises:
+    CheckpointError: There are runs below; it names them.
+    """
+    levels = ("", "*/", "*/*/", "*/*/*/")  # exp/<corpus>/<backbone>/<conf>/seed<k>, from anywhere above
+    runs = sorted(place.parent for level in levels for place in path.glob(f"{level}seed*/checkpoints"))
+    if not runs:
+        return
+    ended = [run for run in runs if (run / "checkpoints" / WEIGHTS).is_file()]
+    shown = "\n  ".join(str(run) for run in (ended or runs)[:20])
+    more = f"\n  and {len(ended or runs) - 20} more" if len(ended or runs) > 20 else ""
+    raise CheckpointError(
+        f"{path} is a folder of runs and not a model; give one of its {'' if ended else 'un'}finished ones:"
+        f"\n  {shown}{more}"
+    )
 
 
 def _read_run(path: Path, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:

@@ -17,6 +17,7 @@ from localgp import __version__
 from localgp.errors import CheckpointError, HubError
 from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
+from localgp.hub.licences import licence_identifier
 from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS
 from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section
@@ -65,13 +66,13 @@ def pack(
     places = {"espnet": output / f"{name}.zip", "huggingface": output / name}
     packed = {form: places[form] for form in formats}
     _check_free(packed, overwrite)
+    licence = licence_of(config) if licence is None else licence_identifier(licence)
     loaded = load(str(run), device="cpu")
     if not loaded.metrics and not without_scores:
         raise CheckpointError(
             f"{run} has no {METRICS}: a card without scores says little. Evaluate it first (python -m "
             f"localgp.evaluate conf={config['name']}), or pack it as it is: --without-scores"
         )
-    licence = licence or licence_of(config)
     if "espnet" in packed:
         _pack_espnet(loaded, config, packed["espnet"], licence, name)
     if "huggingface" in packed:

@@ -1,0 +1,48 @@
+"""The licences that the Hugging Face hub knows by an identifier."""
+
+from __future__ import annotations
+
+import difflib
+
+from localgp.errors import ConfigError
+
+# fmt: off
+IDENTIFIERS = (
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
+    "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0",
+    "cdla-sharing-1.0", "creativeml-openrail-m", "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "eupl-1.2", "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0",
+    "gpl-3.0", "grok2-community", "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr",
+    "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa",
+    "odbl", "odc-by", "ofl-1.1", "openmdw-1.0", "openrail", "openrail++", "osl-3.0", "other", "pddl",
+    "postgresql", "unknown", "unlicense", "wtfpl", "zlib",
+)
+# fmt: on
+
+
+def licence_identifier(given: str) -> str:
+    """A licence as the hub writes it.
+
+    Raises:
+        ConfigError: None of the hub's.
+
+    Example:
+        >>> licence_identifier("CC-BY-4.0")
+        'cc-by-4.0'
+    """
+    identifier = given.strip().lower().replace(" ", "-")
+    if identifier in IDENTIFIERS:
+        return identifier
+    # SPDX says which versions of the GPL; the hub does not.
+    plain = identifier.removesuffix("-only").removesuffix("-or-later")
+    near = difflib.get_close_matches(plain, IDENTIFIERS, n=3, cutoff=0.6)
+    near += [known for known in IDENTIFIERS if plain and known.startswith(plain) and known not in near][:3]
+    raise ConfigError(
+        f"--licence {given!r} is no licence identifier of the Hugging Face hub"
+        + (f"; did you mean {' or '.join(near)}?" if near else ";")
+        + " They are such as apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0; 'other' is one for a licence of your own "
+        "(all: https://huggingface.co/docs/hub/repositories-licenses)"
+    )
