@@ -14,7 +14,7 @@ from typing import Any
 
 from localgp.cli import reported, take_debug_flag
 from localgp.errors import AudioError, ConfigError
-from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED
+from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED, Transcript
 from localgp.transcription.inputs import Input, find_inputs, readable
 from localgp.transcription.outputs import Outputs, model_identity
 
@@ -164,9 +164,15 @@ def _transcribe(
     )
     printed = _InOrder(len(inputs), args.format)
     failed = written = 0
+    warned: set[str] = set()
     try:
         for number, result in results:
             index = chosen[number]
+            if isinstance(result, Transcript):
+                for warning in result.warnings:
+                    if warning not in warned:  # what holds for every file is said once
+                        print(f"warning: {result.source}: {warning}", file=sys.stderr)
+                    warned.add(warning)
             if isinstance(result, AudioError):
                 if not args.keep_going:
                     raise result

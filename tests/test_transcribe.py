@@ -14,6 +14,7 @@ from localgp.cli import reported
 from localgp.corpora.audio import write_audio
 from localgp.errors import AudioError, ConfigError
 from localgp.transcribe import main
+from localgp.transcription.detection import detection_warnings
 from localgp.transcription.formats import Segment, Transcript, cue
 from localgp.transcription.jobs import PauseJob, TimestampJob
 from localgp.transcription.transcriber import Transcriber
@@ -215,6 +216,31 @@ def test_language_is_the_most_probable_language_token(model, recordings):
     given = model.transcribe(str(recordings / "short.wav"), src=found.language, **QUICK)
     assert given.text == found.text
     assert given.language_probability is None
+    assert given.warnings == []
+    assert "knows deu, fra, ita and takes every recording for one of them" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "told"),
+    [
+        ([0.9, 0.05, 0.05], []),
+        ([0.45, 0.05, 0.5], ["hard to tell: l2 0.50, l0 0.45"]),
+        ([0.34, 0.33, 0.33], ["hard to tell: l0 0.34"]),
+    ],
+)
+@pytest.mark.parametrize("count", [3, 100])
+def test_a_language_that_may_be_wrong_is_said(probabilities, told, count):
+    languages = [f"l{number}" for number in range(count)]
+    found = detection_warnings(languages, probabilities + [0.0] * (count - 3))
+    if count == 3:
+        assert "this model knows l0, l1, l2" in found.pop(0)
+    assert len(found) == len(told)
+    assert all(part in text for part, text in zip(told, found, strict=True))
+
+
+def test_what_holds_for_every_file_is_said_once(loaded, recordings, capsys):
+    assert command(*[str(recordings / name) for name in ("short.wav", "long.m4a")]) == 0
+    assert capsys.readouterr().err.count("takes every recording for one of them") == 1
 
 
 def test_models_that_know_no_times_are_not_asked_for_them(model, recordings):

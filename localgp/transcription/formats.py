@@ -31,6 +31,7 @@ class Transcript:
     target: What is written; the language itself for a transcript.
     language_probability: Where the language was detected, its probability among the model's languages.
     segments: In order.
+    warnings: Why it may not be what was said, for people.
 
     Example:
         >>> transcript = Transcript("a.m4a", 2.0, "deu", "deu", None, [Segment(0.0, 1.5, "guten tag.")])
@@ -40,7 +41,6 @@ class Transcript:
         1
         00:00:00,000 --> 00:00:01,500
         guten tag.
-        <BLANKLINE>
     """
 
     source: str
@@ -49,6 +49,7 @@ class Transcript:
     target: str
     language_probability: float | None
     segments: list[Segment] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:

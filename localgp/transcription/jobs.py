@@ -34,6 +34,7 @@ class Job(ABC):
         self.segments: list[Segment] = []
         self.language: str | None = None
         self.language_probability: float | None = None
+        self.warnings: list[str] = []
 
     @property
     def seconds(self) -> float:

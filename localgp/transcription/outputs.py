@@ -133,7 +133,7 @@ def output_places(
     """One path per input: its name with another ending, in the folders that it has below the root of them all.
 
     Example:
-        >>> talks = [Input("day1/a.wav", "/x/day1"), Input("day2/a.wav", "/x/day2")]
+        >>> talks = [Input("/x/day1/a.wav", "/x/day1"), Input("/x/day2/a.wav", "/x/day2")]
         >>> [path.as_posix() for path in output_places(talks, Path("out"), ".srt")]
         ['out/day1/a.srt', 'out/day2/a.srt']
     """

@@ -23,6 +23,7 @@ from localgp.errors import AudioError, ConfigError
 from localgp.evaluation.decode import TaskSearches
 from localgp.search.options import DecodeOptions
 from localgp.training.data import Task
+from localgp.transcription.detection import detection_warnings
 from localgp.transcription.formats import Transcript
 from localgp.transcription.inputs import on_disk, readable
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob
@@ -289,6 +290,7 @@ class Transcriber:
         probability_V = logp_1V[0, self._language_ids].float().softmax(-1)
         best = int(probability_V.argmax())
         job.language, job.language_probability = self.languages[best], float(probability_V[best])
+        job.warnings += detection_warnings(self.languages, probability_V.tolist())
 
     def _code(self, language: str) -> str:
         """``de`` to ``deu``, checked."""
@@ -305,6 +307,7 @@ class Transcriber:
             self._code(tgt) if tgt else language,
             None if job.language_probability is None else round(job.language_probability, 4),
             job.segments,
+            job.warnings,
         )
 
 
