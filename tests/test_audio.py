@@ -60,9 +60,9 @@ def test_wav_at_16_khz_is_exact(tmp_path):
 def test_an_empty_channel_is_left_out_and_a_full_one_is_averaged(tmp_path, name):
     mono = burst(16_000)
     write_audio(tmp_path / f"l{name}", np.stack([mono, 0 * mono], axis=1), 16_000, bit_rate=128_000)
-    write_audio(tmp_path / f"b{name}", np.stack([mono, -mono / 2], axis=1), 16_000, bit_rate=128_000)
+    write_audio(tmp_path / f"b{name}", np.stack([mono, mono / 2], axis=1), 16_000, bit_rate=128_000)
     assert np.abs(read_audio(tmp_path / f"l{name}")).max() == pytest.approx(0.5, abs=0.05)
-    assert np.abs(read_audio(tmp_path / f"b{name}")).max() == pytest.approx(0.125, abs=0.03)
+    assert np.abs(read_audio(tmp_path / f"b{name}")).max() == pytest.approx(0.375, abs=0.05)
 
 
 def test_silence_on_both_channels_stays_silence(tmp_path):
@@ -150,7 +150,7 @@ def damage(path, kind):
         ("a.m4a", "empty", "not an audio file, damaged or cut off"),
         ("a.m4a", "cut off", "not an audio file, damaged or cut off"),
         ("a.wav", "cut off", r"cut off; its header says 220544 bytes, the file has 110272"),
-        ("a.flac", "cut off", "damaged or cut off; decoding stops after 2"),
+        ("a.flac", "cut off", r"cut off; its header says 5\.0 s, and 2\.\d s can be decoded"),
         ("a.m4a", "cut off between packets", r"cut off; its header says 5\.\d s, and 2\.\d s can be decoded"),
         ("a.wav", "no samples", "holds no samples"),
     ],

@@ -1,7 +1,8 @@
 """Audio files to 16 kHz mono samples and back.
 
 A recording is decoded once (`decode`) and cut as often as needed (`Recording.cut`); `read_audio` is the two in
-one call. Everything goes through PyAV, whose wheel carries FFmpeg: m4a, mp3, wav, flac, ogg, webm, video files.
+one call. Everything goes through PyAV, whose wheel carries FFmpeg (`localgp.corpora.stream`): m4a, mp3, wav, flac,
+ogg, webm, video files.
 
 Shape legend: N samples, C channels.
 """
@@ -15,7 +16,31 @@ from pathlib import Path
 
 import numpy as np
 
-from localgp.errors import AudioError
+from localgp.corpora.audio_errors import (
+    BeyondEnd,
+    InvalidTimes,
+    MissingAudio,
+    NonFiniteSamples,
+    Remark,
+    UnreadableAudio,
+)
+from localgp.corpora.stream import read_sound
+
+__all__ = [
+    "SAMPLE_RATE",
+    "BeyondEnd",
+    "Cut",
+    "InvalidTimes",
+    "MissingAudio",
+    "NonFiniteSamples",
+    "Recording",
+    "Remark",
+    "UnreadableAudio",
+    "decode",
+    "read_audio",
+    "to_int16",
+    "write_audio",
+]
 
 SAMPLE_RATE = 16_000  # of OWSM and of everything the corpora hand out
 
@@ -23,42 +48,11 @@ SAMPLE_RATE = 16_000  # of OWSM and of everything the corpora hand out
 # the recording by some frames. Up to this many seconds the end is moved back, beyond it the segment is wrong.
 OVERSHOOT = 0.5
 
-# A channel whose peak is this much (-60 dB) under the loudest one's was not connected: lossy codecs leave
-# traces in channels that were all zero before.
-_EMPTY_CHANNEL = 1e-3
+# Peaks: what a decoder may make of loud sound, and what no sound with full scale 1 reaches.
+_LOUDEST, _MOST_OVER = 2.0, 16.0
 
-# Containers whose header states the true duration. Others (mp3, raw aac) have it estimated from the bit rate.
-_EXACT_DURATION = {"mp4", "wav", "w64", "aiff", "flac", "caf"}
-
-
-class MissingAudio(AudioError):
-    """There is no such file."""
-
-    reason = "missing audio"
-
-
-class UnreadableAudio(AudioError):
-    """Not audio, damaged, or cut off."""
-
-    reason = "unreadable audio"
-
-
-class InvalidTimes(AudioError):
-    """A segment without length, reversed, or before the recording."""
-
-    reason = "invalid times"
-
-
-class BeyondEnd(AudioError):
-    """A segment that the recording does not contain."""
-
-    reason = "segment beyond the end"
-
-
-class NonFiniteSamples(AudioError):
-    """NaN or infinity among a segment's samples."""
-
-    reason = "NaN or infinite samples"
+# The share of samples over full scale from which on it is not full scale.
+_MANY = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,11 +65,19 @@ class Cut:
 
 @dataclass(frozen=True)
 class Recording:
-    """A decoded recording: samples (N,) float32, full scale 1."""
+    """A decoded recording.
+
+    Attributes:
+        path: Its file.
+        samples: (N,) float32, full scale 1.
+        rate: Samples per second.
+        remarks: What was found wrong with it and could be mended.
+    """
 
     path: Path
     samples: np.ndarray
     rate: int = SAMPLE_RATE
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -124,82 +126,48 @@ def read_audio(
 
 
 def decode(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Recording:
-    """Decodes a whole recording, resampled and mixed down.
-
-    Channels that are empty are left out of the mean: in some recordings one side of a stereo pair is silent,
-    and averaging it in would halve the level.
+    """Decodes a whole recording, resampled, mixed down, and never over full scale.
 
     Raises:
         MissingAudio: No file there.
-        UnreadableAudio: Not audio, no audio stream, damaged, or shorter than its header says.
+        UnreadableAudio: Not audio, no audio stream, more damage than sound, or shorter than its header says.
     """
-    import av
-
     path = Path(path)
-    if not path.is_file():
-        raise MissingAudio(f"{path}: no such audio file")
-    _check_riff_size(path)
-    chunks: list[np.ndarray] = []
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise UnreadableAudio(f"{path}: no audio stream in this {container.format.long_name} file")
-            stream = container.streams.audio[0]
-            declared = None
-            if (
-                stream.duration
-                and stream.time_base
-                and _EXACT_DURATION & set(container.format.name.split(","))
-            ):
-                declared = float(stream.duration * stream.time_base)
-            # Channels stay apart until it is known which of them are empty.
-            resampler = av.AudioResampler(format="fltp", layout=None, rate=sample_rate)
-            for frame in container.decode(stream):
-                chunks += [out.to_ndarray() for out in resampler.resample(frame)]
-            if chunks:
-                chunks += [out.to_ndarray() for out in resampler.resample(None)]
-    except (av.error.FFmpegError, ValueError) as error:
-        decoded = sum(chunk.shape[1] for chunk in chunks) / sample_rate
-        where = f"after {decoded:.1f} s" if decoded else "at its beginning"
-        raise UnreadableAudio(
-            f"{path}: not an audio file, damaged or cut off; decoding stops {where} "
-            f"({getattr(error, 'strerror', None) or error})"
-        ) from error
-    samples_CN = np.concatenate(chunks, axis=1) if chunks else np.zeros((1, 0), dtype=np.float32)
-    seconds = samples_CN.shape[1] / sample_rate
-    if not seconds:
-        raise UnreadableAudio(f"{path}: holds no samples")
-    if declared is not None:
-        if seconds < declared - max(1.0, 0.01 * declared):
-            raise UnreadableAudio(
-                f"{path}: cut off; its header says {declared:.1f} s, and {seconds:.1f} s can be decoded"
-            )
-        if declared < seconds <= declared + 0.2:  # the last codec frame's padding
-            samples_CN = samples_CN[:, : max(1, round(declared * sample_rate))]
-    return Recording(path, _mix(samples_CN), sample_rate)
+    samples_N, remarks = read_sound(path, sample_rate)
+    samples_N, over = _to_full_scale(samples_N, path)
+    return Recording(path, samples_N, sample_rate, tuple(remarks + over))
 
 
-def _check_riff_size(path: Path) -> None:
-    """A wav file that was cut off: FFmpeg takes the file's size for its length and would not notice.
+def _to_full_scale(samples_N: np.ndarray, path: Path) -> tuple[np.ndarray, list[Remark]]:
+    """Scales down what is over full scale, which would be clipped later.
 
-    Sizes from 2^31 on, and 0, are what a program writes that does not know the length, such as into a pipe.
+    Lossy codecs and resampling go over it by a little, and nobody needs to be told. A few samples far over it are
+    damage, and are cut. Where there are many, the file holds whole numbers as floats.
+
+    Raises:
+        UnreadableAudio: No scale makes sound of these samples.
     """
-    with path.open("rb") as file:
-        head = file.read(12)
-    stated, actual = int.from_bytes(head[4:8], "little") + 8, path.stat().st_size
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and actual < 0.99 * stated and stated < 0x7FFF0000:
-        raise UnreadableAudio(f"{path}: cut off; its header says {stated} bytes, the file has {actual}")
-
-
-def _mix(samples_CN: np.ndarray) -> np.ndarray:
-    """The mean over the channels that carry signal (C, N) -> (N,)."""
-    if len(samples_CN) == 1:
-        return np.ascontiguousarray(samples_CN[0])
-    peak_C = np.maximum(samples_CN.max(axis=1), -samples_CN.min(axis=1))
-    live_C = peak_C > _EMPTY_CHANNEL * peak_C.max()
-    if not live_C.any():  # all silent, or NaN, which must stay to be found
-        live_C[:] = True
-    return samples_CN[live_C].mean(axis=0, dtype=np.float32)
+    peak = max(-float(samples_N.min()), float(samples_N.max()))
+    if peak <= 1.0:
+        return samples_N, []
+    size_N = np.abs(samples_N[np.isfinite(samples_N)])
+    peak = float(size_N.max(initial=0.0))
+    if peak > _MOST_OVER and (size_N > 1.0).mean() > _MANY:
+        scale = next((2.0**bits for bits in (15, 23, 31) if peak <= 2.0**bits), None)
+        if scale is None:
+            raise UnreadableAudio(
+                f"{path}: damaged; its samples go up to {peak:.3g}, where full scale is 1, or 2^31 in whole numbers"
+            )
+        detail = f"its samples go up to {peak:.6g}, where full scale is 1: divided by {scale:.0f}"
+        return samples_N / np.float32(scale), [Remark("whole numbers stored as floats", detail)]
+    remarks = []
+    if peak > _LOUDEST:
+        detail = f"{int((size_N > _LOUDEST).sum())} samples up to {peak:.3g} were cut at twice the full scale"
+        remarks.append(Remark("samples far over full scale", detail))
+        # Infinity is no loud sample and stays to be found.
+        samples_N = np.where(np.isinf(samples_N), samples_N, samples_N.clip(-_LOUDEST, _LOUDEST))
+    with np.errstate(invalid="ignore"):
+        return samples_N / np.float32(max(1.0, min(peak, _LOUDEST))), remarks
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
