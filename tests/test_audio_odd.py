@@ -271,6 +271,24 @@ def test_rate_and_channels_may_change(tmp_path):
         assert level == pytest.approx(np.abs(SIGNAL).max(), rel=0.2)
 
 
+def test_an_ogg_file_that_lost_a_page_says_so(tmp_path):
+    content = encode(tmp_path / "a.ogg", np.tile(SIGNAL, 2)[None], "libopus", "mono", 48_000).read_bytes()
+    pages = [b"OggS" + page for page in content.split(b"OggS")[1:]]
+    assert kinds(decode(joined(tmp_path, "b.ogg", *pages[:2], *pages[3:]))) == [
+        "beginnings that may be missing"
+    ]
+    recording = decode(joined(tmp_path, "c.ogg", *pages[:3], *pages[4:]))
+    assert kinds(recording) == ["gaps in the time stamps"]
+    assert recording.seconds == pytest.approx(4.0, abs=0.05)
+
+
+@pytest.mark.parametrize("rate", [1, 800_000_000])
+def test_a_rate_that_cannot_be_is_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", SIGNAL, rate)
+    with pytest.raises(UnreadableAudio, match=f" {rate} samples a second"):
+        decode(tmp_path / "a.wav")
+
+
 def test_more_damage_than_sound_is_refused(tmp_path):
     content = bytearray(encode(tmp_path / "a.m4a", SIGNAL[None], "aac", "mono").read_bytes())
     first = content.index(b"mdat") + 4

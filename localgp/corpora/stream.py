@@ -39,6 +39,9 @@ _MOST_SILENCE = 2 * 3600.0
 # libswresample's own limit.
 _MOST_CHANNELS = 64
 
+# Hz; what sound is sampled at. A damaged header's 1 Hz would make hours of one second, its gigahertz filters of them.
+_RATES = range(2000, 1_536_001)
+
 
 def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[Remark]]:
     """Decodes the first audio stream of a file.
@@ -134,6 +137,7 @@ class _Reader:
         self._changes: list[str] = []
         self._gaps: list[tuple[float, float]] = []  # seconds: where, how long
         self._jumps = 0
+        self._cut = 0.0  # seconds that are missing before the file's beginning
         self._good = self._bad = 0
         self._bad_at: float | None = None
 
@@ -149,6 +153,7 @@ class _Reader:
         # The video's beginning, where it is first, is the beginning of the file.
         if timed and container.start_time is not None:
             self._zero = container.start_time / 1e6
+            self._cut = self._zero if "ogg" in kinds else 0.0
         if stream.duration and stream.time_base and _EXACT_DURATION & kinds:
             first = (
                 0.0 if self._zero is None else float((stream.start_time or 0) * stream.time_base) - self._zero
@@ -200,6 +205,10 @@ class _Reader:
         if len(self._names) > _MOST_CHANNELS:
             raise UnreadableAudio(
                 f"{self.path}: {len(self._names)} channels; up to {_MOST_CHANNELS} are read: mix it down first"
+            )
+        if frame.sample_rate not in _RATES:
+            raise UnreadableAudio(
+                f"{self.path}: damaged; its header says {frame.sample_rate} samples a second"
             )
         self._new_resampler()
 
@@ -275,6 +284,9 @@ class _Reader:
             number = "a gap" if len(gaps) == 1 else f"{len(gaps)} gaps, the longest"
             detail = f"{number} of {seconds:.1f} s at {place:.1f} s by its time stamps: silence there"
             remarks.append(Remark("gaps in the time stamps", detail))
+        if self._cut > _JITTER:
+            detail = f"its first time stamp is {self._cut:.1f} s: what was before is not in the file"
+            remarks.append(Remark("beginnings that may be missing", detail))
         if self._jumps:
             detail = f"{self._jumps} time stamps jump by hours; the sound before and behind is joined"
             remarks.append(Remark("time stamps beyond belief", detail))
