@@ -70,7 +70,10 @@ def load_state(
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        with path.open("rb"):  # safetensors calls every file missing that it cannot open
+            state = load_file(path)
+    except PermissionError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. {remedy}") from error
     except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from localgp.contexts.source import MINI, ContextError, digest_of, load_exactly, read_tensors
+from localgp.paths import expanded
 
 PUBLISHED = "BEATs_iter3_plus_AS2M.pt"
 MINI_FILE = "BEATs_mini.pt"
@@ -65,7 +66,7 @@ class EventShape:
 
 
 def _path(source: str) -> Path:
-    path = MINI / "event" / MINI_FILE if source == "mini" else Path(source).expanduser()
+    path = MINI / "event" / MINI_FILE if source == "mini" else expanded(source)
     if not path.is_file():
         raise ContextError(
             f"{_KEY}={source}: no such file. Get {PUBLISHED} from the BEATs page "
@@ -109,7 +110,7 @@ def _shape(cfg: dict[str, Any]) -> EventShape:
 
 def shape_of(source: str) -> EventShape:
     """Dimensions without running anything; those of the published file are known without having it."""
-    if Path(source).name == PUBLISHED and not Path(source).expanduser().is_file():
+    if Path(source).name == PUBLISHED and not expanded(source).is_file():
         return EventShape()
     return _shape(read_checkpoint(_path(source))[0])
 

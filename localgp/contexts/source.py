@@ -9,6 +9,7 @@ from typing import Any
 
 from localgp.errors import LocalGPError
 from localgp.hub.download import HUB_ID, download
+from localgp.paths import expanded
 
 MINI = Path(__file__).parent / "mini"
 
@@ -19,7 +20,7 @@ class ContextError(LocalGPError):
 
 def local_directory(source: str) -> Path | None:
     """``source`` as a directory on this machine, or None where it can only be a hub id."""
-    directory = Path(source).expanduser()
+    directory = expanded(source)
     return directory if directory.is_dir() else None
 
 
@@ -69,7 +70,10 @@ def read_tensors(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError:  # not damaged
+        raise
     except pickle.UnpicklingError as error:
         raise ContextError(
             f"{path}: refused, since loading it would run code of the file's author, or it is damaged "

@@ -11,8 +11,9 @@ Nothing of it is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.backbones.owsm.files import locate
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
+from localgp.failures import remedy
 from localgp.hub.archive import is_archive, unpacked
 from localgp.hub.download import HUB_ID, download
+from localgp.paths import expanded, literal
+from localgp.search.options import DecodeOptions
 from localgp.stored import read_yaml_mapping, short
 from localgp.validate import check_config
 from localgp.weights import load_state
@@ -49,37 +53,78 @@ _ELSEWHERE = (
 )
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What lies at a path, before its weights are read.
+
+    Attributes:
+        cfg: Its configuration, on top of the current defaults.
+        weights: Tensors besides those of the backbone's own checkpoint; None where it has all.
+        metrics: Where its scores are, if it has some.
+        only_gates: ``weights`` holds the gates alone.
+        source: What to call where they came from, if not by the backbone's name for it.
+    """
+
+    cfg: DictConfig
+    weights: Path | None = None
+    metrics: Path | None = None
+    only_gates: bool = False
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model before its weights are read: what is needed to refuse what it cannot do.
+
+    Attributes:
+        options: How it decodes.
+        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
+        window_seconds: What it hears at once.
+    """
+
+    options: DecodeOptions
+    tokenizer: Any
+    window_seconds: float
+
+
+def describe(source: str, gates: str = "trained") -> Described:
+    """What `load` would load, in a moment and without PyTorch.
+
+    Raises:
+        LocalGPError: As `load`, but for the weights.
+    """
+    from localgp.backbones.owsm.model import read_vocabulary
+
+    path = _find(str(source))
+    with _readable(path):
+        cfg = _stored(path, gates).cfg
+        return Described(decode_options(cfg), *read_vocabulary(cfg.backbone))
+
+
 def load(source: str, *, device: str = "auto", precision: str = "fp32", gates: str = "trained") -> Any:
     """See `localgp.load`."""
-    import torch
-
-    from localgp.contexts.extract import build_extractor, needed_contexts
-    from localgp.precision import resolve_device, resolve_precision
-    from localgp.search.options import DecodeOptions
-    from localgp.transcription.transcriber import Transcriber
-
     if gates not in ("trained", "open"):
         raise ConfigError(f"gates is {gates!r}; valid: trained, open")
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
     path = _find(str(source))
-    try:
-        model, backbone, cfg, metrics = _read(path, gates)
-        options = decode_options(cfg, DecodeOptions)
-        extractors = {name: build_extractor(name, cfg, where) for name in needed_contexts(cfg)}
-    except LocalGPError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
-            raise
-        # What reads as a configuration and is none: a number where a list has to be, and the like.
-        raise CheckpointError(
-            f"{path}: its configuration does not describe a model ({type(error).__name__}: {error}); "
-            "copy it again, or pack the run again"
-        ) from error
+    with _readable(path):
+        stored = _stored(path, gates)
+        options = decode_options(stored.cfg)
+
+        from localgp.build import build_model
+        from localgp.contexts.extract import build_extractor, needed_contexts
+        from localgp.precision import resolve_device, resolve_precision
+        from localgp.transcription.transcriber import Transcriber
+
+        where = resolve_device(device)
+        dtype = resolve_precision(precision, where)
+        model, backbone = build_model(stored.cfg)
+        if stored.weights is not None and not (stored.only_gates and _has_no_gates(model)):
+            load_state(model, stored.weights, gates, only_gates=stored.only_gates)
+        extractors = {name: build_extractor(name, stored.cfg, where) for name in needed_contexts(stored.cfg)}
+    backbone.source = stored.source or backbone.source
     model.to(where).eval()
     fine_tuned = _is_fine_tuned(path)
-    config = OmegaConf.to_container(cfg, resolve=True) if fine_tuned else {}
+    config = OmegaConf.to_container(stored.cfg, resolve=True) if fine_tuned else {}
     assert isinstance(config, dict)
     return Transcriber(
         model,
@@ -91,15 +136,36 @@ def load(source: str, *, device: str = "auto", precision: str = "fp32", gates: s
         extractors=extractors,
         name=str(source),
         config={str(key): value for key, value in config.items()},
-        metrics=metrics,
+        metrics={} if stored.metrics is None else _metrics(stored.metrics),
     )
+
+
+def _has_no_gates(model: Any) -> bool:
+    return all(name.startswith("espnet.") for name in model.state_dict())
+
+
+@contextmanager
+def _readable(path: Path | str) -> Iterator[None]:
+    """Makes an error of ours of what reads as a configuration and is none: a number where a list has to be, and the
+    like."""
+    try:
+        yield
+    except LocalGPError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+        if remedy(error) is not None or "memory" in str(error):
+            raise
+        raise CheckpointError(
+            f"{path}: its configuration does not describe a model ({type(error).__name__}: {error}); "
+            "copy it again, or pack the run again"
+        ) from error
 
 
 def _find(source: str) -> Path | str:
     """The directory of a model, unpacked or fetched where need be; ``embedded`` stays as it is."""
     if source == "embedded":
         return source
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return path
     if path.is_file():
@@ -123,29 +189,25 @@ def _is_fine_tuned(path: Path | str) -> bool:
     return any((path / mark).exists() for mark in (CONFIG, Path(EXTRAS) / "config.yaml", "checkpoints"))
 
 
-def _read(path: Path | str, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:
-    """Model, backbone, configuration and scores of what lies at ``path``."""
+def _stored(path: Path | str, gates: str) -> _Stored:
+    """What lies at ``path``, by the files that only its kind has."""
     if isinstance(path, str):
-        return *_build(base_config("backbone=mini", "conf=row01")), {}
+        return _Stored(base_config("backbone=mini", "conf=row01"))
     if (path / CONFIG).is_file():
         cfg = stored_config(path / CONFIG, gates)
-        cfg.backbone.path, cfg.backbone.weights = str(path / ESPNET), "random"
-        model, backbone, cfg = _build(cfg)
-        load_state(model, path / WEIGHTS, gates)
-        backbone.source = str(path)
-        return model, backbone, cfg, _metrics(path / METRICS)
+        cfg.backbone.path, cfg.backbone.weights = literal(str(path / ESPNET)), "random"
+        return _Stored(cfg, path / WEIGHTS, path / METRICS, source=str(path))
     if (path / EXTRAS / "config.yaml").is_file():
         cfg = stored_config(path / EXTRAS / "config.yaml", gates)
-        cfg.backbone.path, cfg.backbone.weights = str(path), "pretrained"
-        model, backbone, cfg = _build(cfg)
-        if any(not name.startswith("espnet.") for name in model.state_dict()):
-            load_state(model, path / EXTRAS / GATES, gates, only_gates=True)
-        return model, backbone, cfg, _metrics(path / EXTRAS / METRICS)
+        cfg.backbone.path, cfg.backbone.weights = literal(str(path)), "pretrained"
+        return _Stored(cfg, path / EXTRAS / GATES, path / EXTRAS / METRICS, only_gates=True)
     if (path / "checkpoints").is_dir():
-        return _read_run(path, gates)
+        return _stored_run(path, gates)
     _refuse_folder_of_runs(path)
     locate(str(path))  # says what is missing
-    return *_build(base_config("backbone=path", f"backbone.path={json.dumps(str(path))}", "conf=row01")), {}
+    cfg = base_config("backbone=path", "conf=row01")
+    cfg.backbone.path = literal(str(path))
+    return _Stored(cfg)
 
 
 def _refuse_folder_of_runs(path: Path) -> None:
@@ -165,7 +227,7 @@ def _refuse_folder_of_runs(path: Path) -> None:
     )
 
 
-def _read_run(path: Path, gates: str) -> tuple[Any, Any, DictConfig, dict[str, Any]]:
+def _stored_run(path: Path, gates: str) -> _Stored:
     weights = path / "checkpoints" / WEIGHTS
     if not (path / "config.yaml").is_file():
         raise CheckpointError(
@@ -177,16 +239,7 @@ def _read_run(path: Path, gates: str) -> tuple[Any, Any, DictConfig, dict[str, A
             f"{path} holds no finished training (no checkpoints/{WEIGHTS}); the command that began it goes on from "
             f"its last checkpoint: python -m localgp.train conf={cfg.name} ..."
         )
-    model, backbone, cfg = _build(cfg)
-    load_state(model, weights, gates)
-    return model, backbone, cfg, _metrics(path / METRICS)
-
-
-def _build(cfg: DictConfig) -> tuple[Any, Any, DictConfig]:
-    from localgp.build import build_model
-
-    model, backbone = build_model(cfg)
-    return model, backbone, cfg
+    return _Stored(cfg, weights, path / METRICS)
 
 
 def base_config(*overrides: str) -> DictConfig:
@@ -243,27 +296,27 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
             f"{path}: {section} has {', '.join(unknown)}, unknown here; it was written by another localgp: update it"
         )
     try:
-        OmegaConf.update(cfg, section, value, merge=True)
+        OmegaConf.update(cfg, section, literal(value), merge=True)
         if is_section:
             OmegaConf.to_container(cfg[section], resolve=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {section} cannot be used ({short(error)}); copy it again") from error
 
 
-def decode_options(cfg: DictConfig, kind: Any) -> Any:
-    """The ``decode`` section as ``kind``, `localgp.search.options.DecodeOptions`, which has no batch and no precision.
+def decode_options(cfg: DictConfig) -> DecodeOptions:
+    """The ``decode`` section, which has a batch and a precision besides.
 
     Raises:
         ConfigError: It has options that there are not.
     """
     settings: Any = OmegaConf.to_container(cfg.decode, resolve=True)
-    known = {field.name for field in fields(kind)}
+    known = {field.name for field in fields(DecodeOptions)}
     unknown = sorted(str(key) for key in set(settings) - known - {"batch", "precision"})
     if unknown:
         raise ConfigError(
             f"decode has {', '.join(unknown)}; valid: batch, precision, {', '.join(sorted(known))}"
         )
-    return kind(**{key: value for key, value in settings.items() if key in known})
+    return DecodeOptions(**{key: value for key, value in settings.items() if key in known})
 
 
 def _metrics(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.licences import licence_identifier
 from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS
+from localgp.paths import expanded
 from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section
 
@@ -118,7 +119,7 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("corpus"), dict):
         kept["corpus"] = {k: v for k, v in kept["corpus"].items() if k not in ("root", "workers", "manifest")}
     backbone = kept.get("backbone")
-    if isinstance(backbone, dict) and Path(str(backbone.get("path"))).expanduser().is_dir():
+    if isinstance(backbone, dict) and expanded(str(backbone.get("path"))).is_dir():
         kept["backbone"] = {**backbone, "path": ESPNET}
     if isinstance(kept.get("contexts"), dict):
         kept["contexts"] = {name: _portable_context(section) for name, section in kept["contexts"].items()}
@@ -129,7 +130,7 @@ def _portable_context(section: Any) -> Any:
     """An extractor's local file or directory, by its own name under ``models/`` of wherever the model is loaded."""
     if not isinstance(section, dict) or section.get("source", "mini") == "mini":
         return section
-    path = Path(str(section["source"])).expanduser()
+    path = expanded(str(section["source"]))
     return {**section, "source": f"models/{path.name}"} if path.is_absolute() or path.exists() else section
 
 

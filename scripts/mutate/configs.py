@@ -27,7 +27,6 @@ def read_values(directory: Path) -> int:
     from localgp.corpora.prepared import _check_config
     from localgp.hub.load import decode_options
     from localgp.run import Run
-    from localgp.search.options import DecodeOptions
     from localgp.stored import read_yaml_mapping
     from localgp.training.world import check_launch
     from localgp.validate import check_config
@@ -43,7 +42,7 @@ def read_values(directory: Path) -> int:
         return 1
     check_launch(cfg, {}, multirun=False)
     _check_config(cfg.corpus)
-    decode_options(cfg, DecodeOptions)
+    decode_options(cfg)
     Run(cfg)
     build_policy(cfg, _encoder())
     return 0

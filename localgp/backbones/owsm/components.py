@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from localgp.errors import BackboneError
+from localgp.failures import remedy
 
 # Component in the configuration -> name there -> module and class.
 COMPONENTS: dict[str, dict[str, str]] = {
@@ -78,7 +79,7 @@ def component_class(component: str, name: Any) -> Any:
     """The class that ``config.yaml`` means by ``component: name``.
 
     Raises:
-        BackboneError: No such component, or one whose own packages are not installed.
+        BackboneError: No such component, or one that cannot be imported here.
     """
     known = COMPONENTS[component]
     if not isinstance(name, str) or name not in known:
@@ -88,7 +89,10 @@ def component_class(component: str, name: Any) -> Any:
     module, _, kind = known[name].rpartition(".")
     try:
         return getattr(import_module(module), kind)
-    except ImportError as error:
+    except Exception as error:  # an optional package that is missing, or whatever its import raises
+        if remedy(error) is not None:
+            raise
         raise BackboneError(
-            f"config.yaml: {component}: {name} needs a package that is not installed ({error}); install it"
+            f"config.yaml: {component}: {name} cannot be imported here ({type(error).__name__}: {error}); the model is "
+            "not at fault: install what is missing"
         ) from error

@@ -7,6 +7,7 @@ configuration names the BPE model and the feature statistics relative to the roo
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from localgp.errors import BackboneError
 from localgp.hub.download import HUB_ID, download
+from localgp.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ def locate(path: str, *, need_weights: bool = True) -> ModelFiles:
     """
     if path == "embedded":
         return _files_of(EMBEDDED, "the package (embedded)", need_weights)
-    directory = Path(path).expanduser()
+    directory = expanded(path)
     if directory.is_dir():
         return _files_of(directory, str(directory), need_weights)
     if directory.is_file():
@@ -110,13 +112,27 @@ def _read_meta(path: Path) -> dict[str, str]:
 
 
 def _choose_checkpoint(directory: Path) -> Path | None:
-    """The one checkpoint, or the averaged one where a training directory has many."""
-    found = sorted(directory.glob("*.pth"))
+    """The one checkpoint; of the many of a training directory the averaged one, links followed: what ESPnet decodes
+    with where its links name more than one, ``valid.acc.ave.pth``."""
+    named = sorted(directory.glob("*.pth"))
+    found = [path for path in named if path.exists()]
+    if named and not found:
+        raise BackboneError(
+            f"{named[0]} is a link to {os.readlink(named[0])}, which is not there; copy the checkpoint itself"
+        )
     if len(found) <= 1:
         return found[0] if found else None
-    averaged = [p for p in found if p.name.startswith("valid.") and ".ave" in p.name]
-    if len(averaged) == 1:
-        return averaged[0]
+    averaged = [path for path in found if path.name.startswith("valid.") and ".ave" in path.name]
+    usual = [path for path in averaged if path.name.endswith(".ave.pth")]
+    preferred = [path for path in usual if path.name == "valid.acc.ave.pth"]
+    for group in (preferred, usual, averaged):
+        files = {path.resolve() for path in group}
+        if len(files) == 1:
+            chosen = files.pop()
+            others = [path.name for path in found if path.resolve() != chosen]
+            if others:
+                log.warning("%s: took %s, left %s", directory, chosen.name, ", ".join(others))
+            return chosen
     raise BackboneError(
         f"{directory} holds {len(found)} checkpoints and not one averaged: {', '.join(p.name for p in found)}; "
         "keep the one to use, or name it in meta.yaml as files: {s2t_model_file: NAME}"
@@ -126,7 +142,9 @@ def _choose_checkpoint(directory: Path) -> Path | None:
 def read_config(files: ModelFiles) -> dict[str, Any]:
     """ESPnet's configuration, with the paths inside it resolved."""
     try:
-        config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+        # libyaml's loader where there is one: Python's takes seconds over a list of 50,000 tokens.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        config = yaml.load(files.config.read_text(encoding="utf-8"), Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BackboneError(f"{files.config}: not a readable YAML file ({error}); copy it again") from error
     if not isinstance(config, dict) or "token_list" not in config or "encoder" not in config:
@@ -147,16 +165,28 @@ def read_config(files: ModelFiles) -> dict[str, Any]:
 
 
 def _resolve(files: ModelFiles, named: str | None, key: str, what: str) -> Path:
-    """A path named in the configuration: relative to the root, to the configuration or to a folder above it
-    (a user may give ``exp/<name>``), or just beside the configuration."""
+    """A path named in the configuration, looked for in the model's own folders alone: relative to the root, to the
+    configuration, or, with a folder in it, to one above (a user may give ``exp/<name>``); else just beside the
+    configuration. Where the program runs does not matter: another model's file of the same name may lie there."""
     if not named:
         raise BackboneError(f"{files.config}: {key} is not set; it has to name {what}")
-    starts = [files.root, *files.config.resolve().parents[:4]]
-    tried = [Path(named), *(start / named for start in starts), files.config.parent / Path(named).name]
+    path = Path(named)
+    beside = files.config.parent / path.name
+    if path.is_absolute():  # of the machine that it was trained on
+        tried = [files.root / path.name, beside, path]
+    else:
+        folders = [
+            files.config.absolute().parent,
+            files.config.resolve().parent,
+        ]  # apart where exp/ is a link
+        above = [parent for folder in folders for parent in folder.parents[:3]] if len(path.parts) > 1 else []
+        tried = [start / path for start in (files.root, *folders, *above)] + [beside]
     for candidate in tried:
         if candidate.is_file():
             return candidate.resolve()
+    places = dict.fromkeys(
+        str(place) for place in (files.root / (path.name if path.is_absolute() else path), beside)
+    )
     raise BackboneError(
-        f"{files.config} names {what} {named!r} ({key}), and it is not there; copy it to {files.root / named} "
-        f"or to {files.config.parent / Path(named).name}"
+        f"{files.config} names {what} {named!r} ({key}), and it is not there; copy it to {' or to '.join(places)}"
     )

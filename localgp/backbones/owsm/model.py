@@ -24,8 +24,10 @@ from localgp.backbones.owsm.components import component_class
 from localgp.backbones.owsm.files import EMBEDDED, ModelFiles, locate, read_config
 from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, train_config
 from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
+from localgp.caches import give_numba_a_cache
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.paths import expanded
 from localgp.weights import mismatches
 
 log = logging.getLogger(__name__)
@@ -74,17 +76,36 @@ def load_backbone(cfg: Mapping[str, Any]) -> Backbone:
         BackboneError: A model that is missing, incomplete, unsafe or of another kind.
         ConfigError: ``weights`` is neither of the two.
     """
+    with _explained(cfg):
+        config, files = read_files(cfg)
+        model = build_model(config)
+        if files is not None:
+            load_weights(model, files)
+        return assemble(model, config, cfg["name"], "random weights" if files is None else files.source)
+
+
+def read_files(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], ModelFiles | None]:
+    """ESPnet's configuration of a backbone, as `load_backbone` takes it, and its files; None for random weights."""
     if cfg["weights"] not in WEIGHTS:
         raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
+    if cfg["weights"] == "random":
+        return read_train_config(cfg), None
+    files = locate(str(cfg["path"]))
+    return read_config(files), files
+
+
+def read_vocabulary(cfg: Mapping[str, Any]) -> tuple[OwsmTokenizer, float]:
+    """Tokenizer and seconds of input of a backbone, as `load_backbone` takes it, whose weights are left unread."""
+    with _explained(cfg):
+        config, _ = read_files(cfg)
+        return OwsmTokenizer(config["token_list"], Path(config["bpemodel"])), padded_seconds(config)
+
+
+@contextlib.contextmanager
+def _explained(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Makes an error of ours of whatever a model's files raise."""
     try:
-        if cfg["weights"] == "random":
-            config = read_train_config(cfg)
-            return assemble(build_model(config), config, cfg["name"], "random weights")
-        files = locate(str(cfg["path"]))
-        config = read_config(files)
-        model = build_model(config)
-        load_weights(model, files)
-        return assemble(model, config, cfg["name"], files.source)
+        yield
     except (LocalGPError, MemoryError):
         raise
     except Exception as error:
@@ -121,7 +142,7 @@ def read_train_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The ESPnet configuration of a backbone, without its weights and, for the names in `DIMENSIONS`, without
     any download: a directory given as ``path`` goes first, then the shape known by name."""
     path, name = str(cfg["path"]), str(cfg["name"])
-    if path == "embedded" or Path(path).expanduser().is_dir() or name not in DIMENSIONS:
+    if path == "embedded" or expanded(path).is_dir() or name not in DIMENSIONS:
         return read_config(locate(path, need_weights=False))
     bpe = EMBEDDED / BPE_FILE
     text = [piece for piece in bpe_pieces(bpe) if not is_special(piece)]
@@ -225,7 +246,10 @@ def load_weights(model: Any, files: ModelFiles) -> None:
 
     assert files.weights is not None
     try:
-        state = torch.load(files.weights, map_location="cpu", weights_only=True)
+        with files.weights.open("rb") as file:  # one that may not be read is not a damaged one
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except pickle.UnpicklingError as error:
         raise BackboneError(
             f"{files.weights}: refused, since loading it would run code of the file's author "
@@ -312,7 +336,9 @@ def espnet_arguments(path: str | Path, work_directory: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet_espnet() -> Iterator[None]:
-    """Keeps ESPnet's import from printing: it looks for optional packages that no S2T model needs."""
+    """Keeps ESPnet's import from printing (it looks for optional packages that no S2T model needs), and what it
+    imports from failing where the user has no home (`localgp.caches`)."""
+    give_numba_a_cache()
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

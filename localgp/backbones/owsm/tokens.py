@@ -78,9 +78,10 @@ def read_bpe(path: Path) -> Any:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor()
+    content = path.read_bytes()
     try:
-        processor.Load(str(path))
-    except (RuntimeError, OSError) as error:
+        processor.LoadFromSerializedProto(content)
+    except RuntimeError as error:
         raise BackboneError(
             f"{path}: not a SentencePiece model ({error}); copy bpe.model from the model's repository again"
         ) from error
