@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from localgp.caches import give_user_a_name
+
 if TYPE_CHECKING:
     from localgp.transcription.transcriber import Transcriber
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
+
+give_user_a_name()  # before anything imports PyTorch
 
 
 def load(

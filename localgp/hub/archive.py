@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -13,14 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from localgp.errors import BackboneError, LocalGPError
+from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.paths import expanded
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # ESPnet's
 _LARGEST = (
     64 * 2**30
 )  # bytes unpacked: ten times the largest OWSM; beyond it the archive is a bomb or a mistake
 _MOST_FILES = 10_000
+_CONTENT, _SIZES = "model", "files.json"  # of an unpacked archive: its files, and how long each is
+_LOCK = ".lock"  # in the cache: one process at a time unpacks
 _COMPRESSED = (".pth", ".safetensors", ".npz")  # weights do not deflate
 
 
@@ -32,41 +36,72 @@ def cache_directory() -> Path:
     """Where archives are unpacked: ``$LOCALGP_CACHE``, or ``localgp`` in the user's cache directory."""
     if os.environ.get("LOCALGP_CACHE"):
         return Path(os.environ["LOCALGP_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localgp"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "localgp"
 
 
 def unpacked(archive: Path) -> Path:
-    """The directory of an archive's content, unpacked when it is not yet; named by the archive's SHA-256.
+    """The directory of an archive's content, named by the archive's SHA-256: unpacked when it is not there, or is no
+    longer as it was unpacked.
 
     Raises:
-        BackboneError: Damaged, or with a member that must not be: outside of the directory, a link, a device.
+        BackboneError: Damaged, or with a member that must not be: outside of the directory, a link, a device; or there
+            is nowhere to unpack it.
     """
+    from filelock import FileLock
+
     try:
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise BackboneError(f"{archive}: cannot be read ({error.strerror})") from error
-    final = cache_directory() / digest
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final = cache_directory() / digest
+        if _is_whole(final):
+            return final / _CONTENT
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(final.with_name(_LOCK))
+        lock.acquire()  # else two would repair each other's
+    except (ConfigError, OSError) as error:
+        raise BackboneError(
+            f"{archive}: nowhere to unpack it ({error}); LOCALGP_CACHE=DIR names a place that this user can write to"
+        ) from error
+    try:
+        if not _is_whole(final):
+            _unpack_to(archive, final)
+    finally:
+        lock.release()
+    return final / _CONTENT
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether an unpacked archive has every file, as long as it was."""
+    try:
+        sizes = json.loads((directory / _SIZES).read_text(encoding="utf-8"))
+        return all((directory / _CONTENT / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _unpack_to(archive: Path, final: Path) -> None:
+    """Unpacks an archive in place of what may be left of an earlier time."""
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unpacking.") as temporary:
-        staging = Path(temporary) / "content"
-        staging.mkdir()
+        staging = Path(temporary) / "new"
+        content = staging / _CONTENT
+        content.mkdir(parents=True)
         try:
-            _unpack(archive, staging)
+            _unpack(archive, content)
         except (LocalGPError, MemoryError):
             raise
         except Exception as error:  # zipfile, tarfile and their decompressors each have errors of their own
             if remedy(error) is not None:
                 raise  # of the disk, not of the archive
             raise BackboneError(f"{archive}: damaged, or not an archive ({error}); copy it again") from error
-        try:
-            os.replace(staging, final)
-        except OSError:
-            if not final.is_dir():  # else another process was faster
-                raise
-    return final
+        files = (path for path in content.rglob("*") if path.is_file())
+        sizes = {path.relative_to(content).as_posix(): path.stat().st_size for path in files}
+        (staging / _SIZES).write_text(json.dumps(sizes), encoding="utf-8")
+        if final.exists():
+            os.replace(final, Path(temporary) / "broken")
+        os.replace(staging, final)
 
 
 def _unpack(archive: Path, directory: Path) -> None:
