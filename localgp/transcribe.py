@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from localgp.errors import AudioError, ConfigError
 from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED, Transcript
 from localgp.transcription.inputs import Input, find_inputs, readable
 from localgp.transcription.outputs import Outputs, model_identity
+from localgp.transcription.request import check_request
 
 SOME_FAILED = 3
 
@@ -94,12 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("beam", "ctc_weight", "length_bonus", "maxlenratio")
         if (value := getattr(args, name)) is not None
     }
-    outputs = _outputs(args, inputs, decoding) if args.output_dir else None
     problems = {index: problem for index, item in enumerate(inputs) if (problem := item.problem())}
+    _refuse(problems, args.keep_going)
+    _check(args, decoding)
+    outputs = _outputs(args, inputs, decoding) if args.output_dir else None
     if outputs is not None:
         problems = outputs.problems | problems
-    if problems and not args.keep_going:
-        raise AudioError(_listed(list(problems.values())) + "\n  --keep-going transcribes the others")
+        _refuse(problems, args.keep_going)
     for problem in problems.values():
         print(f"error: {problem}", file=sys.stderr)
     finished = outputs.finished if outputs is not None else set()
@@ -130,9 +133,28 @@ def _outputs(args: argparse.Namespace, inputs: Sequence[Input], decoding: dict[s
     )
 
 
-def _listed(problems: Sequence[str]) -> str:
-    more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return "\n  ".join(problems[:5]) + more
+def _refuse(problems: dict[int, str], keep_going: bool) -> None:
+    if problems and not keep_going:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        listed = "\n  ".join(list(problems.values())[:5])
+        raise AudioError(f"{listed}{more}\n  --keep-going transcribes the others")
+
+
+def _check(args: argparse.Namespace, decoding: dict[str, Any]) -> None:
+    """Refuses what the model cannot do, before its weights are read and before anything is written."""
+    from localgp.hub.load import describe
+
+    model = describe(args.model, args.gates)
+    replace(model.options, **decoding)
+    check_request(
+        model.tokenizer,
+        model.window_seconds,
+        src=args.src,
+        tgt=args.tgt,
+        batch=args.batch,
+        windows=args.windows,
+        max_window=args.max_window,
+    )
 
 
 def _transcribe(

@@ -11,6 +11,7 @@ import pytest
 import localgp
 from localgp.cli import reported
 from localgp.errors import AudioError, ConfigError
+from localgp.hub.load import describe
 from localgp.transcribe import main
 from localgp.transcription.formats import Segment, Transcript
 from localgp.transcription.inputs import find_inputs, on_disk, readable
@@ -40,6 +41,8 @@ class Model:
 def model(monkeypatch):
     made = Model()
     monkeypatch.setattr(localgp, "load", lambda *_, **__: made)
+    described = describe("embedded")
+    monkeypatch.setattr("localgp.hub.load.describe", lambda *_: described)
     return made
 
 

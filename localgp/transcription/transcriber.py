@@ -19,7 +19,7 @@ from localgp.contexts.extract import place as place_context
 from localgp.contexts.extract import stack_contexts
 from localgp.corpora.audio import decode
 from localgp.corpora.languages import ISO_639_3
-from localgp.errors import AudioError, ConfigError
+from localgp.errors import AudioError
 from localgp.evaluation.decode import TaskSearches
 from localgp.search.options import DecodeOptions
 from localgp.training.data import Task
@@ -27,11 +27,11 @@ from localgp.transcription.detection import detection_warnings
 from localgp.transcription.formats import Transcript
 from localgp.transcription.inputs import on_disk, readable
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob
+from localgp.transcription.request import check_request
 from localgp.transcription.samples import as_samples, is_samples
 from localgp.transcription.windows import TimeTokens, Window
 
 Source = str | Path | np.ndarray | Tensor
-WINDOWS = ("timestamps", "pauses")
 _TWO_LETTERS = {three: two for two, three in ISO_639_3.items()}
 
 
@@ -149,7 +149,15 @@ class Transcriber:
         """
         options = replace(self.options, **decoding) if decoding else self.options
         windows = self.windows if windows is None else windows
-        longest = self._check(src, tgt, batch, windows, max_window)
+        longest = check_request(
+            self.backbone.tokenizer,
+            self.window_seconds,
+            src=src,
+            tgt=tgt,
+            batch=batch,
+            windows=windows,
+            max_window=max_window,
+        )
         bar = _Bar(len(files), progress)
         waiting = iter(enumerate(files))
         active: list[tuple[int, Job]] = []
@@ -176,27 +184,6 @@ class Transcriber:
             if not active and not more:
                 bar.close()
                 return
-
-    def _check(
-        self, src: str | None, tgt: str | None, batch: int, windows: str, max_window: float | None
-    ) -> float:
-        problems = []
-        if batch < 1:
-            problems.append(f"batch is {batch}; valid: 1 or more")
-        if windows not in WINDOWS:
-            problems.append(f"windows is {windows!r}; valid: {', '.join(WINDOWS)}")
-        longest = self.window_seconds if max_window is None else float(max_window)
-        if not 1.0 <= longest <= self.window_seconds:
-            problems.append(f"max_window is {max_window}; valid: 1 to this model's {self.window_seconds:g} s")
-        if problems:
-            raise ConfigError("; ".join(problems))
-        for language in (src, tgt):
-            if language is not None:
-                self.backbone.tokenizer.prompt(language, language)
-        if tgt is not None:
-            # A task that does not exist is an error before the first file, not in its middle.
-            self.backbone.tokenizer.prompt(src or self.languages[0], tgt)
-        return longest
 
     def _open(self, source: Source, timestamps: bool | None, windows: str, longest: float) -> Job:
         if is_samples(source):

@@ -1,0 +1,49 @@
+"""What can be asked of a model, checked by its vocabulary alone, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from localgp.errors import ConfigError, refuse
+
+WINDOWS = ("timestamps", "pauses")
+
+
+def check_request(
+    tokenizer: Any,
+    window_seconds: float,
+    *,
+    src: str | None = None,
+    tgt: str | None = None,
+    batch: int = 1,
+    windows: str | None = None,
+    max_window: float | None = None,
+) -> float:
+    """Arguments as of `localgp.transcription.transcriber.Transcriber.transcribe_each`.
+
+    Args:
+        tokenizer: The model's `localgp.backbones.owsm.tokens.OwsmTokenizer`.
+        window_seconds: What it hears at once.
+
+    Returns:
+        The longest piece where a recording is cut at pauses, in seconds.
+
+    Raises:
+        ConfigError: All that cannot be.
+    """
+    problems = []
+    if batch < 1:
+        problems.append(f"batch is {batch}; valid: 1 or more")
+    if windows is not None and windows not in WINDOWS:
+        problems.append(f"windows is {windows!r}; valid: {', '.join(WINDOWS)}")
+    longest = window_seconds if max_window is None else float(max_window)
+    if not 1.0 <= longest <= window_seconds:
+        problems.append(f"max_window is {max_window}; valid: 1 to this model's {window_seconds:g} s")
+    for spoken, written in ((src, src), (src or tokenizer.languages[0], tgt)):
+        if spoken is not None and written is not None:
+            try:
+                tokenizer.prompt(spoken, written)
+            except ConfigError as error:
+                problems.append(str(error))
+    refuse(dict.fromkeys(problems))
+    return longest
