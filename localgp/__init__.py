@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from localgp.caches import give_user_a_name
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from localgp.transcription.transcriber import Transcriber
 
 __version__ = "0.1.0"
@@ -20,7 +22,12 @@ give_user_a_name()  # before anything imports PyTorch
 
 
 def load(
-    source: str, *, device: str = "auto", precision: str = "fp32", gates: str = "trained"
+    source: str,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    gates: str = "trained",
+    extensions: Collection[type | str] = (),
 ) -> Transcriber:
     """A model that transcribes, from wherever it is.
 
@@ -30,6 +37,8 @@ def load(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where the device multiplies it faster.
         gates: ``trained``; or ``open`` for every module on every frame, the dense model.
+        extensions: Gate policies and context extractors that a packed or downloaded model may import, as classes or
+            as dotted paths (``my_module.MyGates``). What a run of your own names needs no leave.
 
     Raises:
         LocalGPError: Nothing there, or something that is damaged, unsafe or of another kind.
@@ -42,4 +51,4 @@ def load(
     """
     from localgp.hub.load import load as load_model
 
-    return load_model(source, device=device, precision=precision, gates=gates)
+    return load_model(source, device=device, precision=precision, gates=gates, extensions=extensions)

@@ -21,10 +21,11 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
         ConfigError: Gates that cannot be.
     """
     from localgp.contexts import context_size
+    from localgp.extensions import is_dotted
     from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
 
     pruning = cfg.pruning
-    refuse(encoder_problems(pruning))
+    refuse(encoder_problems(pruning, cfg.contexts))
     layers, size = len(encoder.encoders), encoder.output_size()
     if pruning.encoder is None:
         return None
@@ -44,14 +45,20 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
     }
     if pruning.encoder == "global":
         return GlobalGates(layers, size, modules, **predictor)
-    return LocalGates(
-        layers,
-        size,
-        modules,
-        {name: context_size(name, cfg, size) for name in pruning.context},
-        attention=context_attention(cfg),
-        **predictor,
-    )
+    contexts = {name: context_size(name, cfg, size) for name in pruning.context}
+    if is_dotted(pruning.encoder):
+        from localgp.gates.own import build_own
+
+        offered = {
+            "layers": layers,
+            "size": size,
+            "modules": modules,
+            "context_sizes": contexts,
+            "encoder": encoder,
+        }
+        offered |= {"target": pruning.target, "attention": context_attention(cfg), "seed": cfg.seed}
+        return build_own(pruning.encoder, offered | predictor)
+    return LocalGates(layers, size, modules, contexts, attention=context_attention(cfg), **predictor)
 
 
 def build_decoder_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:

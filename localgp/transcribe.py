@@ -74,6 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gates", choices=("trained", "open"), default="trained", help="open: the dense model"
     )
+    parser.add_argument(
+        "--extension",
+        action="append",
+        default=[],
+        metavar="MODULE.CLASS",
+        help="gate policy or context extractor that a packed or downloaded model may import",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="arithmetic")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -144,7 +151,7 @@ def _check(args: argparse.Namespace, decoding: dict[str, Any]) -> None:
     """Refuses what the model cannot do, before its weights are read and before anything is written."""
     from localgp.hub.load import describe
 
-    model = describe(args.model, args.gates)
+    model = describe(args.model, args.gates, args.extension)
     replace(model.options, **decoding)
     check_request(
         model.tokenizer,
@@ -171,7 +178,13 @@ def _transcribe(
         import torch
 
         torch.set_num_threads(args.threads)
-    model = localgp.load(args.model, device=args.device, precision=args.precision, gates=args.gates)
+    model = localgp.load(
+        args.model,
+        device=args.device,
+        precision=args.precision,
+        gates=args.gates,
+        extensions=args.extension,
+    )
     results = model.transcribe_each(
         [inputs[index].path for index in chosen],
         args.src,

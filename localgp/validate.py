@@ -188,7 +188,8 @@ def check_config(cfg: DictConfig) -> None:
         if all(length is None for length in lengths):
             problems.append("training.max_steps and training.max_epochs are null; set one of them")
     if not any(problem.startswith(("pruning", "padding")) for problem in problems):
-        problems += [*encoder_problems(cfg.pruning), *decoder_problems(cfg.pruning), *padding_problems(cfg)]
+        problems += encoder_problems(cfg.pruning, cfg.get("contexts"))
+        problems += [*decoder_problems(cfg.pruning), *padding_problems(cfg)]
     refuse(dict.fromkeys(problems))  # encoder's and decoder's gates share a target, and what is wrong with it
 
 

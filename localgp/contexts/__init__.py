@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from localgp.errors import ConfigError
+from localgp.extensions import own_contexts
 from localgp.pruning.options import ENCODER_CONTEXTS
 
 PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
@@ -15,7 +16,10 @@ PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
 def context_shape(name: str, cfg: DictConfig) -> Any:
     """Dimensions of an extractor, with ``size`` and ``flops(samples)``; no weights are needed for published ones."""
     from localgp.contexts import event, speaker
+    from localgp.contexts.own import OwnExtractor
 
+    if name in own_contexts(cfg.contexts):
+        return OwnExtractor(name, cfg)
     module: Any = {"spk": speaker, "event": event}[name]
     return module.shape_of(str(cfg.contexts[name].source))
 
@@ -24,6 +28,7 @@ def context_size(name: str, cfg: DictConfig, size: int) -> int:
     """Dimension of a context by name; ``front`` has the encoder's own."""
     if name == "front":
         return size
-    if name in ENCODER_CONTEXTS:
+    valid = (*ENCODER_CONTEXTS, *own_contexts(cfg.contexts))
+    if name in valid:
         return context_shape(name, cfg).size
-    raise ConfigError(f"pruning.context has {name!r}; valid: {', '.join(ENCODER_CONTEXTS)}")
+    raise ConfigError(f"pruning.context has {name!r}; valid: {', '.join(valid)}")

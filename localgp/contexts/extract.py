@@ -16,26 +16,29 @@ from omegaconf import DictConfig
 
 from localgp.contexts.cache import ContextStore, open_store
 from localgp.errors import ConfigError
+from localgp.extensions import is_dotted, own_contexts
 from localgp.timeline import frame_centres
 
-EXTRACTED = ("spk", "event")
 _HOP = 160  # samples of a feature frame; four of them are an encoder frame
 
 
 def needed_contexts(cfg: DictConfig) -> list[str]:
     """Names of the contexts that the encoder's gates see and that an extractor makes."""
-    if cfg.pruning.encoder != "local":
+    if cfg.pruning.encoder != "local" and not is_dotted(cfg.pruning.encoder):
         return []
-    return [name for name in cfg.pruning.context if name in EXTRACTED]
+    return [name for name in cfg.pruning.context if name != "front"]
 
 
 def build_extractor(name: str, cfg: DictConfig, device: Any = "cpu") -> Any:
-    """The frozen extractor of a context: `SpeakerExtractor` or `EventExtractor`."""
+    """The frozen extractor of a context: `SpeakerExtractor`, `EventExtractor`, or one of the user's own."""
     import torch
 
     from localgp.contexts.event import EventExtractor
+    from localgp.contexts.own import OwnExtractor
     from localgp.contexts.speaker import SpeakerExtractor
 
+    if name in own_contexts(cfg.contexts):
+        return OwnExtractor(name, cfg, device)
     kinds: dict[str, Callable[..., Any]] = {"spk": SpeakerExtractor, "event": EventExtractor}
     with torch.random.fork_rng():  # initial values are drawn and then replaced by the checkpoint's
         return kinds[name](str(cfg.contexts[name].source), device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from localgp.decoder.gates import GateState
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.local import LocalGates
+from localgp.pruning.options import DECODER_MODULES, check_gated
 
 
 class StepGates:
@@ -53,4 +54,5 @@ class StepGates:
             contexts = {name: value.index_select(0, rows) for name, value in self._contexts.items()}
             self._state = self._policy.begin(contexts)
         gates = self._policy.gate(layer, x_ND.unsqueeze(1), self._state)
+        check_gated(gates, DECODER_MODULES)
         return {name: gate.mask.squeeze(1) for name, gate in gates.items()}

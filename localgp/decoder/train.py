@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from localgp.gates.gumbel import Gate
+from localgp.pruning.options import DECODER_MODULES, check_gated
 from localgp.pruning.options import DECODER_MODULES as MODULES
 
 __all__ = ["MODULES", "DecoderOutput", "decode_tokens"]
@@ -62,6 +63,7 @@ def decode_tokens(
     record: list[dict[str, Gate]] = []
     for index, layer in enumerate(decoder.decoders):
         gates = policy.gate(index, x_QLD, state) if policy is not None else {}
+        check_gated(gates, DECODER_MODULES)
         x_QLD = run_layer(layer, x_QLD, mask_QLL, memory_QTD, source_Q1T, gates)
         record.append(gates)
     logits_QLV = decoder.output_layer(decoder.after_norm(x_QLD))

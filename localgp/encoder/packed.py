@@ -27,6 +27,7 @@ from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
 from localgp.kernels.ragged import RANGE, Ragged
 from localgp.kernels.subsampling import PackedSubsampling, output_frames
+from localgp.pruning.options import check_gated
 
 
 class PackedOutput(NamedTuple):
@@ -193,6 +194,7 @@ def _decider(
         for (rows, frames), state in zip(parts, states, strict=True):
             x_BTD = x_ND[frames].unflatten(0, (rows.stop - rows.start, -1))
             found.append(policy.gate(layer, x_BTD, state))
+        check_gated(found[0])
         values = {name: torch.cat([gates[name].value.flatten() for gates in found]) for name in found[0]}
         return {name: Gate(value, value).mask for name, value in values.items()}
 

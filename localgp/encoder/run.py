@@ -21,6 +21,7 @@ from localgp.encoder.align import collect_contexts
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates.gumbel import Gate
+from localgp.pruning.options import check_gated
 
 
 class EncoderOutput(NamedTuple):
@@ -179,6 +180,7 @@ def encode(
     record: list[dict[str, Gate]] = []
     for index, layer in enumerate(encoder.encoders):
         gates = policy.gate(index, x_BTD, state) if policy is not None else {}
+        check_gated(gates)
         x_BTD = run_layer(layer, x_BTD, mask_B1T, gates, runner)
         record.append(gates)
     x_BTD = encoder.after_norm(x_BTD)

@@ -124,7 +124,8 @@ class EncoderCost:
             return self.local_gates(policy)
         if isinstance(policy, GlobalGates):
             return float(global_gates(policy))
-        return 0.0
+        counted = getattr(policy, "flops", None)  # of a policy of the user's own
+        return float(counted(self.frames)) if callable(counted) else 0.0
 
 
 def global_gates(policy: GlobalGates) -> int:

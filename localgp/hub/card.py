@@ -9,6 +9,7 @@ import yaml
 
 from localgp import __version__
 from localgp.errors import ConfigError
+from localgp.extensions import named_in
 from localgp.hub.load import ESPNET, base_config
 
 # Fine-tuned weights carry the licences of what they came from. The mini corpus and backbone are made by this code.
@@ -132,12 +133,18 @@ def model_card(
         _scores(metrics),
         "## Use\n",
         f"```bash\npython -m localgp.transcribe speech.m4a --model {name} --src deu --tgt fra --format srt\n```\n",
-        f'```python\nimport localgp\n\nmodel = localgp.load("{name}")\n'
+        f'```python\nimport localgp\n\nmodel = localgp.load("{name}"{_allowed(config)})\n'
         'print(model.transcribe("speech.m4a", src="deu", tgt="fra").text)\n```\n',
     ]
     if espnet:
         parts += ["## In ESPnet\n", espnet]
     return "\n".join(parts)
+
+
+def _allowed(config: dict[str, Any]) -> str:
+    """What the reader has to have and to allow: classes of the user's own that the model names."""
+    named = list(named_in(config).values())
+    return f", extensions={named}" if named else ""
 
 
 def _contexts(gflops: dict[str, Any]) -> str:

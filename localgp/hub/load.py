@@ -11,7 +11,7 @@ Nothing of it is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.backbones.owsm.files import locate
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
+from localgp.extensions import own_contexts, permit
 from localgp.failures import remedy
 from localgp.hub.archive import is_archive, unpacked
 from localgp.hub.download import HUB_ID, download
@@ -63,6 +64,7 @@ class _Stored:
         metrics: Where its scores are, if it has some.
         only_gates: ``weights`` holds the gates alone.
         source: What to call where they came from, if not by the backbone's name for it.
+        own: It is a run, of the user's own, and no model that was packed for others.
     """
 
     cfg: DictConfig
@@ -70,6 +72,7 @@ class _Stored:
     metrics: Path | None = None
     only_gates: bool = False
     source: str | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Described:
     window_seconds: float
 
 
-def describe(source: str, gates: str = "trained") -> Described:
+def describe(source: str, gates: str = "trained", extensions: Collection[type | str] = ()) -> Described:
     """What `load` would load, in a moment and without PyTorch.
 
     Raises:
@@ -97,17 +100,26 @@ def describe(source: str, gates: str = "trained") -> Described:
 
     path = _find(str(source))
     with _readable(path):
-        cfg = _stored(path, gates).cfg
-        return Described(decode_options(cfg), *read_vocabulary(cfg.backbone))
+        stored = _stored(path, gates)
+        permit(stored.cfg, path, extensions, own=stored.own)
+        return Described(decode_options(stored.cfg), *read_vocabulary(stored.cfg.backbone))
 
 
-def load(source: str, *, device: str = "auto", precision: str = "fp32", gates: str = "trained") -> Any:
+def load(
+    source: str,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    gates: str = "trained",
+    extensions: Collection[type | str] = (),
+) -> Any:
     """See `localgp.load`."""
     if gates not in ("trained", "open"):
         raise ConfigError(f"gates is {gates!r}; valid: trained, open")
     path = _find(str(source))
     with _readable(path):
         stored = _stored(path, gates)
+        permit(stored.cfg, path, extensions, own=stored.own)
         options = decode_options(stored.cfg)
 
         from localgp.build import build_model
@@ -239,7 +251,7 @@ def _stored_run(path: Path, gates: str) -> _Stored:
             f"{path} holds no finished training (no checkpoints/{WEIGHTS}); the command that began it goes on from "
             f"its last checkpoint: python -m localgp.train conf={cfg.name} ..."
         )
-    return _Stored(cfg, weights, path / METRICS)
+    return _Stored(cfg, weights, path / METRICS, own=True)
 
 
 def base_config(*overrides: str) -> DictConfig:
@@ -290,13 +302,14 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
     is_section = OmegaConf.is_dict(expected) and not expected._is_none()  # type: ignore[union-attr]
     if is_section != isinstance(value, Mapping):
         raise CheckpointError(f"{path}: {section} is {value!r}, which cannot be; copy it again")
-    unknown = sorted(str(key) for key in set(value) - set(cfg[section])) if is_section else []
+    own = own_contexts(value) if section == "contexts" and isinstance(value, Mapping) else []
+    unknown = sorted(str(key) for key in set(value) - set(cfg[section]) - set(own)) if is_section else []
     if unknown:
         raise CheckpointError(
             f"{path}: {section} has {', '.join(unknown)}, unknown here; it was written by another localgp: update it"
         )
     try:
-        OmegaConf.update(cfg, section, literal(value), merge=True)
+        OmegaConf.update(cfg, section, literal(value), merge=True, force_add=True)
         if is_section:
             OmegaConf.to_container(cfg[section], resolve=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:

@@ -5,8 +5,11 @@ Nothing here imports PyTorch, so that every command can refuse a configuration b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from localgp.errors import ConfigError
+from localgp.extensions import is_dotted, own_contexts
 
 ENCODER_POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
 DECODER_POLICIES = ("local", "global", "open")
@@ -17,24 +20,38 @@ DECODER_CONTEXTS = ("front", "task", "lang2vec")
 PADDINGS = ("full", "none")
 
 
-def encoder_problems(pruning: Any) -> Iterator[str]:
-    """What cannot be in ``cfg.pruning``, of the encoder's gates."""
+def check_gated(gated: Iterable[str], valid: Sequence[str] = ENCODER_MODULES) -> None:
+    """Raises:
+    ConfigError: A gate of a module that is not there, which would do nothing.
+    """
+    unknown = sorted(set(gated) - set(valid))
+    if unknown:
+        raise ConfigError(f"the gate policy gates {', '.join(unknown)}; valid: {', '.join(valid)}")
+
+
+def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """What cannot be in ``cfg.pruning``, of the encoder's gates.
+
+    Args:
+        contexts: ``cfg.contexts``, where the user's own are.
+    """
     policy = pruning.get("encoder")
-    modules, contexts = list(pruning.get("encoder_modules", ())), list(pruning.get("context", ()))
-    yield from _unknown("encoder", policy, ENCODER_POLICIES)
+    modules, seen = list(pruning.get("encoder_modules", ())), list(pruning.get("context", ()))
+    if not is_dotted(policy):
+        yield from _unknown("encoder", policy, ENCODER_POLICIES, " or a class of your own as module.Class")
     yield from _not_among("encoder_modules", modules, ENCODER_MODULES)
-    yield from _not_among("context", contexts, ENCODER_CONTEXTS)
+    yield from _not_among("context", seen, (*ENCODER_CONTEXTS, *own_contexts(contexts)))
     if policy is None:
         return
     if not modules:
         yield f"pruning.encoder_modules is []; valid: one or more of {', '.join(ENCODER_MODULES)}"
-    if "cgmlp" in modules and policy not in ("global", "open"):
+    if "cgmlp" in modules and policy not in ("global", "open") and not is_dotted(policy):
         yield (
             "pruning.encoder_modules has cgmlp, whose convolution needs neighbouring frames: it cannot be gated "
             "frame by frame (paper, section 3.2); leave it out"
         )
-    if policy == "global" and contexts != ["front"]:
-        yield f"pruning.context is {contexts}; GlobalGP pools [front] and nothing else"
+    if policy == "global" and seen != ["front"]:
+        yield f"pruning.context is {seen}; GlobalGP pools [front] and nothing else"
     yield from _impossible_target(pruning.get("target", 0.0))
 
 
@@ -66,9 +83,9 @@ def padding_problems(cfg: Any) -> Iterator[str]:
         )
 
 
-def _unknown(key: str, policy: Any, valid: Sequence[str]) -> Iterator[str]:
+def _unknown(key: str, policy: Any, valid: Sequence[str], more: str = "") -> Iterator[str]:
     if policy is not None and policy not in valid:
-        yield f"pruning.{key} is {policy!r}; valid: null, {', '.join(valid)}"
+        yield f"pruning.{key} is {policy!r}; valid: null, {', '.join(valid)}{more}"
 
 
 def _not_among(key: str, given: Sequence[Any], valid: Sequence[str]) -> Iterator[str]:

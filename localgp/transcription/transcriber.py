@@ -19,17 +19,19 @@ from localgp.contexts.extract import place as place_context
 from localgp.contexts.extract import stack_contexts
 from localgp.corpora.audio import decode
 from localgp.corpora.languages import ISO_639_3
-from localgp.errors import AudioError
+from localgp.errors import AudioError, ConfigError
 from localgp.evaluation.decode import TaskSearches
 from localgp.search.options import DecodeOptions
+from localgp.timeline import frame_centres
 from localgp.training.data import Task
 from localgp.transcription.detection import detection_warnings
 from localgp.transcription.formats import Transcript
+from localgp.transcription.gates import GateMasks
 from localgp.transcription.inputs import on_disk, readable
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob
 from localgp.transcription.request import check_request
 from localgp.transcription.samples import as_samples, is_samples
-from localgp.transcription.windows import TimeTokens, Window
+from localgp.transcription.windows import TimeTokens, Window, cut_at_pauses
 
 Source = str | Path | np.ndarray | Tensor
 _TWO_LETTERS = {three: two for two, three in ISO_639_3.items()}
@@ -185,24 +187,63 @@ class Transcriber:
                 bar.close()
                 return
 
-    def _open(self, source: Source, timestamps: bool | None, windows: str, longest: float) -> Job:
+    @torch.inference_mode()
+    def gates(self, source: Source) -> GateMasks:
+        """What the encoder's gates decide on a recording, window by window, without the padding behind it.
+
+        Args:
+            source: As one file of `transcribe`.
+
+        Raises:
+            ConfigError: This model's encoder has no gates.
+
+        Example:
+            >>> masks = model.gates("speech.wav")                                  # doctest: +SKIP
+            >>> masks.modules["ffn1"][0][masks.times < 1.0]                        # doctest: +SKIP
+        """
+        if self.model.policy is None:
+            raise ConfigError(
+                "this model's encoder has no gates; load one that was trained with them, such as row05"
+            )
+        samples_N, _ = self._samples(source)
+        found: dict[str, list[Tensor]] = {}
+        times = []
+        for window in cut_at_pauses(samples_N, self.sample_rate, self.window_seconds):
+            encoded = self._encode([samples_N[window.first : window.last]])
+            frames = encoded.x.shape[1]
+            centres_T = frame_centres(frames, self.window_seconds * self.sample_rate)
+            signal = int((centres_T < window.last - window.first).sum())
+            times.append(torch.from_numpy((window.first + centres_T[:signal]) / self.sample_rate))
+            for name in encoded.gates[0]:
+                mask_LT = torch.cat([layer[name].mask.expand(1, frames) for layer in encoded.gates])
+                found.setdefault(name, []).append(mask_LT[:, :signal].cpu())
+        return GateMasks({name: torch.cat(parts, dim=1) for name, parts in found.items()}, torch.cat(times))
+
+    def _samples(self, source: Source) -> tuple[np.ndarray, list[str]]:
+        """A recording (N,) at the model's rate, and what a person should know of it."""
         if is_samples(source):
-            samples = as_samples(source, self.sample_rate)
-        else:
-            if not isinstance(source, str | Path):
-                raise AudioError(
-                    f"{type(source).__name__} is no recording; give a file's path, an array or a tensor"
-                )
-            try:
-                with on_disk(source) as path:
-                    samples = decode(path, self.sample_rate).cut().samples
-            except OSError as error:
-                raise AudioError(f"{readable(source)}: cannot be read ({error.strerror or error})") from error
+            return as_samples(source, self.sample_rate), []
+        if not isinstance(source, str | Path):
+            raise AudioError(
+                f"{type(source).__name__} is no recording; give a file's path, an array or a tensor"
+            )
+        try:
+            with on_disk(source) as path:
+                recording = decode(path, self.sample_rate)
+        except OSError as error:
+            raise AudioError(f"{readable(source)}: cannot be read ({error.strerror or error})") from error
+        return recording.cut().samples, [remark.detail for remark in recording.remarks]
+
+    def _open(self, source: Source, timestamps: bool | None, windows: str, longest: float) -> Job:
+        samples, warnings = self._samples(source)
         seconds = len(samples) / self.sample_rate
         text = self.backbone.tokenizer.decode
         if windows == "timestamps" and (timestamps or seconds > self.window_seconds):
-            return TimestampJob(samples, self.sample_rate, text, self._times, self.window_seconds)
-        return PauseJob(samples, self.sample_rate, text, longest)
+            job: Job = TimestampJob(samples, self.sample_rate, text, self._times, self.window_seconds)
+        else:
+            job = PauseJob(samples, self.sample_rate, text, longest)
+        job.warnings += warnings
+        return job
 
     @staticmethod
     def _pick(active: list[tuple[int, Job]], batch: int) -> list[tuple[Job, Window]]:
@@ -214,7 +255,7 @@ class Transcriber:
     def _run(
         self, picked: list[tuple[Job, Window]], src: str | None, tgt: str | None, options: DecodeOptions
     ) -> None:
-        encoded = self._encode(picked)
+        encoded = self._encode([job.samples[window.first : window.last] for job, window in picked])
         unknown = [(row, job) for row, (job, _) in enumerate(picked) if job.language is None]
         for row, job in unknown:
             if src is None:
@@ -242,10 +283,10 @@ class Transcriber:
             tokens = written.tokens
             job.accept(window, tokens[: tokens.index(eos)] if eos in tokens else tokens)
 
-    def _encode(self, picked: list[tuple[Job, Window]]) -> Any:
+    def _encode(self, pieces: Sequence[np.ndarray]) -> Any:
         samples = round(self.window_seconds * self.sample_rate)
-        pieces = [job.samples[window.first : window.last][:samples] for job, window in picked]
-        padded_BN = np.zeros((len(picked), samples), dtype=np.float32)
+        pieces = [piece_N[:samples] for piece_N in pieces]
+        padded_BN = np.zeros((len(pieces), samples), dtype=np.float32)
         for row, piece_N in enumerate(pieces):
             padded_BN[row, : len(piece_N)] = piece_N
         # A model that was trained without padding gets none.

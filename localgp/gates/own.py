@@ -1,0 +1,46 @@
+"""A gate policy of the user's own, named by ``pruning.encoder=module.Class``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from localgp.errors import ConfigError
+from localgp.extensions import make
+from localgp.pruning.options import ENCODER_MODULES
+
+_KEY = "pruning.encoder"
+_COMPUTED = ("front", "energy")  # contexts that the encoder makes itself
+
+
+def build_own(path: str, offered: Mapping[str, Any]) -> nn.Module:
+    """The policy that a dotted path names.
+
+    Args:
+        offered: Keyword arguments for its constructor, which gets those that it takes.
+
+    Raises:
+        ConfigError: There is no such class, or it is no policy.
+    """
+    policy = make(path, _KEY, offered)
+    wrong = []
+    if not isinstance(policy, nn.Module):
+        wrong.append("it is no torch.nn.Module")
+    wrong += [
+        f"it has no {name}(...)" for name in ("begin", "gate") if not callable(getattr(policy, name, None))
+    ]
+    gated = getattr(policy, "modules_gated", None)
+    if not gated or not set(gated) <= set(ENCODER_MODULES):
+        wrong.append(f"modules_gated is {gated!r}, valid: some of {', '.join(ENCODER_MODULES)}")
+    contexts = [*offered["context_sizes"], *_COMPUTED]
+    needs = getattr(policy, "needs", None)
+    if needs is None or not set(needs) <= set(contexts):
+        wrong.append(
+            f"needs is {needs!r}, valid: some of {', '.join(dict.fromkeys(contexts))} (pruning.context gives others)"
+        )
+    if wrong:
+        raise ConfigError(f"{_KEY}={path} is no gate policy: {'; '.join(wrong)}")
+    assert isinstance(policy, nn.Module)
+    return policy
