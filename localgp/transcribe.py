@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # files before and behind options
     inputs = find_inputs(args.files, args.recursive)
     if args.format in TIMED and args.output_dir is None and len(inputs) > 1:
         parser.error(f"--format {args.format} of several files needs --output-dir")

@@ -70,14 +70,28 @@ def run(*arguments) -> int:
 # --- places
 
 
-def test_folders_below_the_common_root_are_kept(place, model):
+def test_folders_below_the_common_root_are_kept_where_names_are_equal(place, model):
     assert run("x/a.wav", "y/a.wav", "y/deep/c.mp3") == 0
     assert written() == {"x/a.txt": "x/a.wav", "y/a.txt": "y/a.wav", "y/deep/c.txt": "y/deep/c.mp3"}
+
+
+def test_files_of_anywhere_lie_side_by_side(place, model, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "d.wav"
+    elsewhere.write_text("elsewhere")
+    assert run("x/b.wav", str(elsewhere), "y/deep/c.mp3") == 0
+    assert written() == {"b.txt": "x/b.wav", "d.txt": "elsewhere", "c.txt": "y/deep/c.mp3"}
 
 
 def test_a_folder_is_a_root_itself(place, model):
     assert run("y", "--recursive") == 0
     assert written() == {"a.txt": "y/a.wav", "deep/c.txt": "y/deep/c.mp3"}
+    assert run("x", "y", "--recursive") == 0
+    assert set(written()) == {
+        "a.txt",
+        "deep/c.txt",
+        "x/a.txt",
+        "x/b.txt",
+    }  # those that were there keep their places
     with pytest.raises(AudioError, match=r"y is a directory; --recursive"):
         run("y")
     (place / "empty").mkdir()
@@ -90,6 +104,8 @@ def test_a_recording_keeps_its_output_whatever_is_beside_it(place, model):
     assert run("x/a.wav", "x/b.wav", "y/a.wav") == 0
     assert model.heard == ["x/a.wav", "x/b.wav", "y/a.wav"]
     assert written() == {"a.txt": "x/a.wav", "x/b.txt": "x/b.wav", "y/a.txt": "y/a.wav"}
+    assert run("--recursive", "x") == 0
+    assert model.heard == ["x/a.wav", "x/b.wav", "y/a.wav"]
 
 
 @pytest.mark.parametrize("other", ["x/a.mp3", "x/a.m4a"])
@@ -103,7 +119,7 @@ def test_two_recordings_never_share_an_output(place, model, other):
 
 
 def test_a_recording_that_is_named_twice_is_one(place, model):
-    assert run("x/a.wav", "./x/a.wav", "x", "--recursive") == 0
+    assert run("x/a.wav", "./x/a.wav", "--recursive", "x") == 0
     assert model.heard == ["x/a.wav", "x/b.wav"]
 
 

@@ -30,10 +30,12 @@ class Input:
     """Attributes:
     path: What is opened.
     base: The folder that was named, or that of a file that was; None for a pipe, which lies nowhere.
+    found: It was found in a folder, and not named itself.
     """
 
     path: str
     base: str | None
+    found: bool = False
 
     def problem(self) -> str | None:
         """Why nothing can be read there, found without reading it."""
@@ -77,7 +79,7 @@ def find_inputs(given: Sequence[str], recursive: bool) -> list[Input]:
                     f"{readable(name)}: no recording in this folder; one ends in {' '.join(sorted(SUFFIXES))}"
                 )
             for file in inside:
-                found.setdefault(os.path.abspath(file), Input(file, os.path.abspath(path)))
+                found.setdefault(os.path.abspath(file), Input(file, os.path.abspath(path), found=True))
         else:
             base = None if path == STDIN or is_stream(path) else os.path.dirname(os.path.abspath(path))
             found.setdefault(os.path.abspath(path), Input(path, base))

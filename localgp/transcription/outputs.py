@@ -1,6 +1,6 @@
 """Where transcripts go, and which of them are there already.
 
-    <output-dir>/<folders below the inputs' common root>/<stem>.<suffix>
+    <output-dir>/<stem>.<suffix>           with folders before it where `output_places` says
     <output-dir>/.transcribed.jsonl        a line per output: from which recording and with which settings it was made
 
 An output is finished where the record says that it was made from the same samples with the same settings: it is not
@@ -130,23 +130,26 @@ class Outputs:
 def output_places(
     inputs: Sequence[Input], directory: Path, suffix: str, *, full_names: bool = False
 ) -> list[Path]:
-    """One path per input: its name with another ending, in the folders that it has below the root of them all.
+    """One path per input: its name with another ending. What was found in folders keeps those below the root of all
+    that was named, and so do files that were named where two of them would have one output.
 
     Example:
         >>> talks = [Input("/x/day1/a.wav", "/x/day1"), Input("/x/day2/a.wav", "/x/day2")]
         >>> [path.as_posix() for path in output_places(talks, Path("out"), ".srt")]
         ['out/day1/a.srt', 'out/day2/a.srt']
+        >>> [path.as_posix() for path in output_places(talks[:1], Path("out"), ".srt")]
+        ['out/a.srt']
     """
+    names = [(Path(item.path).name if full_names else Path(item.path).stem) + suffix for item in inputs]
+    if len(set(names)) == len(names) and not any(item.found for item in inputs):
+        return [directory / name for name in names]
     bases = [item.base for item in inputs if item.base is not None]
     root = os.path.commonpath(bases) if bases else ""
-    places = []
-    for item in inputs:
-        name = Path(item.path).name if full_names else Path(item.path).stem
-        below = (
-            "" if item.base is None else os.path.relpath(os.path.dirname(os.path.abspath(item.path)), root)
-        )
-        places.append(directory / below / (name + suffix))
-    return places
+    folders = [
+        "" if item.base is None else os.path.relpath(os.path.dirname(os.path.abspath(item.path)), root)
+        for item in inputs
+    ]
+    return [directory / folder / name for folder, name in zip(folders, names, strict=True)]
 
 
 def _refuse_shared(inputs: Sequence[Input], places: Sequence[Path]) -> None:
