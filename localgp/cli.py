@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 
 from localgp.errors import LocalGPError
 from localgp.failures import remedy
+from localgp.signals import Signals, Stopped
 from localgp.validate import check_config
 
 _REPOSITORY_CONF = Path(__file__).parent.parent / "conf"
@@ -52,19 +55,22 @@ def take_debug_flag() -> bool:
 @contextmanager
 def reported(debug: bool = False) -> Iterator[None]:
     """Ends the program with a message where a traceback would say less: our errors and those of the
-    surroundings (`localgp.failures`) with status 1, an interruption with 130."""
+    surroundings (`localgp.failures`) with status 1, a signal (`localgp.signals`) with 128 and its number."""
     try:
-        yield
+        with Signals():
+            yield
+    except (Stopped, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        if debug:
+            traceback.print_exc()
+        if str(stopped):
+            print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except LocalGPError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

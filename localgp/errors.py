@@ -31,6 +31,10 @@ class CheckpointError(LocalGPError):
     """A run directory or a checkpoint that cannot be used."""
 
 
+class BusyError(LocalGPError):
+    """Another process is at work on the same."""
+
+
 class NonFiniteError(LocalGPError):
     """A loss or a gradient that is not finite, caught before the optimizer used it."""
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
+from pathlib import Path
+
+from localgp.errors import LocalGPError
 
 
 def remedy(error: BaseException) -> str | None:
@@ -31,10 +35,7 @@ def remedy(error: BaseException) -> str | None:
                 f"the connection between the processes of this run broke ({_first_line(text)}): one of them failed "
                 "first; its message is above, or on another node. The same command goes on from the last checkpoint."
             )
-        # PyTorch's file writer reports a full disk as this, without an errno.
-        if re.search(r"PytorchStreamWriter failed|enforce fail at inline_container", text):
-            return _DISK_FULL.format(_first_line(text))
-    if type(error).__name__ == "SafetensorError" and re.search(r"No space left|os error 28", text):
+    if is_full_disk(error):
         return _DISK_FULL.format(_first_line(text))
     if type(error).__name__ in ("BrokenProcessPool", "ProcessExitedException"):
         return (
@@ -42,6 +43,28 @@ def remedy(error: BaseException) -> str | None:
             "(corpus.workers=1, training.workers=0); the same command goes on from what is done."
         )
     return None
+
+
+# What the writers of PyTorch and safetensors say of it, without an errno.
+_FULL = r"PytorchStreamWriter failed|enforce fail at inline_container|No space left|os error (28|122)\b"
+
+
+def is_full_disk(error: BaseException, directory: Path | None = None) -> bool:
+    """Whether an error that has no errno comes of a full disk.
+
+    Args:
+        directory: Where was written, for libraries that do not say why they could not (NumPy, libsndfile).
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if re.search(_FULL, str(error)):
+        return True
+    if directory is None or isinstance(error, LocalGPError):
+        return False
+    try:
+        return shutil.disk_usage(directory).free < 1 << 16
+    except OSError:
+        return False
 
 
 _DISK_FULL = (

@@ -13,7 +13,6 @@ exp/<corpus>/<backbone>/<conf>/seed<k>/
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
+from localgp.io import write_atomically
 from localgp.stored import run_config, section
 
 # What may differ between the run on disk and the one asked for without making it another run.
@@ -44,15 +44,6 @@ _VARIANTS = {
     "target": 0.3,
     "attention": "dot",
 }  # pruning keys whose change gives the run a directory of its own
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes ``text`` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name as long as the file system allows has to have room for the temporary one.
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def commit() -> str:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localgp.errors import CheckpointError
+from localgp.io import written
 from localgp.stored import short
 
 if TYPE_CHECKING:
     import torch
 
 
-def flush(path: Path) -> None:
-    """Brings a file's content to the disk, so that a power failure after its renaming does not leave it empty."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def share(path: Path) -> None:
-    """Lets those read a file who may read its folder: safetensors writes for its owner alone."""
-    path.chmod(path.parent.stat().st_mode & 0o666)
-
-
 def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     """Safetensors, written aside and renamed."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
-    share(temporary)
-    flush(temporary)
-    os.replace(temporary, path)
+    with written(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary)
 
 
 def mismatches(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:

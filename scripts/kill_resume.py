@@ -1,10 +1,12 @@
 """Kills a tiny training at random moments, also while it saves, and compares what it ends in with an unbroken run.
 
     python scripts/kill_resume.py --kills 50
+    python scripts/kill_resume.py --kills 20 --signal TERM
 
-Every kill is SIGKILL. Half of the moments are drawn from the whole duration of a
-run, half within the first tenths of a second after a file in checkpoints/ changed, which is while it is being
-written or just after. The last line is `equal: true` when all weights are bit-equal and the log has every step once.
+A kill is SIGKILL, or the signal given, at which the training has to save and to end with the status that says so.
+Half of the moments are drawn from the whole duration of a run, half within the first tenths of a second after a file
+in checkpoints/ changed, which is while it is being written or just after. The last line is `equal: true` when all
+weights are bit-equal and the log has every step once.
 """
 
 from __future__ import annotations
@@ -108,10 +110,11 @@ class Training:
             self._process.join(seconds)
         return self.code
 
-    def kill(self) -> None:
+    def kill(self, signum: int = signal.SIGKILL) -> int | None:
+        """Its exit status afterwards."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        self.wait()
+            os.kill(self._pid, signum)
+        return self.wait()
 
 
 def train_here(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
@@ -122,13 +125,17 @@ def train_here(arguments: list[str], log: Path, environment: dict[str, str]) -> 
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
+        from localgp.cli import reported
         from localgp.hub.load import base_config
         from localgp.training.fit import fit
 
-        fit(base_config(*arguments))
+        with reported():
+            fit(base_config(*arguments))
 
 
-def kill_while_saving(process: Training, checkpoints: Path, generator: random.Random, saves: int) -> bool:
+def kill_while_saving(
+    process: Training, checkpoints: Path, generator: random.Random, saves: int, signum: int
+) -> bool:
     """Waits for some checkpoint files to change, then kills within moments; False if the run ended before."""
     seen = newest_change(checkpoints)
     while process.code is None:
@@ -137,15 +144,15 @@ def kill_while_saving(process: Training, checkpoints: Path, generator: random.Ra
             seen, saves = changed, saves - 1
             if saves <= 0:
                 time.sleep(generator.choice([0.0, 0.0, 0.002, 0.01, 0.05]))
-                process.kill()
+                process.kill(signum)
                 return True
         time.sleep(0.0005)
     return False
 
 
-def kill_after(process: Training, seconds: float) -> bool:
+def kill_after(process: Training, seconds: float, signum: int) -> bool:
     if process.wait(seconds) is None:
-        process.kill()
+        process.kill(signum)
         return True
     return False
 
@@ -169,7 +176,14 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def torture(
-    work: Path, kills: int, steps: int, seed: int, *, data: Path | None = None, fork: bool = False
+    work: Path,
+    kills: int,
+    steps: int,
+    seed: int,
+    *,
+    data: Path | None = None,
+    fork: bool = False,
+    signum: int = signal.SIGKILL,
 ) -> dict[str, object]:
     """Runs the unbroken training, then the one that is killed, and compares them."""
     generator = random.Random(seed)
@@ -196,11 +210,15 @@ def torture(
         starts += 1
         process = training("killed")
         if generator.random() < 0.5:
-            hit = kill_while_saving(process, broken / "checkpoints", generator, generator.randint(1, 3))
+            hit = kill_while_saving(
+                process, broken / "checkpoints", generator, generator.randint(1, 3), signum
+            )
             saving += hit
         else:
-            hit = kill_after(process, generator.uniform(0.2, 1.1) * duration)
-        if not hit and process.code:
+            hit = kill_after(process, generator.uniform(0.2, 1.1) * duration, signum)
+        # Before the command takes signals, while Python starts, the system itself ends it.
+        expected = (0, 128 + signum, -signum) if hit else (0,)
+        if process.code not in expected:
             raise SystemExit(f"a resumed training failed with {process.code}; its output: {log}")
         done += hit
         print(f"kill {done}/{kills} ({saving} while saving), start {starts}", flush=True)
@@ -222,6 +240,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=12, help="of the training")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument(
         "--data", type=Path, help="data_dir with the tiny corpus prepared; made anew otherwise"
@@ -231,7 +250,8 @@ def main() -> int:
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="kill_resume."))
     work.mkdir(parents=True, exist_ok=True)
-    result = torture(work, args.kills, args.steps, args.seed, data=args.data, fork=args.fork)
+    signum = signal.Signals[f"SIG{args.signal}"]
+    result = torture(work, args.kills, args.steps, args.seed, data=args.data, fork=args.fork, signum=signum)
     for name, value in result.items():
         print(f"{name}: {json.dumps(value)}")
     if args.work is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
 from zlib import crc32
+
+from localgp.io import written
 
 # Okabe and Ito's colours, told apart by every kind of colour vision.
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -121,9 +122,7 @@ def page_svg(figure: Any, name: str, description: str) -> str:
 
 def save_figure(figure: Any, path: Path) -> Path:
     """Writes the figure, black on white, aside and renames it; the ending chooses the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=200, bbox_inches="tight")
+    with written(path, path.suffix) as temporary:
+        figure.savefig(temporary, dpi=200, bbox_inches="tight")
     pyplot().close(figure)
-    os.replace(temporary, path)
     return path

@@ -12,7 +12,6 @@ Shape legend: N samples, S steps, C context size.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from localgp.corpora.integrity import read_row
-from localgp.weights import share
+from localgp.io import sweep, written
+from localgp.locks import held
 
 _SHARD_ENTRIES = 256  # seconds of work lost at most when stopped
 
@@ -76,10 +76,8 @@ class ContextStore:
         from safetensors.numpy import save_file
 
         name = hashlib.sha256("".join(sorted(entries)).encode()).hexdigest()[:16]
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        save_file(entries, temporary)
-        share(temporary)
-        os.replace(temporary, self.folder / f"{name}.safetensors")
+        with written(self.folder / f"{name}.safetensors") as temporary:
+            save_file(entries, temporary)
         self.refresh()
 
 
@@ -93,24 +91,15 @@ def open_store(base: Path, extractor: Any, rows: Any, keys: Collection[str]) -> 
         rows: Prepared rows (`localgp.corpora.prepared`) in which the keys are found.
         keys: ``audio_sha1`` of the segments needed.
     """
-    from filelock import FileLock, Timeout
-
     folder = base / f"{extractor.name}-{extractor.digest}"
     folder.mkdir(parents=True, exist_ok=True)
     store = ContextStore(folder)
     if all(key in store for key in keys):
         return store
-    lock = FileLock(folder / ".lock")  # the operating system frees the lock of a process that died
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is extracting {extractor.name}; waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
+    with held(folder / ".lock", f"extracting {extractor.name}", wait=True):
+        sweep(folder)
         store.refresh()
         _extract(store, extractor, rows, {key for key in keys if key not in store})
-    finally:
-        lock.release()
     return store
 
 

@@ -10,7 +10,6 @@ Shape legend: N samples, C channels.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from localgp.corpora.audio_errors import (
     UnreadableAudio,
 )
 from localgp.corpora.stream import read_sound
+from localgp.io import written
 
 __all__ = [
     "SAMPLE_RATE",
@@ -193,17 +193,13 @@ def write_audio(
         subtype: soundfile's, for wav and flac (``FLOAT`` keeps samples exactly).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with written(path, path.suffix) as temporary:
         if path.suffix in (".wav", ".flac"):
             import soundfile
 
             soundfile.write(temporary, samples, rate, subtype=subtype)
         else:
             _encode(temporary, np.asarray(samples, dtype=np.float32), rate, bit_rate)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(path: Path, samples: np.ndarray, rate: int, bit_rate: int) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from localgp.corpora.shards import Job, run_job
 from localgp.errors import CorpusError
+from localgp.io import sweep
+from localgp.signals import Stopped
 
 
 def run_jobs(jobs: list[Job], schema: Any, workers: int, name: str) -> None:
@@ -32,6 +34,8 @@ def run_jobs(jobs: list[Job], schema: Any, workers: int, name: str) -> None:
     """
     from tqdm import tqdm
 
+    for folder in {job.folder for job in jobs}:
+        sweep(folder)  # of a process that was killed
     open_jobs = [job for job in jobs if not job.is_done()]
     if len(open_jobs) < len(jobs):
         done = len(jobs) - len(open_jobs)
@@ -47,23 +51,39 @@ def run_jobs(jobs: list[Job], schema: Any, workers: int, name: str) -> None:
             for job in open_jobs:
                 bar.update(run_job(job, schema))
         else:
-            _run_in_pool(open_jobs, schema, workers, bar)
+            try:
+                _run_in_pool(open_jobs, schema, workers, bar)
+            finally:
+                sweep(open_jobs[0].folder)
 
 
 def _run_in_pool(jobs: list[Job], schema: Any, workers: int, bar: Any) -> None:
-    # spawn: the caller may hold threads (PyTorch, Arrow) that a fork would copy in an undefined state.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     try:
-        with no_main_module():
-            futures = [executor.submit(run_job, job, schema) for job in jobs]
-        for future in as_completed(futures):
-            bar.update(future.result())
+        with processes(workers) as executor:
+            with no_main_module():
+                futures = [executor.submit(run_job, job, schema) for job in jobs]
+            for future in as_completed(futures):
+                bar.update(future.result())
     except BrokenProcessPool as error:
         raise CorpusError(
             "a preparation process died, most likely for want of memory\n"
             "  Run the same command again: it goes on from the parts that are done. corpus.workers=1 needs least."
         ) from error
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, and at once where it is stopped."""
+    # spawn: the caller may hold threads (PyTorch, Arrow) that a fork would copy in an undefined state.
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    try:
+        yield executor
+    except Stopped:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -11,15 +11,12 @@ them.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,8 @@ from localgp.corpora.report import build_report, format_report
 from localgp.corpora.segment import Dropped, Reading
 from localgp.corpora.shards import PART_REPORT, Job, features, split_jobs
 from localgp.errors import AudioError, ConfigError, CorpusError
+from localgp.io import naming
+from localgp.locks import held
 
 SPLITS = ("train", "dev", "test")
 
@@ -98,7 +97,7 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
     _check_config(corpus)
     base = Path(cfg.data_dir) / "prepared"
     base.mkdir(parents=True, exist_ok=True)
-    with _lock(base / f".{corpus.name}.lock", corpus.name):
+    with held(base / f".{corpus.name}.lock", f"preparing corpus {corpus.name}", wait=True), naming(base):
         reading = read_corpus(corpus)
         if not reading.segments and not reading.dropped:
             raise CorpusError(f"{corpus.get('manifest') or corpus.root} is empty: it has no segment")
@@ -182,28 +181,6 @@ def _check_config(corpus: DictConfig) -> None:
         problems.append(f"corpus.workers={corpus.workers}: 1 or more processes")
     if problems:
         raise ConfigError("\n  ".join(problems))
-
-
-@contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    """One process at a time prepares a corpus; the operating system frees the lock of one that died."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:  # an OSError too
-        print(f"another process is preparing corpus {name}; waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        yield  # another user's data_dir, in which this one can only read what is prepared
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _audio_files(reading: Reading) -> list[Path]:

@@ -7,8 +7,6 @@ final name only when complete, so whatever is there after a crash can be kept.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from localgp.corpora.audio import Recording, decode, to_int16
 from localgp.corpora.integrity import samples_digest
 from localgp.corpora.segment import Reading, Segment
 from localgp.errors import AudioError
+from localgp.io import filled
 
 PART_REPORT = "part.json"
 
@@ -109,18 +108,21 @@ def run_job(job: Job, schema: Any) -> int:
     Raises:
         AudioError: With ``on_error=raise``, the first recording or segment that cannot be read.
     """
+    with filled(job.part) as temporary:
+        _write_part(job, schema, temporary)
+    return len(job.segments)
+
+
+def _write_part(job: Job, schema: Any, folder: Path) -> None:
     import pyarrow as pa
 
-    temporary = job.folder / f".{job.index:05d}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     reading = Reading(job.on_error)
     pending: dict[str, list[dict[str, Any]]] = {}
     writers: dict[str, Any] = {}
 
     def flush(split: str) -> None:
         if split not in writers:
-            writers[split] = pa.ipc.new_stream(str(temporary / f"{split}.arrow"), schema)
+            writers[split] = pa.ipc.new_stream(str(folder / f"{split}.arrow"), schema)
         writers[split].write_batch(_record_batch(pending.pop(split), schema))
 
     for segment, row in _rows(job, reading):
@@ -134,12 +136,9 @@ def run_job(job: Job, schema: Any) -> int:
     report = {
         "dropped": [asdict(d) for d in reading.dropped],
         "notes": dict(reading.notes),
-        "files": {path.name: path.stat().st_size for path in temporary.glob("*.arrow")},
+        "files": {path.name: path.stat().st_size for path in folder.glob("*.arrow")},
     }
-    (temporary / PART_REPORT).write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(job.part, ignore_errors=True)
-    os.replace(temporary, job.part)
-    return len(job.segments)
+    (folder / PART_REPORT).write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
 
 
 def _rows(job: Job, reading: Reading) -> Iterator[tuple[Segment, dict[str, Any]]]:

@@ -19,7 +19,6 @@ last symbol), and what ran there is what it took to decide on this token.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from localgp.evaluation.gates_file import stored_arrays
+from localgp.io import written
 
 
 @dataclass
@@ -82,20 +82,18 @@ def write_decoder_gates(path: Path, record: DecoderGateRecord) -> None:
             f"{int(np.sum(record.lengths))} tokens, {len(record.modules)} module names"
         )
     pieces, index = np.unique(np.array(record.pieces, dtype=np.str_), return_inverse=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    np.savez_compressed(
-        temporary,
-        modules=np.array(record.modules),
-        bits=np.packbits(record.open.reshape(tokens, -1), axis=-1),
-        layers=np.array(layers),
-        pieces=pieces,
-        tokens=index.astype(np.int32),
-        utt_ids=np.array(record.utt_ids),
-        tasks=np.array(record.tasks),
-        lengths=np.asarray(record.lengths, dtype=np.int32),
-    )
-    os.replace(temporary, path)
+    with written(path, ".npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            modules=np.array(record.modules),
+            bits=np.packbits(record.open.reshape(tokens, -1), axis=-1),
+            layers=np.array(layers),
+            pieces=pieces,
+            tokens=index.astype(np.int32),
+            utt_ids=np.array(record.utt_ids),
+            tasks=np.array(record.tasks),
+            lengths=np.asarray(record.lengths, dtype=np.int32),
+        )
 
 
 def read_decoder_gates(path: Path) -> DecoderGateRecord:

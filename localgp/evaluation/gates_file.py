@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from localgp.errors import CheckpointError
+from localgp.io import written
 
 
 @dataclass
@@ -52,18 +52,16 @@ class GateRecord:
 
 def write_gates(path: Path, record: GateRecord) -> None:
     """Writes aside and renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(
-        temporary,
-        utt_ids=np.array(record.utt_ids),
-        modules=np.array(record.modules),
-        bits=np.packbits(record.open, axis=-1),
-        frames=np.array(record.open.shape[-1]),
-        real=record.real.astype(np.int32),
-        seconds_per_frame=np.array(record.seconds_per_frame),
-    )
-    os.replace(temporary, path)
+    with written(path, ".npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            utt_ids=np.array(record.utt_ids),
+            modules=np.array(record.modules),
+            bits=np.packbits(record.open, axis=-1),
+            frames=np.array(record.open.shape[-1]),
+            real=record.real.astype(np.int32),
+            seconds_per_frame=np.array(record.seconds_per_frame),
+        )
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import IO
 
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.io import filled, written
 from localgp.paths import expanded
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # ESPnet's
@@ -84,10 +84,9 @@ def _is_whole(directory: Path) -> bool:
 
 def _unpack_to(archive: Path, final: Path) -> None:
     """Unpacks an archive in place of what may be left of an earlier time."""
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unpacking.") as temporary:
-        staging = Path(temporary) / "new"
-        content = staging / _CONTENT
-        content.mkdir(parents=True)
+    with filled(final) as new:
+        content = new / _CONTENT
+        content.mkdir()
         try:
             _unpack(archive, content)
         except (LocalGPError, MemoryError):
@@ -98,10 +97,7 @@ def _unpack_to(archive: Path, final: Path) -> None:
             raise BackboneError(f"{archive}: damaged, or not an archive ({error}); copy it again") from error
         files = (path for path in content.rglob("*") if path.is_file())
         sizes = {path.relative_to(content).as_posix(): path.stat().st_size for path in files}
-        (staging / _SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-        if final.exists():
-            os.replace(final, Path(temporary) / "broken")
-        os.replace(staging, final)
+        (new / _SIZES).write_text(json.dumps(sizes), encoding="utf-8")
 
 
 def _unpack(archive: Path, directory: Path) -> None:
@@ -155,21 +151,15 @@ def _inside(archive: Path, name: str) -> PurePosixPath:
 
 def write_zip(archive: Path, directory: Path, first: str) -> None:
     """Zips a directory's files, ``first`` before all others; the archive appears complete or not at all."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     files.sort(key=lambda path: path.relative_to(directory).as_posix() != first)
-    temporary = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as zipped:
-            for path in files:
-                info = zipfile.ZipInfo(
-                    path.relative_to(directory).as_posix()
-                )  # of 1980: the same bytes every time
-                info.external_attr = (stat.S_IFREG | 0o644) << 16
-                if path.suffix not in _COMPRESSED:
-                    info.compress_type = zipfile.ZIP_DEFLATED
-                with path.open("rb") as source, zipped.open(info, "w", force_zip64=True) as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-        os.replace(temporary, archive)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(archive) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
+        for path in files:
+            info = zipfile.ZipInfo(
+                path.relative_to(directory).as_posix()
+            )  # of 1980: the same bytes every time
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            if path.suffix not in _COMPRESSED:
+                info.compress_type = zipfile.ZIP_DEFLATED
+            with path.open("rb") as source, zipped.open(info, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 1 << 20)

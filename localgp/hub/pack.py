@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,12 @@ from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.licences import licence_identifier
 from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS
+from localgp.io import filled, staging, sweep
+from localgp.locks import held
 from localgp.paths import expanded
 from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section
+from localgp.weights import save_weights
 
 _MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
 
@@ -55,8 +54,6 @@ def pack(
         CheckpointError: No finished run there, or not evaluated; or something is in the packed model's place.
         ConfigError: A licence that is not known.
     """
-    from localgp.hub.load import load
-
     stored = run / "config.yaml"
     if not stored.is_file():
         raise CheckpointError(
@@ -66,8 +63,24 @@ def pack(
     name = name or packed_name(config)
     places = {"espnet": output / f"{name}.zip", "huggingface": output / name}
     packed = {form: places[form] for form in formats}
-    _check_free(packed, overwrite)
     licence = licence_of(config) if licence is None else licence_identifier(licence)
+    with held(output / f".{name}.lock", f"packing {output / name}"):
+        _check_free(packed, overwrite)
+        sweep(output, name)
+        _pack(run, config, packed, licence, name, without_scores)
+    return packed
+
+
+def _pack(
+    run: Path,
+    config: dict[str, Any],
+    packed: dict[str, Path],
+    licence: str,
+    name: str,
+    without_scores: bool,
+) -> None:
+    from localgp.hub.load import load
+
     loaded = load(str(run), device="cpu")
     if not loaded.metrics and not without_scores:
         raise CheckpointError(
@@ -78,7 +91,6 @@ def pack(
         _pack_espnet(loaded, config, packed["espnet"], licence, name)
     if "huggingface" in packed:
         _pack_folder(loaded, config, packed["huggingface"], licence, name)
-    return packed
 
 
 def packed_name(config: dict[str, Any]) -> str:
@@ -142,25 +154,23 @@ def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: st
 
     from localgp.backbones.owsm.model import write_espnet_directory
 
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}.") as temporary:
-        staging = Path(temporary) / name
-        write_espnet_directory(loaded.backbone, staging)
-        meta = yaml.safe_load((staging / "meta.yaml").read_text(encoding="utf-8"))
+    with staging(archive) as folder:
+        write_espnet_directory(loaded.backbone, folder)
+        meta = yaml.safe_load((folder / "meta.yaml").read_text(encoding="utf-8"))
         meta |= {"espnet": espnet.__version__, "torch": str(torch.__version__), "localgp": __version__}
-        (staging / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
-        extras = staging / EXTRAS
+        (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+        extras = folder / EXTRAS
         extras.mkdir()
         gates = {k: v for k, v in loaded.model.state_dict().items() if not k.startswith("espnet.")}
         if gates:
-            _save(gates, extras / GATES)
+            save_weights(gates, extras / GATES)
         _write_config(config, extras / "config.yaml")
         _write_metrics(loaded.metrics, extras / METRICS)
         card = model_card(
             config, loaded.metrics, licence=licence, name=archive.name, espnet=_IN_ESPNET.format(archive.name)
         )
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        write_zip(archive, staging, first="meta.yaml")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_zip(archive, folder, first="meta.yaml")
 
 
 _IN_ESPNET = """ESPnet runs every module on every frame: what it computes is this model with its gates forced open.
@@ -177,8 +187,8 @@ speech2text = Speech2Text(**unpack("{}", "unpacked"), lang_sym="<deu>", task_sym
 def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str, name: str) -> None:
     from localgp.backbones.owsm.model import BPE_FILE, CONFIG_FILE, STATS_FILE
 
-    with _replaced(folder) as staging:
-        espnet = staging / ESPNET
+    with filled(folder) as new:
+        espnet = new / ESPNET
         espnet.mkdir()
         train_config = {**loaded.backbone.train_config, "bpemodel": BPE_FILE}
         shutil.copyfile(loaded.backbone.train_config["bpemodel"], espnet / BPE_FILE)
@@ -188,9 +198,9 @@ def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str
             train_config["normalize_conf"] = {**train_config["normalize_conf"], "stats_file": STATS_FILE}
         text = yaml.safe_dump(train_config, allow_unicode=True, sort_keys=False)
         (espnet / CONFIG_FILE).write_text(text, encoding="utf-8")
-        _save(loaded.model.state_dict(), staging / WEIGHTS)
-        _write_config(config, staging / CONFIG)
-        _write_metrics(loaded.metrics, staging / METRICS)
+        save_weights(loaded.model.state_dict(), new / WEIGHTS)
+        _write_config(config, new / CONFIG)
+        _write_metrics(loaded.metrics, new / METRICS)
         # What the hub shows beside a model, and counts downloads by.
         summary = {
             "model_type": "localgp",
@@ -198,29 +208,9 @@ def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str
             "backbone": config["backbone"]["name"],
             "pruning": config["pruning"],
         }
-        (staging / "config.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (new / "config.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         card = model_card(config, loaded.metrics, licence=licence, name=name)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A staging directory that takes the folder's place at the end; a packed model of before goes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        staging = Path(temporary) / "new"
-        staging.mkdir()
-        yield staging
-        if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(staging, folder)
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    from localgp.weights import save_weights
-
-    save_weights(state, path)
-    path.chmod(0o644)  # safetensors writes for its owner alone, and packed models are shared
+        (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_config(config: dict[str, Any], path: Path) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -28,6 +26,7 @@ from localgp.corpora.audio import SAMPLE_RATE, write_audio
 from localgp.corpora.mini.speakers import GROUPS, Voice, speakers, voice_of
 from localgp.corpora.mini.voices import ESPEAK_RATE, speak
 from localgp.errors import CorpusError
+from localgp.io import filled
 from localgp.speechprune.spiral import Question, read
 
 _MARKER = "spoken.json"  # what a directory was made from; also says that it is ours to replace
@@ -117,31 +116,25 @@ def spoken(
     if _is_there(out, fingerprint):
         return read(out)
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        (temporary / "wavs").mkdir(parents=True)
-        every, hard = [], []
-        for done, question in enumerate(questions, 1):
-            made = speak_sentences(question.sentences, question.id)
-            write_audio(temporary / "wavs" / question.audio.name, made.samples, subtype="PCM_16")
-            entry = _with_times(entries[question.id], made.times)
-            late = made.times[question.key[0]][0] >= _EARLY
-            every.append(entry)
-            hard += [entry] if (question.hard if has_hard else late) else []
-            progress(done)
-        _write_lines(temporary / "data.jsonl", every)
-        if hard:
-            _write_lines(temporary / "data_h.jsonl", hard)
-        (temporary / _MARKER).write_text(json.dumps(fingerprint) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        try:
-            os.replace(temporary, out)
-        except OSError:  # another process may have finished the same meanwhile
-            if not _is_there(out, fingerprint):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with filled(out) as temporary:
+            (temporary / "wavs").mkdir()
+            every, hard = [], []
+            for done, question in enumerate(questions, 1):
+                made = speak_sentences(question.sentences, question.id)
+                write_audio(temporary / "wavs" / question.audio.name, made.samples, subtype="PCM_16")
+                entry = _with_times(entries[question.id], made.times)
+                late = made.times[question.key[0]][0] >= _EARLY
+                every.append(entry)
+                hard += [entry] if (question.hard if has_hard else late) else []
+                progress(done)
+            _write_lines(temporary / "data.jsonl", every)
+            if hard:
+                _write_lines(temporary / "data_h.jsonl", hard)
+            (temporary / _MARKER).write_text(json.dumps(fingerprint) + "\n")
+    except OSError:  # another process may have finished the same meanwhile
+        if not _is_there(out, fingerprint):
+            raise
     return read(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
@@ -11,12 +12,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from localgp.run import write_atomically
+from localgp.io import naming, write_atomically, written
 from localgp.training.module import TrainingModule
 from localgp.training.world import mean_over_ranks
-from localgp.weights import flush, save_weights
+from localgp.weights import save_weights
+
+_DUE = "localgp_dev_scoring_due"  # of a checkpoint: its step's scoring is still to be done
 
 
 class DenseLog(Callback):
@@ -29,15 +33,22 @@ class DenseLog(Callback):
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
+        self._due = False
         self._audio = self._data_time = 0.0
         self._since = self._batch_end = time.perf_counter()
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._due = checkpoint.get(_DUE, False)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A resumed run replays the steps after its checkpoint: their old lines go, and a line that a kill cut
         off."""
         if trainer.is_global_zero and self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if 0 <= _step_of(line) <= trainer.global_step]
+            now = (trainer.global_step, "valid" if self._due else "")  # from here on all is done again
+            kept = [line for line in lines if 0 <= _place_of(line)[0] <= now[0] and _place_of(line) != now]
             write_atomically(self.path, "".join(line + "\n" for line in kept))
         self._since = self._batch_end = time.perf_counter()
 
@@ -85,18 +96,19 @@ class DenseLog(Callback):
         if not trainer.is_global_zero:
             return
         record = {"step": trainer.global_step, "kind": kind, **{k: _round(v) for k, v in terms.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({f"{kind}/{k}": v for k, v in terms.items()}, step=trainer.global_step)
 
 
-def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 for a line that is cut off."""
+def _place_of(line: str) -> tuple[int, str]:
+    """Step and kind of a line of metrics.jsonl; step -1 for a line that is cut off."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+        record = json.loads(line)
+        return int(record["step"]), str(record.get("kind"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return -1, ""
 
 
 def _round(value: float) -> float:
@@ -135,7 +147,8 @@ class ResumeCheckpoint(Callback):
     """last.ckpt every so many steps, the one before kept as previous.ckpt.
 
     Each is written beside its place and renamed into it, so a kill at any moment leaves at least one whole. At a
-    step with a dev scoring it is saved after that: what resumes from it takes the scoring for done.
+    step with a dev scoring it is saved after that. One that has to be saved before, or in the midst of it, says that
+    the scoring is due, and it is the first thing that the run does which goes on from there.
 
     Args:
         every: Steps between checkpoints.
@@ -144,28 +157,70 @@ class ResumeCheckpoint(Callback):
 
     def __init__(self, directory: Path, every: int, val_every: int) -> None:
         self.directory, self.every, self.val_every = directory, every, val_every
+        self.saved = -1  # step of the newest one
+        self._due = False
+        self._progress: dict[str, Any] = {}  # Lightning's counters before the scoring that is due
+
+    def score_if_due(self, trainer: L.Trainer) -> None:
+        """The dev scoring that the checkpoint resumed from lacks."""
+        if self._due:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         step = trainer.global_step
-        at_boundary = (index + 1) % trainer.accumulate_grad_batches == 0
-        if step and at_boundary and step % self.every == 0 and step % self.val_every:
-            self._save(trainer)
+        if not step or (index + 1) % trainer.accumulate_grad_batches:
+            return
+        self._due = step % self.val_every == 0
+        if self._due:
+            self._progress = copy.deepcopy(trainer.fit_loop.state_dict())
+        elif step % self.every == 0:
+            self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.global_step % self.every == 0:
-            self._save(trainer)
+        if trainer.sanity_checking:
+            return
+        self._due = False
+        if trainer.global_step % self.every == 0:
+            self.save(trainer)
 
-    def _save(self, trainer: L.Trainer) -> None:
-        temporary = self.directory / ".last.ckpt.tmp"
-        trainer.save_checkpoint(temporary, weights_only=False)  # optimizer and all
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_DUE] = self._due
+        if self._due:  # Lightning would go on in the midst of the scoring, whose sums are not stored
+            checkpoint["loops"]["fit_loop"] = self._progress
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._due, self.saved = checkpoint.get(_DUE, False), checkpoint["global_step"]
+        self._progress = copy.deepcopy(checkpoint["loops"]["fit_loop"])
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Every rank has to call this, which may have a part of the weights; the first one writes."""
+        last = self.directory / "last.ckpt"
         if trainer.is_global_zero:
-            flush(temporary)
-            last = self.directory / "last.ckpt"
-            if last.exists():
-                os.replace(last, self.directory / "previous.ckpt")
-            os.replace(temporary, last)
+            with written(last) as temporary:
+                trainer.save_checkpoint(temporary, weights_only=False)  # optimizer and all
+                if last.exists():
+                    os.replace(last, self.directory / "previous.ckpt")
+        else:
+            trainer.save_checkpoint(last, weights_only=False)
+        self.saved = trainer.global_step
+
+
+class WriteInPlace(TorchCheckpointIO):
+    """Writes a checkpoint where it is told to. Lightning's own makes it in memory and once more in $TMPDIR, whose
+    room is not that of the run's directory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
 
 
 class BestWeights(Callback):

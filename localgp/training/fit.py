@@ -9,11 +9,13 @@ import sys
 import time
 import warnings
 import zipfile
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
@@ -26,13 +28,17 @@ from localgp.corpora.fits import check_fits, split_of
 from localgp.corpora.prepared import limit_per_language, load_prepared
 from localgp.errors import CheckpointError, ConfigError
 from localgp.failures import is_of_machine
+from localgp.io import sweep
+from localgp.locks import held
 from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
-from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint
+from localgp.signals import Signals, Stopped, leave_to_parent
+from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint, WriteInPlace
 from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough
 from localgp.training.dev_scores import DevScores
 from localgp.training.memory import checkpoint_activations
 from localgp.training.module import TrainingModule
+from localgp.training.stop import StopAtSignal
 from localgp.training.world import World, check_launch, connect, first_then_others, from_first
 
 
@@ -49,6 +55,20 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         if world.is_first:
             print(f"{run.path} is finished; remove it to train again")
         return {}, {"run": run, "model": None, "trainer": None}
+    if world.is_first and run.path.is_dir():
+        with _held(run):  # one that is being trained is refused before anything is loaded
+            pass
+    with ExitStack() as owned:
+        return _fit(cfg, world, run, owned)
+
+
+def _held(run: Run) -> AbstractContextManager[None]:
+    return held(run.path / ".train.lock", f"training {run.path}")
+
+
+def _fit(
+    cfg: DictConfig, world: World, run: Run, owned: ExitStack
+) -> tuple[dict[str, float], dict[str, Any]]:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # tips and device notes
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")  # deprecations inside of it
@@ -91,17 +111,20 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     strategy = build_strategy(cfg, world, device)
     if world.is_first:  # only now: a configuration that fails above leaves no directory behind
+        owned.enter_context(_held(run))
         run.start()
         run.checkpoints.mkdir(parents=True, exist_ok=True)
+        sweep(run.checkpoints)
     if training.checkpointing:
         checkpoint_activations(model)
     module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
     dtype = resolve_precision(training.precision, device)
     best = BestWeights(run.checkpoints, training.average)
+    saving = ResumeCheckpoint(run.checkpoints, training.checkpoint_every, val_every)
     callbacks: list[Callback] = [
         DenseLog(run.path / "metrics.jsonl", training.log_every),
         best,
-        ResumeCheckpoint(run.checkpoints, training.checkpoint_every, val_every),
+        saving,
     ]
     progress_bar = sys.stderr.isatty() and world.is_first  # a log file gets the dense lines alone
     if progress_bar:
@@ -111,11 +134,17 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     pictured = training.logger != "none" and cfg.trainer.strategy != "fsdp"  # as for the scores above
     if model.policy is not None and pictured and world.is_first:
         callbacks.append(MaskImage(dev_rows, backbone, contexts))
+    signals = Signals(defer=True)
+    dev_count = -(-len(dev) // training.batch_size)
+    callbacks.append(StopAtSignal(signals, saving, max(1, dev_count // world.ranks)))
+    # Variables of SLURM are also there where it started this process alone.
+    plugins: list[Any] = [WriteInPlace(), *([LightningEnvironment()] if world.ranks == 1 else [])]
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=world.devices,
         num_nodes=world.nodes,
         strategy=strategy,
+        plugins=plugins,
         precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         max_steps=max_steps,
         max_epochs=-1,
@@ -156,6 +185,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ),
         collate_fn=collate,
         num_workers=training.workers,
+        worker_init_fn=leave_to_parent,
         persistent_workers=False,
     )
     dev_batches = [
@@ -166,18 +196,28 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     share = slice(world.rank, None, world.ranks) if len(dev_batches) >= world.ranks else slice(None)
     dev_loader: DataLoader = DataLoader(dev, batch_sampler=dev_batches[share], collate_fn=collate)
     began = time.perf_counter()
-    trainer.fit(
-        module,
-        train_loader,
-        dev_loader,
-        ckpt_path=str(checkpoint[0]) if checkpoint else None,
-        weights_only=True,
-    )
+    with signals:
+        try:
+            trainer.fit(
+                module,
+                train_loader,
+                dev_loader,
+                ckpt_path=str(checkpoint[0]) if checkpoint else None,
+                weights_only=True,
+            )
+        except RuntimeError as error:
+            if Signals.asked is None:
+                raise
+            # What was to be ended had helpers or other processes that the same signal ended first.
+            raise Stopped(Signals.asked, "the same command goes on from the last checkpoint") from error
+        asked = Signals.asked
     seconds = time.perf_counter() - began
     if world.is_first:
         if trainer.global_step >= max_steps:
             best.finish()
         print(f"trained to step {trainer.global_step} in {seconds:.0f} s: {run.weights}", flush=True)
+    if asked is not None:
+        raise Stopped(asked, f"{run.path} is finished")
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     return metrics, {"run": run, "model": model, "trainer": trainer}
 

@@ -206,6 +206,18 @@ def sum_over_ranks(value: Any) -> Any:
     return all_reduce(value)
 
 
+def highest_over_ranks(value: float) -> float:
+    """The highest of all ranks' values, which all have to call this."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    highest = torch.tensor(float(value), device=device)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return float(highest)
+
+
 def weight_among_ranks(count: int) -> float:
     """What this rank's mean over ``count`` items has to be multiplied with, so that the mean over ranks, which is
     what becomes of losses and gradients, is the mean over all items; 1 for a single process."""

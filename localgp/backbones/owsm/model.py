@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
 from localgp.caches import give_numba_a_cache
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.io import staging
 from localgp.paths import expanded
 from localgp.weights import mismatches
 
@@ -293,21 +293,19 @@ def write_espnet_directory(backbone: Backbone, directory: Path, *, half: bool = 
     if half:
         parameters = dict(backbone.model.named_parameters())
         state = {key: value.half() if key in parameters else value for key, value in state.items()}
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as temporary:
-        staging = Path(temporary)
-        shutil.copyfile(backbone.train_config["bpemodel"], staging / BPE_FILE)
+    with staging(directory) as folder:
+        shutil.copyfile(backbone.train_config["bpemodel"], folder / BPE_FILE)
         stats = (config.get("normalize_conf") or {}).get("stats_file")
         if stats is not None:
-            shutil.copyfile(stats, staging / STATS_FILE)
+            shutil.copyfile(stats, folder / STATS_FILE)
             config["normalize_conf"] = {**config["normalize_conf"], "stats_file": STATS_FILE}
         text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
-        (staging / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         meta = {"files": {"s2t_model_file": WEIGHTS_FILE}, "yaml_files": {"s2t_train_config": CONFIG_FILE}}
-        (staging / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
-        torch.save(state, staging / WEIGHTS_FILE)
+        (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+        torch.save(state, folder / WEIGHTS_FILE)
         directory.mkdir(exist_ok=True)
-        for file in sorted(staging.iterdir(), key=lambda p: p.name == CONFIG_FILE):  # config.yaml goes last
+        for file in sorted(folder.iterdir(), key=lambda p: p.name == CONFIG_FILE):  # config.yaml goes last
             os.replace(file, directory / file.name)
 
 

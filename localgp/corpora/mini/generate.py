@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from localgp.corpora.mini.recording import SpeechJob, Spoken, make_speech
 from localgp.corpora.mini.speakers import speakers
 from localgp.corpora.mini.utterance import generator, map_in_processes
 from localgp.errors import ConfigError, CorpusError
+from localgp.io import filled, sweep
 
 VERSION = 2  # another number makes every generated corpus out of date
 SPEC_FILE = "mini.json"
@@ -100,19 +99,10 @@ def generate_corpus(
             f"{root} holds something that is not a generated corpus (no {SPEC_FILE}): it is not overwritten\n"
             "  Set corpus.root to a folder that is empty or not there yet, or remove this one yourself."
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = (root.with_name(f".{root.name}.{state}") for state in ("partial", "old"))
-    for stale in (partial, replaced):  # of a generation that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    try:
+    sweep(root.parent, root.name)
+    with filled(root) as partial:
         _write(partial, spec, workers)
         (partial / SPEC_FILE).write_text(described, encoding="utf-8")
-        if root.exists():
-            os.replace(root, replaced)
-        os.replace(partial, root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write(root: Path, spec: MiniSpec, workers: int) -> None:

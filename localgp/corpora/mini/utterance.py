@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeVar
@@ -18,7 +16,7 @@ from localgp.corpora.mini.grammar import draw_sentence
 from localgp.corpora.mini.noise import add_noise, draw_noise
 from localgp.corpora.mini.speakers import voice_of
 from localgp.corpora.mini.voices import ESPEAK_RATE, Speech, speak
-from localgp.corpora.parallel import no_main_module, start_worker
+from localgp.corpora.parallel import no_main_module, processes
 from localgp.errors import ConfigError
 
 J = TypeVar("J")
@@ -129,15 +127,10 @@ def map_in_processes(
     function: Callable[[J], R], jobs: Sequence[J], workers: int, chunksize: int = 1
 ) -> Iterator[R]:
     """``map`` over processes, in order."""
-    # spawn: a fork would inherit the locks of a parent that runs torch threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    try:
+    with processes(workers) as pool:
         with no_main_module():
             results = pool.map(function, jobs, chunksize=chunksize)
         yield from results
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _draw_job(job: tuple[str, str, str, str, int, float]) -> Utterance:

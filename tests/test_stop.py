@@ -1,0 +1,76 @@
+"""A training that is asked to end saves between two steps, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from localgp.hub.load import base_config
+from localgp.signals import Stopped
+from localgp.training.fit import fit
+from localgp.training.module import TrainingModule
+from tests.scripts_as_modules import script
+
+pytestmark = pytest.mark.recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("stop")
+
+
+def train(place, name, steps=4):
+    kill_resume = script("kill_resume")
+    options = ["training.val_every=2", "training.checkpoint_every=100", "training.batch_size=1"]
+    return fit(base_config(*kill_resume.overrides(place, name, steps, place / "data"), *options))
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """Sends this process signals at moments of its training: (name of the step, its number or batch) to a signal."""
+    planned = {}
+
+    def sending(name):
+        method = getattr(TrainingModule, name)
+
+        def step(self, batch, index):
+            moment = (name, self.global_step, index if name == "validation_step" else None)
+            if moment in planned:
+                os.kill(os.getpid(), planned.pop(moment))
+            return method(self, batch, index)
+
+        monkeypatch.setattr(TrainingModule, name, step)
+
+    sending("training_step")
+    sending("validation_step")
+    return planned
+
+
+def test_a_stopped_training_ends_in_the_weights_of_the_unbroken_one(place, send):
+    """Stopped within a dev scoring, within it once more where it is done again, in a step, and in the last scoring,
+    which is finished and the training with it."""
+    train(place, "unbroken")
+    moments = [
+        (("validation_step", 2, 1), signal.SIGTERM, "from step 2 of 4"),
+        (("validation_step", 2, 1), signal.SIGINT, "from step 2 of 4"),
+        (("training_step", 2, None), signal.SIGTERM, "from step 3 of 4"),
+        (("validation_step", 4, 1), signal.SIGINT, "is finished"),
+    ]
+    for moment, signum, said in moments:
+        send[moment] = signum
+        with pytest.raises(Stopped, match=said) as stopped:
+            train(place, "stopped")
+        assert not send, "it came to that moment"
+        assert stopped.value.status == 128 + signum
+    kill_resume = script("kill_resume")
+    runs = [kill_resume.run_directory(place, name) for name in ("unbroken", "stopped")]
+    assert kill_resume.differences(*runs) == []
+    assert not list(runs[1].rglob("*.tmp*"))
+    steps = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["kind"]) for line in steps if line["kind"] == "valid"] == [
+        (2, "valid"),
+        (4, "valid"),
+    ]
