@@ -79,6 +79,7 @@ def test_commands_exist_and_their_options_too(page, command):
 
 QUICK = [(body, page) for page in PAGES for body, words in fences(page, "bash") if "run" in words.split()]
 CODE = [(body, page) for page in PAGES for body, words in fences(page, "python") if "run" in words.split()]
+API = sorted((ROOT / "docs" / "api").glob("*.md"))
 
 
 @pytest.fixture
@@ -115,6 +116,17 @@ def test_quick_commands_run(body, page, place, monkeypatch, capsys):
 @pytest.mark.parametrize(("body", "page"), CODE, ids=[p.name for _, p in CODE])
 def test_quick_python_runs(body, page, place):
     exec(compile(body, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", API, ids=[page.name for page in API])
+def test_api_pages_say_something_and_their_examples_run(page, place):
+    """Each page's code is one program, in the order of the page; and a page is more than its directives."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    words = " ".join(line for line in text.splitlines() if not line.startswith((":::", "#"))).split()
+    assert len(words) > 60
+    program = "\n".join(body for body, _ in fences(page, "python"))
+    assert program
+    exec(compile(program, str(page), "exec"), {})
 
 
 def test_the_readme_has_blocks_that_are_run():
