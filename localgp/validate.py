@@ -151,7 +151,7 @@ RULES: dict[str, Rule] = {
     "corpus.reader": one_of("europarl_st", "manifest"),
     "corpus.root": PATH,
     "corpus.manifest": PATH,
-    "corpus.languages": names(r"[a-z]{2,3}").or_null(),
+    "corpus.languages": names(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*").or_null(),
     "corpus.case": one_of("lower", "keep"),
     "corpus.max_seconds": number(0.0, open_below=True),
     "corpus.on_error": one_of("raise", "skip"),

@@ -265,7 +265,7 @@ def test_language_codes():
     assert to_iso_639_3("fra") == "fra"
     assert len(set(ISO_639_3.values())) == len(ISO_639_3)
     assert all(len(a) == 2 and len(b) == 3 for a, b in ISO_639_3.items())
-    with pytest.raises(ConfigError, match="unknown language 'xx': valid are the two-letter codes ab, af"):
+    with pytest.raises(ConfigError, match="unknown language 'xx'; valid are codes of two letters"):
         to_iso_639_3("xx")
 
 

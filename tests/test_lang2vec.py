@@ -47,10 +47,10 @@ def test_context_has_source_and_target():
 
 def test_unknown_language_names_valid_ones():
     with pytest.raises(
-        ConfigError, match=r"URIEL has no language 'de1'; valid are two-letter.*nearest of which are \w{3}, "
+        ConfigError, match=r"URIEL has no language 'dex'; valid are two-letter.*nearest of which are \w{3}, "
     ):
-        language_vector("de1", ["syntax_knn"])
-    with pytest.raises(ConfigError, match="unknown language 'qq': valid are the two-letter codes"):
+        language_vector("dex", ["syntax_knn"])
+    with pytest.raises(ConfigError, match="unknown language 'qq'; valid are codes of two letters"):
         language_vector("qq", ["syntax_knn"])
 
 

@@ -63,7 +63,7 @@ def test_languages_are_a_filter(tmp_path):
     assert [(s.language, s.translations) for s in reading.segments] == [("de", {})]
     assert reading.notes["segments in other languages"] == 1
     with pytest.raises(
-        ConfigError, match="corpus.languages: unknown language 'xx'; valid are the two-letter"
+        ConfigError, match="corpus.languages: unknown language 'xx'; valid are codes of two letters"
     ):
         read_manifest(path, languages=["xx"])
 
@@ -94,8 +94,32 @@ def without(key):
         ),
         (without("audio"), "invalid line", "missing 'audio'; a line is {"),
         (without("text") | {"language": None}, "invalid line", "missing 'language', 'text'"),
-        (GOOD | {"language": "xx"}, "unknown language", "unknown language 'xx'; valid are .* de, "),
-        (GOOD | {"text": {"de": "Ja.", "deu": "Ja."}}, "unknown language", "unknown language 'deu'"),
+        (
+            GOOD | {"language": "xx"},
+            "unknown language",
+            "unknown language 'xx'; valid are codes of two letters",
+        ),
+        (GOOD | {"language": ["de"]}, "unknown language", r"unknown language \['de'\]"),
+        (GOOD | {"language": "und"}, "unknown language", "unknown language 'und'"),
+        (
+            GOOD | {"text": {"de": "Ja.", "deu": "Ja."}},
+            "invalid line",
+            "text has 'de' twice, the second time as 'deu'",
+        ),
+        (GOOD | {"text": {"de": "a \ud83d"}}, "invalid line", r"\\ud83d is half of a character"),
+        (
+            GOOD | {"audio": "caf\udce9.wav"},
+            "invalid line",
+            r"\\udce9 is half of a character.*rename the file",
+        ),
+        (GOOD | {"audio": "."}, "invalid line", r"audio is '\.'; it is the path of a file"),
+        (GOOD | {"audio": "/"}, "invalid line", "audio is '/'; it is the path of a file"),
+        (GOOD | {"audio": "talks/.."}, "invalid line", r"audio is 'talks/\.\.'; it is the path"),
+        (GOOD | {"start": 10**400}, "invalid times", r"start is 1000.*… \(401 characters\); it is a number"),
+        ('{"audio": "a.wav", "start": 1' + "0" * 5000 + "}", "invalid line", "thousands of digits"),
+        ('{"audio": ' + "[" * 100_000, "invalid line", "nested too deeply"),
+        (GOOD | {"start": [1]}, "invalid times", r"start is \[1\]"),
+        (GOOD | {"id": "a\0b"}, "invalid line", "ids have no white space"),
         (
             GOOD | {"text": {"fr": "Oui."}},
             "invalid line",
@@ -134,6 +158,40 @@ def test_a_wrong_line_raises_or_is_listed(tmp_path, line, reason, message):
 def test_the_same_stretch_twice_without_ids(tmp_path):
     with pytest.raises(CorpusError, match=r":2: id 'a_0000500_0002000' is also line 1's"):
         read_manifest(manifest(tmp_path, GOOD, GOOD))
+
+
+def test_all_wrong_lines_are_named(tmp_path):
+    path = manifest(tmp_path, *[GOOD | {"split": f"x{number}"} for number in range(30)], GOOD)
+    with pytest.raises(CorpusError) as caught:
+        read_manifest(path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines[:20]] == [f"{path}:{number}" for number in range(1, 21)]
+    assert lines[20] == "… and 10 more, 30 in all"
+    assert "corpus.on_error=skip" in lines[21]
+
+
+def test_languages_in_any_form_are_the_same(tmp_path):
+    rows = [
+        GOOD | {"id": f"u{number}", "language": spoken, "text": {written: "Ja.", other: "Oui."}}
+        for number, (spoken, written, other) in enumerate(
+            [("de", "de", "fr"), ("DE", "deu", "fra"), ("ger", "de-AT", "fre"), ("de_CH", "DEU", "fr-FR")]
+        )
+    ]
+    segments = read_manifest(manifest(tmp_path, *rows), languages=["deu", "fr-CA"]).segments
+    assert {(s.language, s.transcript, *s.translations.items()) for s in segments} == {
+        ("de", "ja.", ("fr", "oui."))
+    }
+
+
+def test_a_language_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+    rows = [{"audio": f"{n}.wav", "language": "fra", "text": {"fr": "Oui.", "en": "Yes."}} for n in range(3)]
+    path = manifest(tmp_path, *rows, {"audio": "i.wav", "language": "it", "text": {"it": "Si."}})
+    asked = r"corpus\.languages=\[de-DE,eng\]: nothing in .*my\.jsonl is spoken in de-DE or eng\. "
+    with pytest.raises(
+        ConfigError, match=asked + "Segments by what is spoken: fr 3, it 1; translated into en$"
+    ):
+        read_manifest(path, languages=["de-DE", "eng"])
+    assert read_manifest(path, languages=["deu", "fr"]).notes["language asked for and not there: de"] == 1
 
 
 def test_no_manifest(tmp_path):

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 
-from localgp.corpora import shards
+from localgp.corpora import shards, stream
 from localgp.corpora.audio import read_audio, to_int16, write_audio
 from localgp.corpora.prepared import load_prepared, prepare
 from localgp.errors import AudioError, ConfigError, CorpusError
@@ -125,6 +125,60 @@ def test_report_counts(corpus, capsys):
     assert "dropped.jsonl" in table
 
 
+def test_a_manifest_with_every_fault_is_prepared_and_reported(tmp_path, monkeypatch, capsys):
+    """Lines and files that cannot be used are listed, what could be mended is said, and what is missing too."""
+    speech = tone(2.0, rate=16_000)
+    for name in ("good.wav", "turned.wav", "locked.wav", "eight.wav", "text.wav"):
+        channels = {"turned.wav": [speech, -speech], "eight.wav": [speech] * 8}.get(name, [speech])
+        write_audio(tmp_path / name, np.stack(channels, axis=1), 16_000)
+    (tmp_path / "text.wav").write_text("no sound")
+    names = (
+        "good.wav",
+        "turned.wav",
+        "locked.wav",
+        "eight.wav",
+        "text.wav",
+        "none.wav",
+        ".",
+        "caf\udce9.wav",
+    )
+    rows = [{"audio": name, "language": "deu", "split": "test", "text": {"de": "ja"}} for name in names]
+    wrong = [
+        '{"audio": "good.wav", "language": ["de"], "text": {"de": "a"}}',
+        "[" * 50_000,
+        '{"start": 1' + "0" * 9000,
+    ]
+    lines = [*(json.dumps(row) for row in rows), *wrong]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    open_file = stream._File
+
+    def refuse_one(path):
+        if Path(path).name == "locked.wav":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path)
+
+    monkeypatch.setattr(stream, "_File", refuse_one)
+    options = [f"corpus.manifest={tmp_path / 'm.jsonl'}", "corpus.name=odd"]
+    report = run(corpus_config(tmp_path, *options, "corpus.on_error=skip", corpus="manifest")).report
+    assert report["languages"]["test"]["de"]["segments"] == 3
+    assert {reason: sum(counts.values()) for reason, counts in report["dropped"].items()} == {
+        "invalid line": 4,
+        "unknown language": 1,
+        "missing audio": 1,
+        "unreadable audio": 2,
+    }
+    assert report["remarks"]["channels of opposed phases"]["recordings"] == 1
+    (remark,) = (Path(report["path"]) / "remarks.jsonl").read_text().splitlines()
+    assert "turned.wav: channel 2 of 2 is left out" in json.loads(remark)["detail"]
+    table = capsys.readouterr().out
+    assert re.search(r"\nchannels of opposed phases +1\n  .*turned\.wav: channel 2", table)
+    assert "\nno train split: training needs it; " in table
+    assert "\nno dev split: training needs it " in table
+    with pytest.raises(CorpusError) as caught:
+        run(corpus_config(tmp_path, *options, corpus="manifest"))
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()[:5]] == ["7", "8", "9", "10", "11"]
+
+
 def test_europarl_audio_damage(tmp_path):
     write_corpus(tmp_path / "corpus", ("de", "fr"))
     audios = tmp_path / "corpus" / "de" / "audios"
@@ -132,7 +186,7 @@ def test_europarl_audio_damage(tmp_path):
     write_audio(audios / "de.dev.m4a", tone(2.2), 22_050)  # the second segment starts beyond its end
     write_audio(audios / "de.test.m4a", tone(4.7), 22_050)  # it ends 0.3 s beyond it
     with pytest.raises(
-        AudioError, match=r"segments\.lst:1: no audio file .*de\.train\.m4a\n.*corpus\.on_error=skip"
+        AudioError, match=r"segments\.lst:1: no audio file .*de\.train\.m4a\n  Correct or replace it, .*=skip"
     ):
         prepare(corpus_config(tmp_path, "corpus.languages=[de,fr]"))
     prepared = prepare(corpus_config(tmp_path, "corpus.languages=[de,fr]", "corpus.on_error=skip"))

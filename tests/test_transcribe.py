@@ -289,7 +289,8 @@ def test_a_pipe_is_a_recording(model, recordings, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"src": "en"}, "this model has deu, fra, ita"),
+        ({"src": "en"}, "this model has de, fr, it"),
+        ({"src": "eng"}, "this model has deu, fra, ita"),
         ({"tgt": "xx"}, "unknown language 'xx'"),
         ({"batch": 0}, "batch is 0; valid: 1 or more"),
         ({"windows": "words"}, "valid: timestamps, pauses"),

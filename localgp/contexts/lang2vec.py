@@ -79,11 +79,11 @@ def language_vector(language: str, feature_sets: Sequence[str]) -> np.ndarray:
         ConfigError: A feature set that does not exist, or a language that URIEL does not have.
     """
     _check_sets(feature_sets)
-    code = to_iso_639_3(language) if len(language) == 2 else language
+    code = to_iso_639_3(language)
     if code not in _known_languages():
         near = difflib.get_close_matches(code, sorted(_known_languages()), n=5, cutoff=0.4)
         raise ConfigError(
-            f"URIEL has no language {language!r}; valid are two-letter codes of OWSM's languages (de, fr, it, …) and "
+            f"URIEL has no language {language!r}; valid are two-letter codes (de, fr, it, …) and "
             f"URIEL's {len(_known_languages())} ISO 639-3 codes"
             + (f", the nearest of which are {', '.join(near)}" if near else ", such as deu, fra, ita")
         )

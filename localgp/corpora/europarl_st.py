@@ -73,6 +73,7 @@ def read_europarl_st(
                         segment = replace(segment, translations=kept, asr=asr in (None, target))
                         _merge(merged, key, segment, reading)
             reading.segments += [merged[key] for key in sorted(merged)]
+    reading.check()
     return reading
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from localgp.corpora.segment import Reading
 from localgp.run import write_atomically
 
-FORMAT = 2  # of the prepared data: raise it when anything changes what comes out of the same corpus
+FORMAT = 3  # of the prepared data: raise it when anything changes what comes out of the same corpus
 
 
 def audio_digests(files: Collection[Path], known: Path) -> dict[Path, str]:

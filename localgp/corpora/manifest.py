@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from localgp.corpora.languages import ISO_639_3
+from localgp.corpora.languages import canonical
 from localgp.corpora.segment import Reading, Segment
 from localgp.corpora.text import normalize_text, read_lines
 from localgp.errors import ConfigError, CorpusError
@@ -48,9 +49,7 @@ def read_manifest(
         CorpusError: No such file; with ``on_error=raise``, any wrong line.
     """
     path = Path(path)
-    for code in languages or ():
-        if code not in ISO_639_3:
-            raise ConfigError(f"corpus.languages: {_unknown_language(code)}")
+    wanted = None if languages is None else [_wanted(code) for code in languages]
     if not path.is_file():
         raise CorpusError(
             f"no manifest at {path}\n  Expected: a text file with one JSON object a line, such as\n    {EXAMPLE}\n"
@@ -58,6 +57,8 @@ def read_manifest(
         )
     reading = Reading(on_error)
     seen: dict[str, int] = {}
+    spoken: Counter[str] = Counter()
+    written: Counter[str] = Counter()
     for number, line in enumerate(read_lines(path), start=1):
         if line is not None and not line.strip():
             continue
@@ -73,8 +74,33 @@ def read_manifest(
             reading.damaged(bad.reason, f"{path}:{number}: {bad.detail}", utt_id=where, split="", language="")
             continue
         seen[segment.utt_id] = number
-        _keep(segment, languages, reading)
+        spoken[segment.language] += 1
+        written.update(segment.translations.keys())
+        _keep(segment, wanted, reading)
+    reading.check()
+    if wanted is not None and spoken:
+        if not spoken.keys() & set(wanted):
+            raise ConfigError(_absent(path, languages or (), spoken, written))
+        for code in set(wanted) - spoken.keys() - written.keys():
+            reading.notes[f"language asked for and not there: {code}"] += 1
     return reading
+
+
+def _wanted(code: str) -> str:
+    try:
+        return canonical(code)
+    except ConfigError as error:
+        raise ConfigError(f"corpus.languages: {error}") from None
+
+
+def _absent(path: Path, languages: Sequence[str], spoken: Counter[str], written: Counter[str]) -> str:
+    """What a manifest has, to somebody who asked for what it has not."""
+    found = ", ".join(f"{code} {count}" for code, count in spoken.most_common())
+    targets = f"; translated into {', '.join(sorted(written))}" if written else ""
+    return (
+        f"corpus.languages=[{','.join(languages)}]: nothing in {path} is spoken in {' or '.join(languages)}. "
+        f"Segments by what is spoken: {found}{targets}"
+    )
 
 
 def _keep(segment: Segment, languages: Sequence[str] | None, reading: Reading) -> None:
@@ -101,11 +127,33 @@ def _parse(line: str | None, path: Path, number: int, case: str) -> Segment:
     if line is None:
         raise _BadLine("text is not UTF-8", "not UTF-8; convert the file (iconv -t utf-8)")
     try:
+        return _segment(_row(line), path, number, case)
+    except RecursionError:
+        raise _BadLine("invalid line", f"brackets nested too deeply; a line is {EXAMPLE}") from None
+
+
+def _row(line: str) -> Any:
+    try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise _BadLine(
             "invalid line", f"not JSON: {error.msg} at column {error.colno}; a line is {EXAMPLE}"
         ) from None
+    except ValueError:  # Python reads no whole numbers of over 4,300 digits
+        raise _BadLine("invalid line", "a number of thousands of digits") from None
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+        raise _BadLine(
+            "invalid line",
+            f"{half} is half of a character, as is left of an emoji that was cut, or of a file name that is not UTF-8; "
+            "write whole ones, and rename the file",
+        ) from None
+    return row
+
+
+def _segment(row: Any, path: Path, number: int, case: str) -> Segment:
     _check_keys(row)
     row = {key: value for key, value in row.items() if value is not None}  # null is "not given"
     start, end = _seconds(row, "start"), _seconds(row, "end")
@@ -116,12 +164,16 @@ def _parse(line: str | None, path: Path, number: int, case: str) -> Segment:
     language, texts = _texts(row, case)
     split = row.get("split", "train")
     if split not in SPLITS:
-        raise _BadLine("invalid line", f"split {split!r}; valid are {', '.join(SPLITS)}")
+        raise _BadLine("invalid line", f"split {_shown(split)}; valid are {', '.join(SPLITS)}")
     for key in ("audio", "speaker", "id"):
         if key in row and not (isinstance(row[key], str) and row[key].strip()):
-            raise _BadLine("invalid line", f"{key} is {row[key]!r}; it is a string that is not empty")
+            raise _BadLine("invalid line", f"{key} is {_shown(row[key])}; it is a string that is not empty")
+    if Path(row["audio"]).name in ("", ".."):
+        raise _BadLine(
+            "invalid line", f"audio is {row['audio']!r}; it is the path of a file, not of a folder"
+        )
     utt_id = row.get("id") or _default_id(row["audio"], start, end)
-    if re.search(r"[\s/]", utt_id):
+    if re.search(r"[\s/\0]", utt_id):
         raise _BadLine("invalid line", f"id {utt_id!r}; ids have no white space and no slash")
     return Segment(
         utt_id=utt_id,
@@ -153,25 +205,46 @@ def _seconds(row: dict[str, Any], key: str) -> float | None:
     value = row.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise _BadLine("invalid times", f"{key} is {value!r}; it is a number of seconds, 0 or more")
-    return float(value)
+    try:
+        seconds = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, OverflowError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise _BadLine("invalid times", f"{key} is {_shown(value)}; it is a number of seconds, 0 or more")
+    return seconds
 
 
 def _texts(row: dict[str, Any], case: str) -> tuple[str, dict[str, str]]:
-    language, texts = row["language"], row["text"]
+    given, texts = row["language"], row["text"]
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise _BadLine("invalid line", f'text is {texts!r}; it is one text per language, {{"de": "…"}}')
-    for code in (language, *texts):
-        if code not in ISO_639_3:
-            raise _BadLine("unknown language", _unknown_language(code))
-    if language not in texts:
+        raise _BadLine("invalid line", f'text is {_shown(texts)}; it is one text per language, {{"de": "…"}}')
+    language = _language(given)
+    named: dict[str, str] = {}
+    for code, text in texts.items():
+        name = _language(code)
+        if name in named:
+            raise _BadLine("invalid line", f"text has {name!r} twice, the second time as {code!r}")
+        named[name] = normalize_text(text, case)
+    if language not in named:
         raise _BadLine(
             "invalid line",
-            f"no text in {language!r}, the language spoken: training and scoring need the transcript "
+            f"no text in {given!r}, the language spoken: training and scoring need the transcript "
             f"(there is {', '.join(texts) or 'none'})",
         )
-    return language, {code: normalize_text(text, case) for code, text in texts.items()}
+    return language, named
+
+
+def _language(code: Any) -> str:
+    try:
+        return canonical(code)
+    except ConfigError as error:
+        raise _BadLine("unknown language", str(error)) from None
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}… ({len(text)} characters)"
 
 
 def _default_id(audio: str, start: float | None, end: float | None) -> str:
@@ -180,7 +253,3 @@ def _default_id(audio: str, start: float | None, end: float | None) -> str:
         return name
     last = "end" if end is None else f"{round(end * 1000):07d}"
     return f"{name}_{round((start or 0.0) * 1000):07d}_{last}"
-
-
-def _unknown_language(code: Any) -> str:
-    return f"unknown language {code!r}; valid are the two-letter codes {', '.join(sorted(ISO_639_3))}"

@@ -1,7 +1,7 @@
 """Corpora as validated, cached datasets: read, decode, cut, resample once; then memory-mapped rows.
 
     <data_dir>/prepared/<corpus.name>-<hash>/<split>/    a Hugging Face dataset (`datasets.load_from_disk`)
-                                             report.json, dropped.jsonl
+                                             report.json, dropped.jsonl, remarks.jsonl
 
 The hash covers all that the content depends on (`localgp.corpora.identity`), so a changed option or file makes another
 folder and a stale one is never read. One that is damaged is made again (`localgp.corpora.integrity`). While it is being
@@ -23,8 +23,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from localgp.corpora.audio_errors import Remark
 from localgp.corpora.identity import audio_digests, fingerprint
 from localgp.corpora.integrity import damage_of, describe_split
+from localgp.corpora.languages import canonical
 from localgp.corpora.parallel import run_jobs
 from localgp.corpora.report import build_report, format_report
 from localgp.corpora.segment import Dropped, Reading
@@ -119,6 +121,7 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
             part = json.loads((job.part / PART_REPORT).read_text(encoding="utf-8"))
             reading.dropped += [Dropped(**entry) for entry in part["dropped"]]
             reading.notes.update(part["notes"])
+            reading.remarks += [Remark(*entry) for entry in part["remarks"]]
         report = _assemble(work / "final", jobs, reading, digest, corpus.name, final)
         report["seconds"] = round(time.monotonic() - started, 1)
         _write_json(work / "final" / "report.json", report)
@@ -143,6 +146,8 @@ def read_corpus(corpus: DictConfig) -> Reading:
         return read_manifest(corpus.manifest, languages=languages, **common)
     if languages is None:
         raise ConfigError("corpus.languages is null: name the languages, such as [de, fr, it]")
+    languages = [canonical(code) for code in languages]
+    direction = corpus.asr_direction if corpus.asr_direction == "union" else canonical(corpus.asr_direction)
     if corpus.get("generate"):
         from localgp.corpora.mini import generate_corpus
 
@@ -154,7 +159,7 @@ def read_corpus(corpus: DictConfig) -> Reading:
         )
     folders = tuple(corpus.get("train_folders") or ("train",))
     return read_europarl_st(
-        corpus.root, languages=languages, asr_direction=corpus.asr_direction, train_folders=folders, **common
+        corpus.root, languages=languages, asr_direction=direction, train_folders=folders, **common
     )
 
 
@@ -186,6 +191,7 @@ def _check_config(corpus: DictConfig) -> None:
 def _audio_files(reading: Reading) -> list[Path]:
     """Every recording; segments without one are dropped here."""
     there: dict[Path, bool] = {}
+    told: set[Path] = set()
     kept = []
     for segment in reading.segments:
         audio = segment.audio
@@ -196,10 +202,12 @@ def _audio_files(reading: Reading) -> list[Path]:
                 there[audio] = False
         if there[audio]:
             kept.append(segment)
-        else:
+        elif reading.on_error == "skip" or audio not in told:  # an error names each file once
+            told.add(audio)
             detail = f"{segment.source}: no audio file {audio}"
             entry = {"utt_id": segment.utt_id, "split": segment.split, "language": segment.language}
             reading.damaged("missing audio", detail, error=AudioError, **entry)
+    reading.check()
     reading.segments = kept
     if not kept:
         raise CorpusError(_nothing_left(reading))
@@ -234,9 +242,8 @@ def _assemble(
         splits[split] = load_from_disk(str(folder / split))
     if not splits:
         raise CorpusError(_nothing_left(reading))
-    with (folder / "dropped.jsonl").open("w", encoding="utf-8") as file:
-        for dropped in reading.dropped:
-            file.write(json.dumps(asdict(dropped), ensure_ascii=False) + "\n")
+    _write_lines(folder / "dropped.jsonl", [asdict(dropped) for dropped in reading.dropped])
+    _write_lines(folder / "remarks.jsonl", [remark._asdict() for remark in reading.remarks])
     stored = {split: describe_split(folder / split, rows) for split, rows in splits.items()}
     return build_report(name, final, splits, reading) | {"stored": stored}
 
@@ -268,5 +275,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    # A path that is no UTF-8 is written with JSON's own escapes.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -8,6 +8,11 @@ from typing import Any
 
 from localgp.corpora.segment import Reading
 
+_NEEDED = {
+    "train": 'training needs it; a line of a manifest belongs to it unless it says "split": "dev" or "test"',
+    "dev": 'training needs it to pick its best step; "split": "dev" in a line of a manifest puts it there',
+}
+
 
 def build_report(name: str, path: Path, splits: dict[str, Any], reading: Reading) -> dict[str, Any]:
     """Counts a prepared corpus.
@@ -21,10 +26,15 @@ def build_report(name: str, path: Path, splits: dict[str, Any], reading: Reading
     Returns:
         ``languages`` and ``tasks``: split to name to segments and hours (a task is ``de``, ASR, or ``de-fr``);
         languages also have ``speakers`` and ``recordings``. ``dropped``: reason to split to count. ``notes``.
+        ``remarks``: kind to the number of ``recordings`` and the ``first`` one's detail.
     """
     dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for entry in reading.dropped:
-        dropped[entry.reason][entry.split or "?"] += 1
+    for left_out in reading.dropped:
+        dropped[left_out.reason][left_out.split or "?"] += 1
+    remarks: dict[str, dict[str, Any]] = {}
+    for kind, detail in reading.remarks:
+        entry = remarks.setdefault(kind, {"recordings": 0, "first": detail})
+        entry["recordings"] += 1
     counted = {split: _count(rows) for split, rows in splits.items()}
     return {
         "corpus": name,
@@ -33,6 +43,7 @@ def build_report(name: str, path: Path, splits: dict[str, Any], reading: Reading
         "tasks": {split: tasks for split, (_, tasks) in counted.items()},
         "dropped": {reason: dict(counts) for reason, counts in sorted(dropped.items())},
         "notes": dict(sorted(reading.notes.items())),
+        "remarks": dict(sorted(remarks.items())),
     }
 
 
@@ -86,6 +97,12 @@ def format_report(report: dict[str, Any]) -> str:
     else:
         lines += ["", "nothing was dropped"]
     lines += [f"{count} {note}" for note, count in report["notes"].items()]
+    if remarks := report.get("remarks"):
+        lines += ["", f"{'mended':<42}recordings"]
+        for kind, entry in remarks.items():
+            lines += [f"{kind:<42}{entry['recordings']:>10}", f"  {entry['first']}"]
+        lines.append(f"each one in {report['path']}/remarks.jsonl")
+    lines += [f"no {split} split: {need}" for split, need in _NEEDED.items() if split not in splits]
     return "\n".join(lines)
 
 

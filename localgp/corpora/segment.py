@@ -6,9 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localgp.corpora.audio_errors import Remark
 from localgp.errors import ConfigError, CorpusError
 
 ON_ERROR = ("raise", "skip")
+
+_SHOWN = 20  # faults that an error lists; the others are counted
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,15 @@ class Reading:
         segments: The good segments, in the corpus's order.
         dropped: Those left out.
         notes: Counts of what was changed or left out without losing a segment.
+        remarks: What was found wrong with recordings and could be mended; the details name the file.
     """
 
     on_error: str = "raise"
     segments: list[Segment] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    remarks: list[Remark] = field(default_factory=list)
+    _faults: list[tuple[type[CorpusError], str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
@@ -84,13 +90,27 @@ class Reading:
         language: str,
         error: type[CorpusError] = CorpusError,
     ) -> None:
-        """A segment that is wrong: raises, or lists it, as ``on_error`` says."""
+        """A segment that is wrong: kept for `check`, or listed, as ``on_error`` says."""
         if self.on_error == "raise":
-            raise error(
-                f"{detail}\n  Correct or replace it, or set corpus.on_error=skip to leave such segments out "
-                "(they are then listed in dropped.jsonl)."
-            )
-        self.left_out(reason, detail, utt_id=utt_id, split=split, language=language)
+            self._faults.append((error, detail))
+        else:
+            self.left_out(reason, detail, utt_id=utt_id, split=split, language=language)
+
+    def check(self) -> None:
+        """Raises:
+        CorpusError: With ``on_error=raise``, damage was found since; the message has the first twenty and the number.
+        """
+        if not self._faults:
+            return
+        details = [detail for _, detail in self._faults]
+        more = f"\n… and {len(details) - _SHOWN} more, {len(details)} in all" if len(details) > _SHOWN else ""
+        what = "it" if len(details) == 1 else "them"
+        raise self._faults[0][0](
+            "\n".join(details[:_SHOWN])
+            + more
+            + f"\n  Correct or replace {what}, or set corpus.on_error=skip to leave such segments out "
+            "(they are then listed in dropped.jsonl)."
+        )
 
     def left_out(self, reason: str, detail: str, *, utt_id: str, split: str, language: str) -> None:
         """A segment that is sound and not wanted (too long, no text): listed, never an error."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from localgp.corpora.audio import Recording, decode, to_int16
+from localgp.corpora.audio import Recording, Remark, decode, to_int16
 from localgp.corpora.integrity import samples_digest
 from localgp.corpora.segment import Reading, Segment
 from localgp.errors import AudioError
@@ -136,9 +136,10 @@ def _write_part(job: Job, schema: Any, folder: Path) -> None:
     report = {
         "dropped": [asdict(d) for d in reading.dropped],
         "notes": dict(reading.notes),
+        "remarks": reading.remarks,
         "files": {path.name: path.stat().st_size for path in folder.glob("*.arrow")},
     }
-    (folder / PART_REPORT).write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+    (folder / PART_REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _rows(job: Job, reading: Reading) -> Iterator[tuple[Segment, dict[str, Any]]]:
@@ -153,6 +154,8 @@ def _rows(job: Job, reading: Reading) -> Iterator[tuple[Segment, dict[str, Any]]
                 audio, recording, failure = segment.audio, None, None
                 try:
                     recording = decode(segment.audio)
+                    for kind, text in recording.remarks:
+                        reading.remarks.append(Remark(kind, f"{segment.audio}: {text}"))
                 except AudioError as error:
                     failure = error
             if recording is None:
@@ -163,6 +166,7 @@ def _rows(job: Job, reading: Reading) -> Iterator[tuple[Segment, dict[str, Any]]
             detail = f"{segment.source}: {error}" if segment.source else str(error)
             reason = getattr(error, "reason", "unreadable audio")
             reading.damaged(reason, detail, error=AudioError, **entry)
+            reading.check()  # at once: the rest may take hours
             continue
         seconds = len(cut.samples) / recording.rate
         if seconds > job.max_seconds + 1e-6:

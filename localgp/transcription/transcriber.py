@@ -18,7 +18,7 @@ from torch import Tensor
 from localgp.contexts.extract import place as place_context
 from localgp.contexts.extract import stack_contexts
 from localgp.corpora.audio import decode
-from localgp.corpora.languages import ISO_639_3
+from localgp.corpora.languages import name_of
 from localgp.errors import AudioError, ConfigError
 from localgp.evaluation.decode import TaskSearches
 from localgp.search.options import DecodeOptions
@@ -34,7 +34,6 @@ from localgp.transcription.samples import as_samples, is_samples
 from localgp.transcription.windows import TimeTokens, Window, cut_at_pauses
 
 Source = str | Path | np.ndarray | Tensor
-_TWO_LETTERS = {three: two for two, three in ISO_639_3.items()}
 
 
 class Transcriber:
@@ -267,9 +266,7 @@ class Transcriber:
             assert job.language is not None
             target = self._code(tgt) if tgt else job.language
             # Contexts know languages by two letters, as the corpora name them.
-            tasks.append(
-                Task(row, _TWO_LETTERS.get(job.language, job.language), _TWO_LETTERS.get(target, target))
-            )
+            tasks.append(Task(row, name_of(job.language), name_of(target)))
         if options not in self._searches:
             self._searches = {  # one set of prepared weights at a time
                 options: TaskSearches(self.model.espnet, self.backbone.tokenizer, options, self.dtype)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localgp.backbones.owsm.tokens import HEAD, TAIL, special_symbols
-from localgp.corpora.languages import ISO_639_3
+from localgp.corpora.languages import OWSM
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def train_config(
 def placeholder_token_list(dimensions: Dimensions, text_pieces: list[str]) -> list[str]:
     """A vocabulary of the published size without the published BPE: OWSM's special symbols and the given text
     pieces, so that prompts and texts encode, and named rows for the rest."""
-    languages = sorted(set(ISO_639_3.values()))
+    languages = sorted(set(OWSM.values()))
     known = [*special_symbols(languages, dimensions.padded_seconds), *text_pieces]
     unused = dimensions.vocabulary - len(HEAD) - len(known) - len(TAIL)
     return [*HEAD, *known, *(f"<unused_{i}>" for i in range(unused)), *TAIL]

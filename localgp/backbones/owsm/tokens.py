@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from localgp.corpora.languages import ISO_639_3
+from localgp.corpora.languages import find, like
 from localgp.errors import BackboneError, ConfigError
 
 TIME_RESOLUTION = 0.02  # seconds between timestamp symbols
@@ -176,7 +176,7 @@ class OwsmTokenizer:
         """What the decoder is given after ``<sos>``.
 
         Args:
-            language: What is spoken, ``de`` or ``deu``.
+            language: What is spoken, ``de``, ``deu`` or whatever `localgp.corpora.languages.canonical` takes.
             target: What is written; the language itself for ASR.
             timestamps: Leave out ``<notimestamps>``, so that the model begins with a timestamp.
 
@@ -186,7 +186,7 @@ class OwsmTokenizer:
         source, written = self._code(language), self._code(target)
         task = "<asr>" if written == source else f"<st_{written}>"
         if task not in self._ids:
-            targets = [t[4:-1] for t in self.token_list if t.startswith("<st_")]
+            targets = like(target, [t[4:-1] for t in self.token_list if t.startswith("<st_")])
             raise ConfigError(
                 f"this model does not translate into {target!r}: valid targets are {', '.join(targets)}"
             )
@@ -194,9 +194,8 @@ class OwsmTokenizer:
         return ids if timestamps else [*ids, self.notimestamps]
 
     def _code(self, language: str) -> str:
-        code = ISO_639_3.get(language, language)
-        if code not in self.languages:
-            raise ConfigError(
-                f"unknown language {language!r}: this model has {', '.join(self.languages)} (two-letter codes work too)"
-            )
+        code = find(language, self.languages)
+        if code is None:
+            known = ", ".join(like(language, self.languages))
+            raise ConfigError(f"unknown language {language!r}: this model has {known}")
         return code
