@@ -256,6 +256,11 @@ def test_generated_speech_in_bf16() -> None:
         ({"ctc_weight": 1.2}, "ctc_weight is 1.2"),
         ({"maxlenratio": -0.5}, "maxlenratio is -0.5"),
         ({"nbest": 0}, "nbest is 0"),
+        *(
+            ({name: float(value)}, f"{name} is {value}")
+            for name in ("ctc_weight", "length_bonus", "maxlenratio", "minlenratio")
+            for value in ("nan", "inf", "-inf")
+        ),
         ({"ctc_weight": 0.3, "predict_time": True}, "set ctc_weight to 0"),
     ],
 )

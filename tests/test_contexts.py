@@ -67,6 +67,19 @@ def test_speaker_context_is_one_vector_of_unit_scale(speaker):
     assert not np.allclose(context, extractor.extract(signal(seed=1)), atol=1e-2)
 
 
+@pytest.mark.parametrize("samples", [0, 1, 159, 320, 639, 640, 641, 3199, 3200])
+def test_however_short_a_recording_is_it_has_its_contexts(speaker, event, samples):
+    """An extractor hears at least its shortest input, and what is long enough unchanged."""
+    heard = signal()[:samples]
+    for extractor in (SpeakerExtractor(str(speaker)), EventExtractor(str(event))):
+        context = extractor.extract(heard)
+        assert len(context) >= 1
+        assert context.shape[1] == extractor.size
+        assert np.isfinite(context).all()
+    wide = SpeakerShape(kernel_sizes=(9, 5, 3, 3, 1), dilations=(1, 3, 3, 4, 1))
+    assert wide.shortest == 160 * 6
+
+
 def test_extractors_are_frozen(speaker, event):
     for extractor in (SpeakerExtractor(str(speaker)), EventExtractor(str(event))):
         assert not extractor.network.training

@@ -26,6 +26,9 @@ WRONG = [
     (["--model", "~nobody-here"], "~nobody-here stands for a user's home directory"),
     (["--model", str(EMBEDDED.parent)], "not a complete ESPnet S2T model"),
     (["--threads", "0"], "--threads is 0"),
+    (["--maxlenratio", "nan"], "maxlenratio is nan"),
+    (["--length-bonus=-inf"], "length_bonus is -inf"),
+    (["--max-window", "nan"], "max_window is nan"),
 ]
 
 

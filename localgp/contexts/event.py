@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from localgp.contexts.source import MINI, ContextError, digest_of, load_exactly, read_tensors
+from localgp.contexts.source import MINI, ContextError, digest_of, lengthened, load_exactly, read_tensors
 from localgp.paths import expanded
 
 PUBLISHED = "BEATs_iter3_plus_AS2M.pt"
@@ -167,7 +167,10 @@ class EventExtractor:
         import torch
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            source = torch.from_numpy(np.ascontiguousarray(signal_N, np.float32))[None].to(self._device)
+            heard_N = lengthened(
+                signal_N, 1
+            )  # ESPnet's class repeats what is short and cannot repeat nothing
+            source = torch.from_numpy(np.ascontiguousarray(heard_N, np.float32))[None].to(self._device)
             return self.network.extract_features(source, None, max_layer=LAYERS)[0][0]
 
     def extract(self, signal_N: np.ndarray) -> np.ndarray:

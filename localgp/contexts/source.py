@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from localgp.errors import LocalGPError
 from localgp.hub.download import HUB_ID, download
 from localgp.paths import expanded
@@ -16,6 +18,19 @@ MINI = Path(__file__).parent / "mini"
 
 class ContextError(LocalGPError):
     """A context extractor that is missing, incomplete, unsafe or of another kind."""
+
+
+def lengthened(signal_N: np.ndarray, shortest: int) -> np.ndarray:
+    """A signal that an extractor can hear: a shorter one is repeated from its start, as ESPnet's BEATs does, and an
+    empty one is silence.
+
+    Example:
+        >>> lengthened(np.array([1.0, 2.0]), 5)
+        array([1., 2., 1., 2., 1.])
+    """
+    if len(signal_N) >= shortest:
+        return signal_N
+    return np.resize(signal_N, shortest)  # repeats; zeros for an empty one
 
 
 def local_directory(source: str) -> Path | None:

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from localgp.contexts.hyperparams import arguments_of, read_hyperparams
-from localgp.contexts.source import MINI, ContextError, digest_of, fetch_directory, load_exactly, read_tensors
+from localgp.contexts.source import (
+    MINI,
+    ContextError,
+    digest_of,
+    fetch_directory,
+    lengthened,
+    load_exactly,
+    read_tensors,
+)
 
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
 HYPERPARAMS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
@@ -46,6 +54,12 @@ class SpeakerShape:
     @property
     def size(self) -> int:
         return self.lin_neurons
+
+    @property
+    def shortest(self) -> int:
+        """Samples that the widest convolution can be padded from: by reflection, so from more frames than it adds."""
+        added = [d * (k - 1) // 2 for k, d in zip(self.kernel_sizes, self.dilations, strict=True)]
+        return 160 * max(added)
 
     def flops(self, samples: int) -> float:
         """Of one utterance from its features on, as fvcore counts (1 multiply-add = 1 FLOP)."""
@@ -153,7 +167,8 @@ class SpeakerExtractor:
         import torch
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            wavs = torch.from_numpy(np.ascontiguousarray(signal_N, np.float32))[None].to(self._device)
+            heard_N = lengthened(signal_N, self.shape.shortest)
+            wavs = torch.from_numpy(np.ascontiguousarray(heard_N, np.float32))[None].to(self._device)
             whole = torch.ones(1, device=self._device)
             feats = self._norm(self._features(wavs), whole)
             return self.network(feats, whole)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from localgp.errors import ConfigError
@@ -43,6 +44,9 @@ class DecodeOptions:
             problems.append(f"nbest is {self.nbest}, valid: 1 or more")
         if not 0.0 <= self.ctc_weight <= 1.0:
             problems.append(f"ctc_weight is {self.ctc_weight}, valid: 0 to 1")
+        for name in ("length_bonus", "maxlenratio", "minlenratio"):
+            if not math.isfinite(getattr(self, name)):
+                problems.append(f"{name} is {getattr(self, name)}, valid: a finite number")
         if -1.0 < self.maxlenratio < 0.0:
             problems.append(
                 f"maxlenratio is {self.maxlenratio}, valid: 0 (end detection), a positive ratio, or -n for n tokens"
