@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from localgp.analysis.collect import Evaluated
-from localgp.corpora.integrity import read_row
-from localgp.errors import CorpusError
-from localgp.stored import run_config, section
+from localgp.corpora.integrity import read_row, rows_digest
+from localgp.errors import CheckpointError, CorpusError
+from localgp.failures import is_of_machine
+from localgp.stored import run_config, section, short
 
 SAMPLE_RATE = 16_000  # of prepared samples
 
@@ -66,22 +68,31 @@ _TEXT_COLUMNS = [
 
 
 def find_utterances(run: Evaluated, data_dir: Path, utt_ids: Iterable[str]) -> Utterances | None:
-    """The newest prepared split under ``data_dir`` that holds all of ``utt_ids``, or None.
+    """The newest prepared split under ``data_dir`` that holds all of ``utt_ids``, or None. Where the run has stored
+    which data were scored, it is no other.
 
     Args:
         run: Says which corpus and split, and (by its config.yaml) where the corpus's truth may lie.
     """
     from localgp.corpora.prepared import PreparedCorpus
 
-    wanted = set(utt_ids)
+    wanted, scored = set(utt_ids), section(run.metrics, "evaluation").get("data")
     split = run.metrics["data"]["split"]
     pattern = re.compile(rf"{re.escape(run.corpus)}-[0-9a-f]{{12}}")
     folders = [p for p in (data_dir / "prepared").glob(f"{run.corpus}-*") if pattern.fullmatch(p.name)]
     for folder in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True):
         if not (folder / split).is_dir():
             continue
-        rows = PreparedCorpus(folder, {}, fresh=False).load()[split]
-        texts = {row["utt_id"]: row for row in rows.select_columns(_TEXT_COLUMNS).with_format(None)}
+        try:
+            rows = PreparedCorpus(folder, {}, fresh=False).load()[split]
+            if scored is not None and rows_digest(rows) != scored:
+                continue
+            texts = {row["utt_id"]: row for row in rows.select_columns(_TEXT_COLUMNS).with_format(None)}
+        except Exception as error:  # damaged files make Arrow, JSON and datasets raise errors of all kinds
+            if is_of_machine(error):
+                raise
+            print(f"left out: {folder}, which is damaged ({short(error)})", file=sys.stderr)
+            continue
         if wanted <= texts.keys():
             index = {utt_id: number for number, utt_id in enumerate(texts)}
             return Utterances(rows, index, texts, read_truth(corpus_root(run, data_dir), split, texts))
@@ -130,6 +141,13 @@ def read_hypotheses(run: Evaluated) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for path in sorted((run.path / "hyp").glob(f"{split}.*-*.txt")):
         source, _, target = path.name.removeprefix(f"{split}.").removesuffix(".txt").partition("-")
-        lines = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines() if line)
+        try:
+            written = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{path}: not UTF-8 ({short(error)}), so it is not what evaluate wrote; evaluate that run again with "
+                "evaluate.force=true"
+            ) from error
+        lines = (line.partition(" ") for line in written.split("\n") if line)
         found[source if source == target else f"{source}-{target}"] = {u: text for u, _, text in lines}
     return found

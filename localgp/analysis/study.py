@@ -17,6 +17,7 @@ from localgp.analysis.sources import Utterances, find_utterances
 from localgp.analysis.spectrogram import frame_levels
 from localgp.errors import CheckpointError
 from localgp.evaluation.gates_file import GateRecord, read_gates
+from localgp.stored import section
 
 PROPERTIES = {"word_rate": "words per second of speech", "snr_db": "signal-to-noise ratio, dB"}
 
@@ -115,11 +116,12 @@ class Corpora:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self._found: dict[tuple[str, str], list[Utterances]] = {}
+        self._found: dict[tuple[str, str, str | None], list[Utterances]] = {}
         self._levels: dict[tuple[int, str, int], np.ndarray] = {}
 
     def of(self, run: Evaluated, utt_ids: Sequence[str]) -> Utterances | None:
-        known = self._found.setdefault((run.corpus, run.metrics["data"]["split"]), [])
+        scored = section(run.metrics, "evaluation").get("data")
+        known = self._found.setdefault((run.corpus, run.metrics["data"]["split"], scored), [])
         for utterances in known:
             if set(utt_ids) <= utterances.texts.keys():
                 return utterances

@@ -168,6 +168,16 @@ class StepBatches(Sampler):
             yield [(epoch, int(i)) for i in order[begin : begin + self.batch_size]]
 
 
+def rows_in(examples: TrainingExamples, batches: StepBatches) -> list[int]:
+    """The rows that are seen in these batches, in order."""
+    seen: set[int] = set()
+    for batch in batches:
+        seen.update(examples.examples[index][0].row for _, index in batch)
+        if len(seen) == len(examples.rows):
+            break
+    return sorted(seen)
+
+
 def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token lists to (Q, L) padded with `IGNORE`, and lengths (Q,)."""
     lengths = torch.tensor([len(s) for s in sequences])

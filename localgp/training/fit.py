@@ -26,7 +26,7 @@ from localgp.build import build_model
 from localgp.contexts.extract import row_contexts
 from localgp.corpora.fits import check_fits, split_of
 from localgp.corpora.prepared import limit_per_language, load_prepared
-from localgp.errors import CheckpointError, ConfigError
+from localgp.errors import CheckpointError, ConfigError, CorpusError
 from localgp.failures import is_of_machine
 from localgp.io import sweep
 from localgp.locks import held
@@ -34,11 +34,12 @@ from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
 from localgp.signals import Signals, Stopped, leave_to_parent
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint, WriteInPlace
-from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough
+from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough, rows_in
 from localgp.training.dev_scores import DevScores
 from localgp.training.memory import checkpoint_activations
 from localgp.training.module import TrainingModule
 from localgp.training.stop import StopAtSignal
+from localgp.training.trained_on import FILE, changed, check_data, digests_of, write_data
 from localgp.training.world import World, check_launch, connect, first_then_others, from_first
 
 
@@ -53,7 +54,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     run.check()
     if run.finished:
         if world.is_first:
-            print(f"{run.path} is finished; remove it to train again")
+            print(f"{run.path} is finished{_on_other_data(cfg, run)}; remove it to train again")
         return {}, {"run": run, "model": None, "trainer": None}
     if world.is_first and run.path.is_dir():
         with _held(run):  # one that is being trained is refused before anything is loaded
@@ -90,8 +91,9 @@ def _fit(
     scored_rows = limit_per_language(dev_split, training.val_decode)
     for used in (train_rows, dev_rows, scored_rows):
         check_fits(used, backbone)
-    parts = ((train_rows, train_split), (dev_rows, dev_split), (scored_rows, dev_split))
-    contexts = first_then_others(world, lambda: row_contexts(cfg, *parts))
+    digests = digests_of(cfg, splits)
+    if training.resume == "auto":
+        check_data(run, digests)
     examples = TrainingExamples(
         train_rows,
         backbone.tokenizer,
@@ -99,20 +101,27 @@ def _fit(
         group_tasks=training.group_tasks,
         init_silence=silence,
         seed=cfg.seed,
-        contexts=contexts,
     )
-    dev = TrainingExamples(dev_rows, backbone.tokenizer, samples, group_tasks=True, contexts=contexts)
+    dev = TrainingExamples(dev_rows, backbone.tokenizer, samples, group_tasks=True)
     if not len(examples) or not len(dev):
         raise ConfigError("the corpus has no training or no dev examples; see `python -m localgp.prepare`")
     check_enough(len(examples), training.batch_size, world.ranks)
     steps_per_epoch = max(1, len(examples) // (training.batch_size * training.accumulate * world.ranks))
     max_steps = cfg.trainer.max_steps or training.max_steps or training.max_epochs * steps_per_epoch
     val_every = min(training.val_every or steps_per_epoch, max_steps)
+    batches = StepBatches(
+        len(examples), training.batch_size * world.ranks, max_steps * training.accumulate, seed=cfg.seed
+    )
+    seen_rows = train_rows.select(rows_in(examples, batches))  # a short training needs few contexts
+    parts = ((seen_rows, train_split), (dev_rows, dev_split), (scored_rows, dev_split))
+    contexts = first_then_others(world, lambda: row_contexts(cfg, *parts))
+    examples.contexts = dev.contexts = contexts
 
     strategy = build_strategy(cfg, world, device)
     if world.is_first:  # only now: a configuration that fails above leaves no directory behind
         owned.enter_context(_held(run))
         run.start()
+        write_data(run, digests)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep(run.checkpoints)
     if training.checkpointing:
@@ -220,6 +229,17 @@ def _fit(
         raise Stopped(asked, f"{run.path} is finished")
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     return metrics, {"run": run, "model": model, "trainer": trainer}
+
+
+def _on_other_data(cfg: DictConfig, run: Run) -> str:
+    """What to say of a finished run whose corpus is another by now."""
+    if not (run.path / FILE).exists():
+        return ""
+    try:
+        others = changed(run, digests_of(cfg, load_prepared(cfg)))
+    except (CorpusError, ConfigError):  # the corpus has gone, and the run is finished all the same
+        return ""
+    return f", on other data than there are now ({' and '.join(others)} changed)" if others else ""
 
 
 def _is_multirun() -> bool:
