@@ -9,19 +9,21 @@ from localgp.cli import entry_point
 
 def main(cfg: DictConfig) -> None:
     from localgp.evaluation.evaluate import evaluate
-    from localgp.evaluation.table import scores_table
+    from localgp.evaluation.results import comparable
+    from localgp.evaluation.table import describe_evaluation, scores_table
+    from localgp.stored import read_metrics
 
     metrics, objects = evaluate(cfg)
     if not metrics:  # another process of this run scores
         return
-    data = metrics["data"]
-    part = (
-        "the whole" if data["whole_split"] else f"the first {cfg.evaluate.limit} segments per language of the"
-    )
-    print(f"{data['corpus']}: {part} {data['split']} set, {data['utterances']} utterances")
-    path = objects["run"].path
-    print(scores_table([metrics | {"name": path.parent.name}]))  # a variant's own, such as row05-target0.5
-    print(f"written: {path / 'metrics.json'}")
+    path, tag = objects["run"].path, metrics["evaluation"]["tag"]
+    print(describe_evaluation(metrics))
+    name = path.parent.name  # a variant's own, such as row05-target0.5
+    print(scores_table([m | {"name": name} for m in comparable(path, metrics) or [metrics]]))
+    print(f"written: {path / 'evaluations' / tag / 'metrics.json'}")
+    lead = read_metrics(path / "metrics.json")
+    leads = (lead.get("evaluation") or {}).get("tag") == tag
+    print(f"{path / 'metrics.json'} is {'its copy' if leads else 'still of ' + describe_evaluation(lead)}")
 
 
 if __name__ == "__main__":

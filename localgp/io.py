@@ -8,6 +8,7 @@ which `sweep` removes.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import shutil
@@ -109,6 +110,12 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes UTF-8; see `written`."""
     with written(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """16 hex digits of the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def sweep(directory: Path, name: str = "") -> None:

@@ -3,16 +3,17 @@
 exp/<corpus>/<backbone>/<conf>/seed<k>/
     config.yaml            the resolved configuration it was trained with
     metrics.jsonl          one line per logging interval and per dev scoring
-    metrics.json           scores, kept ratios and GFLOPs, by `localgp.evaluate`
+    metrics.json           scores, kept ratios and GFLOPs of the leading evaluation (localgp.evaluation.results)
     checkpoints/           last.ckpt and previous.ckpt to resume from, step*.safetensors the best ones,
                            model.safetensors their average: its presence says that training is finished
     hyp/<split>.<src>-<tgt>.txt    `utt_id text`
     gates/<split>.npz      which module ran on which frame (localgp.evaluation.gates_file)
+    evaluations/<tag>/     every evaluation, with its metrics.json, hyp/ and gates/
+    data.json              digests of the data it is trained on
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ _FREE = (
     "hydra",
 )
 _FREE_TRAINING = ("resume", "log_every", "logger", "checkpoint_every")
+_PLACES = ("root", "manifest", "workers", "on_error")  # of a corpus; what is in it is compared by its content
 _ONLY_TRAINING = ("training", "trainer")  # of no effect on how trained weights are evaluated
 _VARIANTS = {
     "target": 0.3,
@@ -150,19 +152,12 @@ class Run:
             )
         return self.weights
 
-    def write_metrics(self, metrics: dict[str, Any]) -> Path:
-        path = self.path / "metrics.json"
-        write_atomically(path, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-        return path
-
 
 def _relevant(config: Any) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _FREE}
     kept["training"] = {k: v for k, v in section(kept, "training").items() if k not in _FREE_TRAINING}
     # Where the corpus and the checkpoints lie may change with the machine.
-    kept["corpus"] = {
-        k: v for k, v in section(kept, "corpus").items() if k not in ("root", "workers", "on_error")
-    }
+    kept["corpus"] = {k: v for k, v in section(kept, "corpus").items() if k not in _PLACES}
     # An extractor matters where gates see what it extracts.
     pruning = section(kept, "pruning")
     kept["pruning"] = {"attention": "dot", **pruning}  # what runs older than the option were

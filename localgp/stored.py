@@ -79,7 +79,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def _problem_of(metrics: Any) -> str:
     if not isinstance(metrics, dict):
         return "it holds no mapping"
-    optional = ("kept_real", "kept_layers", "sparsity", "seconds", "asked")
+    optional = ("kept_real", "kept_layers", "sparsity", "seconds", "asked", "evaluation")
     for name in (*_METRICS, *(key for key in optional if metrics.get(key) is not None)):
         value = metrics.get(name)
         if not isinstance(value, dict):

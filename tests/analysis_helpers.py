@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,9 @@ def add_run(
         write_atomically(run.path / "hyp" / f"test.{source}-{target or source}.txt", lines)
     if gates is not None:
         write_gates(run.path / "gates" / "test.npz", gates)
-    run.write_metrics(
-        {
+    write_atomically(
+        run.path / "metrics.json",
+        json.dumps({
             **score_tasks(pairs, "none"),
             **kept_ratios(gates),
             "gflops": {
@@ -101,7 +103,7 @@ def add_run(
             "threads": 2,
             "commit": "0123456789abcdef0123456789abcdef01234567",
             "seed": cfg.seed,
-        }
+        })
     )  # fmt: skip
     return run.path
 

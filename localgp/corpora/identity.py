@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localgp.corpora.segment import Reading
-from localgp.run import write_atomically
+from localgp.io import file_digest, write_atomically
 
 FORMAT = 3  # of the prepared data: raise it when anything changes what comes out of the same corpus
 
@@ -55,8 +55,7 @@ def _digest(path: Path) -> str:
     if not path.is_file():
         return "no file"  # a directory or a pipe: decoding says what is wrong with it
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return file_digest(path)
     except OSError as error:
         return f"unread: {error.errno}"
 

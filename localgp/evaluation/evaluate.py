@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
-from localgp.run import Run, commit, write_atomically
-from localgp.stored import read_metrics
+from localgp.io import file_digest
+from localgp.run import Run, commit
+from localgp.stored import run_config, section
 from localgp.weights import load_state
 
 
@@ -44,13 +47,25 @@ def weights_of(run: Run) -> Path:
     return weights
 
 
+def own_weights(run: Run, used: Path) -> Path:
+    """What the run is evaluated with when nothing else is asked for: what it was trained to, or, where it only uses
+    another's weights, those that it was first evaluated with.
+
+    Args:
+        used: What it is evaluated with now.
+    """
+    first = section(run_config(run.path), "evaluate").get("checkpoint")
+    return run.weights if run.finished else Path(first) if first and Path(first).is_file() else used
+
+
 def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Decodes all tasks of ``cfg.evaluate.split`` and writes hypotheses, gates and metrics.json.
+    """Decodes all tasks of ``cfg.evaluate.split`` and stores hypotheses, gates and metrics.json
+    (`localgp.evaluation.results`).
 
     Returns:
         The metrics as written, and the objects ``run``, ``model``, ``decoded``; the last two are None where the run
-        had been evaluated before, from the same weights with the same options, and nothing was done. With several
-        processes, the first one's; the others return no metrics.
+        had been evaluated before, on the same data from the same weights with the same options, and nothing was done.
+        With several processes, the first one's; the others return no metrics.
     """
     import torch
 
@@ -58,11 +73,11 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.contexts.cost import with_contexts
     from localgp.contexts.extract import row_contexts
     from localgp.corpora.fits import check_fits, split_of
+    from localgp.corpora.integrity import rows_digest
     from localgp.corpora.prepared import limit_per_language, load_prepared
     from localgp.evaluation.decode import decode_rows
-    from localgp.evaluation.decoder_gates_file import write_decoder_gates
-    from localgp.evaluation.gates_file import write_gates
     from localgp.evaluation.measured import kept_ratios, measured_gflops
+    from localgp.evaluation.results import Identity, asked_of, find, save, settle, tag_of
     from localgp.evaluation.score import references_of, score_tasks
     from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
@@ -72,19 +87,6 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
     run = Run(cfg)
     weights = weights_of(run)
-    asked = {
-        "decode": OmegaConf.to_container(cfg.decode, resolve=True),
-        "split": cfg.evaluate.split,
-        "limit": cfg.evaluate.limit,
-        "normalizer": cfg.evaluate.normalizer,
-        "checkpoint": cfg.evaluate.checkpoint,
-    }
-    done = None if cfg.evaluate.force else evaluated(run, weights, asked)
-    if done is not None:
-        if world_from(os.environ).is_first:
-            print(f"{run.path} is evaluated; evaluate.force=true decodes it again")
-            return done, {"run": run, "model": None, "decoded": None}
-        return {}, {"run": run, "model": None, "decoded": None}
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = resolve_device(cfg.device)
@@ -93,12 +95,23 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     splits = first_then_others(world, lambda: load_prepared(cfg))
     split = cfg.evaluate.split
     whole = split_of(splits, split)
+    rows = limit_per_language(whole, cfg.evaluate.limit)
+    asked = asked_of(cfg) | {"limit": cfg.evaluate.limit if len(rows) < len(whole) else None}
+    identity = Identity(file_digest(weights), file_digest(own_weights(run, weights)), rows_digest(whole))
+    tag = tag_of(asked, run.path, identity)
+    done = None if cfg.evaluate.force else find(run.path, tag, asked, identity)
+    if done is not None:
+        if not world.is_first:
+            return {}, {"run": run, "model": None, "decoded": None}
+        with suppress(PermissionError):  # another user's run, which is only read
+            settle(run.path, done)
+        print(f"{run.path} is evaluated; evaluate.force=true decodes it again")
+        return done, {"run": run, "model": None, "decoded": None}
     model, backbone = build_model(cfg)
     load_weights(model, weights)
     dtype = resolve_precision(cfg.decode.precision, device)
     model.to(device).eval()
 
-    rows = limit_per_language(whole, cfg.evaluate.limit)
     check_fits(rows, backbone)
     tasks = list_tasks(rows)
     contexts = first_then_others(world, lambda: row_contexts(cfg, (rows, whole)))
@@ -124,17 +137,12 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
     run.start(trained=True)  # a variant has a directory, and with it a configuration, of its own
     references = references_of(rows)
-    pairs = {}
+    pairs, lines = {}, {}
     for task, texts in decoded.text.items():
         ids = sorted(texts)
         pairs[task] = ([references[task][i] for i in ids], [texts[i] for i in ids])
         source, _, target = task.partition("-")
-        lines = "".join(f"{i} {texts[i]}\n" for i in ids)
-        write_atomically(run.path / "hyp" / f"{split}.{source}-{target or source}.txt", lines)
-    if decoded.gates is not None:
-        write_gates(run.path / "gates" / f"{split}.npz", decoded.gates)
-    if decoded.decoder_gates is not None:
-        write_decoder_gates(run.path / "gates" / f"{split}.decoder.npz", decoded.decoder_gates)
+        lines[f"{split}.{source}-{target or source}.txt"] = "".join(f"{i} {texts[i]}\n" for i in ids)
     lengths = [
         round(seconds * backbone.sample_rate) for seconds in rows.select_columns(["seconds"])["seconds"]
     ]
@@ -170,25 +178,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         "commit": commit(),
         "seed": cfg.seed,
         "asked": asked,
+        "evaluation": {"tag": tag, **asdict(identity)},
     }
-    run.write_metrics(metrics)
+    save(run.path, metrics, lines, decoded.gates, decoded.decoder_gates)
     return metrics, {"run": run, "model": model, "decoded": decoded}
-
-
-def evaluated(run: Run, weights: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The run's metrics, if they were made from these weights with these options; else None."""
-    path = run.path / "metrics.json"
-    try:
-        metrics = read_metrics(path)
-        fresh = path.stat().st_mtime >= weights.stat().st_mtime
-    except (OSError, CheckpointError):  # none, or a damaged one: it is made again
-        return None
-    same = _deciding(metrics.get("asked") or {}) == _deciding(asked)
-    return metrics if fresh and same else None
-
-
-def _deciding(asked: dict[str, Any]) -> dict[str, Any]:
-    """Without how many utterances are decoded together, which changes nothing that is written."""
-    decode = asked.get("decode")
-    kept = {k: v for k, v in decode.items() if k != "batch"} if isinstance(decode, dict) else decode
-    return {**asked, "decode": kept}

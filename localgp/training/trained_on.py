@@ -11,7 +11,8 @@ from localgp.corpora.fits import split_of
 from localgp.corpora.integrity import rows_digest
 from localgp.corpora.prepared import limit_per_language
 from localgp.errors import CheckpointError
-from localgp.run import Run, write_atomically
+from localgp.io import write_atomically
+from localgp.run import Run
 
 FILE = "data.json"
 
