@@ -1,6 +1,9 @@
-"""``python -m localgp``: what there is to run."""
+"""``python -m localgp COMMAND ...``: the same as ``python -m localgp.COMMAND ...``; alone, what there is to run."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
 
 from localgp import __version__
 
@@ -18,12 +21,34 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Prints the commands."""
-    print(f"localgp {__version__}: python -m localgp.COMMAND --help\n")
-    for name, does in COMMANDS.items():
-        print(f"  localgp.{name:<12} {does}")
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command, or prints what there are."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    command = arguments[0].removeprefix("localgp.")
+    if command in ("-V", "--version", "version"):
+        print(f"localgp {__version__}")
+        return 0
+    if command not in COMMANDS:
+        from localgp.rules import did_you_mean
+
+        near = did_you_mean(command, COMMANDS)
+        print(f"error: localgp has no command {arguments[0]}{near}\n\n{overview()}", file=sys.stderr)
+        return 2
+    import runpy
+
+    module = f"localgp.{command}"
+    sys.argv = [module, *arguments[1:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    lines = [f"localgp {__version__}: python -m localgp COMMAND ...; COMMAND --help says more", ""]
+    return "\n".join(lines + [f"  {name:<12} {does}" for name, does in COMMANDS.items()])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

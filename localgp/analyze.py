@@ -1,4 +1,8 @@
-"""``python -m localgp.analyze conf=row05``: what a run's gates do: figures, statistics, agreement with true speech."""
+"""What the gates of an evaluated run do: figures, statistics, agreement with true speech.
+
+python -m localgp.analyze conf=row05
+python -m localgp.analyze exp/mini/mini/row05/seed1 analyze.format=pdf
+"""
 
 from __future__ import annotations
 
@@ -16,4 +20,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, "analyze", "exp_dir")()

@@ -1,5 +1,8 @@
-"""``python -m localgp.bench bench=encoder|decoder|training|runs``: speed paired in one run against ESPnet and our own
-dense path.
+"""Speed and memory, paired in one run against ESPnet and our own dense path, or of evaluated runs against each other.
+
+    python -m localgp.bench bench=encoder       (decoder, training)
+    python -m localgp.bench bench=runs bench.confs=[row01,row05]
+    python -m localgp.bench exp/mini/mini/row05/seed1 bench=encoder bench.measures=[]
 
 Prints a table and, for every promised speed that was measured, whether it is met; writes
 ``<exp_dir>/bench/<name>.json`` (``bench.save_as``: another name); the last line is that file's content in one line:
@@ -355,4 +358,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, "bench", "device", "threads", "exp_dir")()

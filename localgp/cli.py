@@ -10,37 +10,74 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig
-
-from localgp.errors import LocalGPError
+from localgp import __version__
+from localgp.conf_files import CONF_DIR
+from localgp.errors import ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.settings import SCHEMAS, check
 from localgp.signals import Signals, Stopped
-from localgp.validate import check_config
 
-_REPOSITORY_CONF = Path(__file__).parent.parent / "conf"
-CONF_DIR = _REPOSITORY_CONF if _REPOSITORY_CONF.is_dir() else Path(__file__).parent / "conf"
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def entry_point(function: Callable[[DictConfig], Any], config_name: str = "config") -> Callable[[], None]:
+def entry_point(
+    function: Callable[[DictConfig], Any], *own: str, config_name: str = "config"
+) -> Callable[[], None]:
     """Wraps ``function(cfg)`` as a command line program.
 
     An error of ours ends the program with status 1 and its message on standard error. ``--debug`` (anywhere on
-    the command line) shows the traceback instead, and Hydra's own full trace.
+    the command line) shows the traceback instead.
+
+    Args:
+        own: The sections and options that ``--help`` shows first; its text is the docstring of the function's module.
     """
     debug = take_debug_flag()
+    command = config_name if config_name != "config" else Path(function.__code__.co_filename).stem
 
-    # Hydra prints a traceback of its own for whatever escapes, so our errors are caught inside of it.
+    # In a sweep's own process, and in those of other launchers, only this is called.
     @functools.wraps(function)
     def guarded(cfg: DictConfig) -> None:
         with reported(debug):
-            if config_name == "config":
-                check_config(cfg)
+            check(cfg, SCHEMAS[config_name])
             function(cfg)
 
-    return hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(guarded)
+    def program() -> None:
+        import hydra
+        from hydra.errors import HydraException
+
+        from localgp.command_line import check as check_line
+        from localgp.command_line import in_our_words, parsed
+        from localgp.help_text import help_text
+        from localgp.run_argument import with_run
+
+        with reported(debug):
+            if "--version" in sys.argv[1:]:
+                print(f"localgp {__version__}")
+                return
+            arguments, flags = parsed(sys.argv[1:])
+            arguments.config_name = arguments.config_name or config_name
+            overrides = list(arguments.overrides)
+            if config_name == "config":
+                overrides = with_run(overrides, arguments, command)
+            if arguments.help:
+                about = sys.modules[function.__module__].__doc__ or ""
+                print(help_text(command, about, own, overrides, arguments))
+                return
+            if not arguments.hydra_help:
+                overrides = check_line(overrides, arguments)
+            sys.argv[1:] = [*flags, *overrides]
+            os.environ["HYDRA_FULL_ERROR"] = (
+                "1"  # or Hydra prints a traceback of its own, and ends the process
+            )
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(guarded)()
+            except HydraException as error:
+                raise ConfigError(in_our_words(error)) from error
+
+    return program
 
 
 def take_debug_flag() -> bool:
@@ -48,7 +85,6 @@ def take_debug_flag() -> bool:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-        os.environ["HYDRA_FULL_ERROR"] = "1"
     return debug
 
 

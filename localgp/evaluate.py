@@ -1,4 +1,8 @@
-"""``python -m localgp.evaluate conf=row05``: decode every task of a trained run and score it."""
+"""Decodes every task of a trained run and scores it: WER, BLEU, frames kept, GFLOPs.
+
+python -m localgp.evaluate conf=row05
+python -m localgp.evaluate exp/mini/mini/row05/seed1 decode.beam=1
+"""
 
 from __future__ import annotations
 
@@ -27,4 +31,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, "evaluate", "decode", "device", "threads", "exp_dir")()

@@ -1,4 +1,7 @@
-"""``python -m localgp.flops conf=row01 backbone=owsm_v3.1_medium``: GFLOPs, without weights or data.
+"""GFLOPs of a backbone with the gates of an experiment, without weights or data; the last line is JSON.
+
+    python -m localgp.flops conf=row01 backbone=owsm_v3.1_medium
+    python -m localgp.flops conf=row05 pruning.target=0.5
 
 Gated rows are counted at exactly ``pruning.target``: every gated module on that share of frames (encoder) or tokens
 (decoder) less, or, utterance by utterance (GlobalGP), that share of the modules less. The paper's column is the
@@ -180,4 +183,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, "pruning", "padding")()

@@ -1,4 +1,8 @@
-"""Corpus to a validated, cached dataset: ``python -m localgp.prepare corpus=mini``."""
+"""A corpus to a validated, cached dataset; says what was dropped and why.
+
+python -m localgp.prepare corpus=mini
+python -m localgp.prepare corpus=manifest corpus.manifest=my.jsonl corpus.name=my
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ def run(cfg: DictConfig) -> PreparedCorpus:
     return prepared
 
 
-main = entry_point(run)
+main = entry_point(run, "corpus", "data_dir")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,8 @@
-"""``python -m localgp.report``: everything under ``exp/`` to one HTML page and RESULTS.md."""
+"""Everything under ``exp_dir`` to one HTML page and tables.
+
+python -m localgp.report
+python -m localgp.report exp report.results=RESULTS.md
+"""
 
 from __future__ import annotations
 
@@ -23,4 +27,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, "report", "exp_dir")()

@@ -1,7 +1,7 @@
 """A run's directory: what it is called, what is in it, and whether it may be continued.
 
 exp/<corpus>/<backbone>/<conf>/seed<k>/
-    config.yaml            the resolved configuration it was trained with
+    config.yaml            what of the configuration makes it, resolved (`localgp.parts.stored`)
     metrics.jsonl          one line per logging interval and per dev scoring
     metrics.json           scores, kept ratios and GFLOPs of the leading evaluation (localgp.evaluation.results)
     checkpoints/           last.ckpt and previous.ckpt to resume from, step*.safetensors the best ones,
@@ -15,7 +15,6 @@ exp/<corpus>/<backbone>/<conf>/seed<k>/
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
 from localgp.io import write_atomically
-from localgp.stored import run_config, section
+from localgp.parts import LENGTH, MAKES_SCORES, MAKES_WEIGHTS, differences, stored
+from localgp.stored import run_config
 
-# What may differ between the run on disk and the one asked for without making it another run.
-_FREE = (
-    "evaluate",
-    "decode",
-    "bench",
-    "device",
-    "exp_dir",
-    "data_dir",
-    "threads",
-    "debug",
-    "analyze",
-    "report",
-    "hydra",
-)
-_FREE_TRAINING = ("resume", "log_every", "logger", "checkpoint_every")
-_PLACES = ("root", "manifest", "workers", "on_error")  # of a corpus; what is in it is compared by its content
-_ONLY_TRAINING = ("training", "trainer")  # of no effect on how trained weights are evaluated
+ENDLESS = ("warmup", "constant")  # schedules of the learning rate that do not depend on a training's length
 _VARIANTS = {
     "target": 0.3,
     "attention": "dot",
@@ -113,31 +97,47 @@ class Run:
         Raises:
             CheckpointError: If the directory holds a run with another configuration, or a damaged one.
         """
-        stored = run_config(self.path)
-        if not stored:
+        found = self._differences(trained)
+        if not found or self.extends:
             return
-        resolved = OmegaConf.to_container(self.cfg, resolve=True)
-        there, asked = _relevant(stored), _relevant(resolved)
+        shown = "; ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in found[:6])
         if trained:
-            there, asked = ({k: v for k, v in c.items() if k not in _ONLY_TRAINING} for c in (there, asked))
-        differences = list(_differences(there, asked))
-        if differences:
-            shown = "; ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in differences[:6])
             remedy = (
                 "Give the options it was trained with, or make a variant that uses its weights under another name: "
                 f"name={self.cfg.name}-variant evaluate.checkpoint={self.weights}"
-                if trained
-                else "Remove the directory to start over, or give this run its own name (name=...) or place "
+            )
+        else:
+            remedy = (
+                "Remove the directory to start over, or give this run its own name (name=...) or place "
                 "(exp_dir=...)."
             )
-            raise CheckpointError(f"{self.path} holds a run with another configuration ({shown}). {remedy}")
+            if all(key in LENGTH for key, _, _ in found):
+                remedy = (
+                    f"Its learning rate falls to 0 at the end of that length (training.scheduler="
+                    f"{self.cfg.training.scheduler}), so that it cannot simply go on; one with "
+                    f"{' or '.join(ENDLESS)} can. {remedy}"
+                )
+        raise CheckpointError(f"{self.path} holds a run with another configuration ({shown}). {remedy}")
+
+    @property
+    def extends(self) -> bool:
+        """Whether the directory holds this run with another length, of a schedule that has no end of its own."""
+        found = self._differences()
+        only_length = bool(found) and all(key in LENGTH for key, _, _ in found)
+        return only_length and self.cfg.training.scheduler in ENDLESS
+
+    def _differences(self, trained: bool = False) -> list[tuple[str, Any, Any]]:
+        stored = run_config(self.path)
+        resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        parts = MAKES_SCORES if trained else MAKES_WEIGHTS
+        return list(differences(stored, resolved, *parts)) if stored else []
 
     def start(self, *, trained: bool = False) -> None:
         """Creates the directory with its config.yaml, or checks that the run in it is this one; see `check`."""
         self.check(trained=trained)
-        stored = self.path / "config.yaml"
-        if not stored.exists():
-            write_atomically(stored, OmegaConf.to_yaml(self.cfg, resolve=True))
+        path = self.path / "config.yaml"
+        if not path.exists() or (not trained and self.extends):
+            write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(stored(self.cfg))))
 
     def require_weights(self) -> Path:
         if not self.finished:
@@ -151,25 +151,3 @@ class Run:
                 f"with the other options of this command. Finished runs under {self.cfg.exp_dir}: {shown or 'none'}."
             )
         return self.weights
-
-
-def _relevant(config: Any) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _FREE}
-    kept["training"] = {k: v for k, v in section(kept, "training").items() if k not in _FREE_TRAINING}
-    # Where the corpus and the checkpoints lie may change with the machine.
-    kept["corpus"] = {k: v for k, v in section(kept, "corpus").items() if k not in _PLACES}
-    # An extractor matters where gates see what it extracts.
-    pruning = section(kept, "pruning")
-    kept["pruning"] = {"attention": "dot", **pruning}  # what runs older than the option were
-    seen = [*(pruning.get("context") or []), *(pruning.get("decoder_context") or [])]
-    kept["contexts"] = {k: v for k, v in section(kept, "contexts").items() if k in seen}
-    return kept
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}", before, after

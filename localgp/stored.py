@@ -38,6 +38,13 @@ def run_config(run: Path) -> dict[str, Any]:
     return read_yaml_mapping(path, "restore it, or remove the run's directory and train it again")
 
 
+def runs_below(directory: Path) -> list[Path]:
+    """Run directories in a directory, however many of corpus, backbone, experiment and seed are below it."""
+    places = ("*/" * depth + "config.yaml" for depth in range(5))
+    found = {path.parent for place in places for path in directory.glob(place)}
+    return sorted(run for run in found if run.name.startswith("seed"))
+
+
 def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     """A section of a stored configuration; empty where it has none."""
     value = config.get(name)

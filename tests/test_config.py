@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from localgp.build import build_policy
 from localgp.cli import CONF_DIR
 from localgp.errors import ConfigError
+from localgp.settings import keys_of
 
 CONFS = sorted(p.stem for p in (CONF_DIR / "conf").glob("*.yaml"))
 BACKBONES = sorted(p.stem for p in (CONF_DIR / "backbone").glob("*.yaml"))
@@ -31,7 +31,7 @@ def test_every_experiment_composes_and_builds(conf, encoder):
     cfg = composed(f"conf={conf}")
     assert cfg.name == conf
     base = composed()
-    assert set(_keys(cfg)) == set(_keys(base)), "an experiment may set keys, not invent them"
+    assert set(keys_of(cfg)) == set(keys_of(base)), "an experiment may set keys, not invent them"
     policy = build_policy(cfg, encoder)
     assert (policy is None) == (cfg.pruning.encoder is None)
 
@@ -62,15 +62,10 @@ def test_training_can_be_chosen_apart_from_the_backbone():
     assert composed("backbone=owsm_v3.1_base", "training=mini").training.name == "mini"
 
 
-def test_unknown_key_is_an_error():
-    with pytest.raises(HydraException, match="sparsity_goal"):
-        composed("pruning.sparsity_goal=0.3")
-
-
 def test_options_are_a_contract():
     """A new or lost option shows here; change the list on purpose."""
     listed = Path(__file__).parent / "assets" / "options.txt"
-    assert sorted(_keys(composed())) == listed.read_text(encoding="utf-8").split()
+    assert sorted(keys_of(composed())) == listed.read_text(encoding="utf-8").split()
 
 
 @pytest.mark.parametrize(
@@ -95,15 +90,6 @@ def test_help_is_quick(name):
     result = subprocess.run(
         [sys.executable, "-m", f"localgp.{name}", "--help"], capture_output=True, text=True, check=True
     )
-    assert "pruning:" in result.stdout
+    assert "Options (key=value)" in result.stdout
     # 3 s on an idle machine is the promise; a loaded test machine gets slack, an ESPnet import takes 7 s alone
     assert time.perf_counter() - began < 6
-
-
-def _keys(cfg, prefix=""):
-    for key in cfg:
-        value = cfg._get_node(key)
-        if OmegaConf.is_dict(value) and not value._is_none():
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"

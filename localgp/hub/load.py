@@ -26,32 +26,17 @@ from localgp.extensions import own_contexts, permit
 from localgp.failures import remedy
 from localgp.hub.archive import is_archive, unpacked
 from localgp.hub.download import HUB_ID, download
+from localgp.parts import with_parts
 from localgp.paths import expanded, literal
 from localgp.search.options import DecodeOptions
+from localgp.settings import Part, check
 from localgp.stored import read_yaml_mapping, short
-from localgp.validate import check_config
 from localgp.weights import load_state
 
 CONFIG, WEIGHTS, METRICS = "localgp.yaml", "model.safetensors", "metrics.json"  # of a hub folder
 ESPNET = "espnet"  # its folder with ESPnet's configuration, BPE model and statistics
 EXTRAS, GATES = "localgp", "gates.safetensors"  # of an ESPnet archive: the folder of ours in it
 _HUB_FILES = ["*.yaml", "*.json", "*.safetensors", "*.model", "*.npz", "*.md", "*.pth", "*.txt"]
-# Sections of a stored configuration that say nothing about the model.
-_ELSEWHERE = (
-    "data_dir",
-    "exp_dir",
-    "corpus",
-    "training",
-    "trainer",
-    "evaluate",
-    "analyze",
-    "report",
-    "bench",
-    "debug",
-    "device",
-    "threads",
-    "hydra",
-)
 
 
 @dataclass(frozen=True)
@@ -280,16 +265,14 @@ def stored_config(path: Path, gates: str = "trained") -> DictConfig:
             f"{path}: not a run's configuration, {', '.join(missing)} missing; copy it again"
         )
     cfg = base_config("conf=row01")
-    for section, value in content.items():
-        if section in _ELSEWHERE:
-            continue
+    for section, value in with_parts(content, Part.MODEL, Part.DECODING).items():
         if section not in cfg:
             raise CheckpointError(
                 f"{path}: {section} is unknown; it was written by a newer localgp: update it"
             )
         _merge(cfg, str(section), value, path)
     try:
-        check_config(cfg)
+        check(cfg)
     except ConfigError as error:
         raise CheckpointError(f"{path} holds values that cannot be:\n  {error}\n  Copy it again.") from error
     if gates == "open":

@@ -52,7 +52,7 @@ def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     world = check_launch(cfg, multirun=_is_multirun())
     run = Run(cfg)
     run.check()
-    if run.finished:
+    if run.finished and not run.extends:
         if world.is_first:
             print(f"{run.path} is finished{_on_other_data(cfg, run)}; remove it to train again")
         return {}, {"run": run, "model": None, "trainer": None}
@@ -120,6 +120,8 @@ def _fit(
     strategy = build_strategy(cfg, world, device)
     if world.is_first:  # only now: a configuration that fails above leaves no directory behind
         owned.enter_context(_held(run))
+        if run.extends:
+            extend(run, max_steps)
         run.start()
         write_data(run, digests)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -240,6 +242,24 @@ def _on_other_data(cfg: DictConfig, run: Run) -> str:
     except (CorpusError, ConfigError):  # the corpus has gone, and the run is finished all the same
         return ""
     return f", on other data than there are now ({' and '.join(others)} changed)" if others else ""
+
+
+def extend(run: Run, max_steps: int) -> None:
+    """Makes a run unfinished, so that it goes on to ``max_steps``; the weights that it had stay beside.
+
+    Raises:
+        CheckpointError: It is as long already.
+    """
+    newest = newest_checkpoint(run.checkpoints)
+    reached = newest[1] if newest else 0
+    if reached > max_steps or (reached == max_steps and run.finished):
+        raise CheckpointError(
+            f"{run.path} is trained to step {reached}, and {max_steps} were asked for (trainer.max_steps goes before "
+            "training.max_steps, that before max_epochs); give more, or give this run its own name (name=...) or place "
+            "(exp_dir=...)"
+        )
+    if run.finished:
+        run.weights.rename(run.weights.with_name(f"model-until-step{reached}.safetensors"))
 
 
 def _is_multirun() -> bool:

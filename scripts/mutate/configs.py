@@ -24,16 +24,15 @@ def read_values(directory: Path) -> int:
     from omegaconf import OmegaConf
 
     from localgp.build import build_policy
-    from localgp.corpora.prepared import _check_config
     from localgp.hub.load import decode_options
     from localgp.run import Run
+    from localgp.settings import check
     from localgp.stored import read_yaml_mapping
     from localgp.training.world import check_launch
-    from localgp.validate import check_config
 
     read_yaml_mapping(directory / "config.yaml")
     cfg = OmegaConf.create(read_yaml_mapping(directory / "config.yaml"))
-    check_config(cfg)
+    check(cfg)
     for section in ("pruning", "decode", "training", "trainer", "corpus", "backbone", "evaluate"):
         if section not in cfg:  # Hydra's composition always has them
             return 1
@@ -41,7 +40,6 @@ def read_values(directory: Path) -> int:
     if not expected <= set(_keys(OmegaConf.to_container(cfg))):
         return 1
     check_launch(cfg, {}, multirun=False)
-    _check_config(cfg.corpus)
     decode_options(cfg)
     Run(cfg)
     build_policy(cfg, _encoder())
