@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import time
 
 import pytest
 import torch
@@ -158,25 +160,40 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(tmp_path):
         [*common, f"exp_dir={tmp_path / 'one'}", "training.batch_size=4"], log, fork=True
     )
     assert alone.wait(200) == 0, log.read_text()
-    port = str(free_port())
-    ranks = [
-        kill_resume.Training(
-            [*common, f"exp_dir={tmp_path / 'two'}", "training.batch_size=2"],
-            tmp_path / f"log{rank}",
-            fork=True,
-            environment={
-                **TORCHRUN,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "GROUP_RANK": "0",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-        )
-        for rank in (0, 1)
-    ]
+
+    def two():
+        port = str(free_port())
+        return [
+            kill_resume.Training(
+                [*common, f"exp_dir={tmp_path / 'two'}", "training.batch_size=2"],
+                tmp_path / f"log{rank}",
+                fork=True,
+                environment={
+                    **TORCHRUN,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "GROUP_RANK": "0",
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                },
+            )
+            for rank in (0, 1)
+        ]
+
+    # A signal to the second of them stops both, at the same step.
+    ranks = two()
+    first, second = (tmp_path / "log0", tmp_path / "log1")
+    while not (first.exists() and "step      1/4" in first.read_text()):
+        assert ranks[0].code is None, first.read_text()
+        time.sleep(0.05)
+    assert ranks[1].kill(signal.SIGTERM) == 143, second.read_text()
+    assert ranks[0].wait(100) == 143, first.read_text()
+    assert "stopped by SIGTERM; the same command goes on from step" in first.read_text()
+    assert "stopped by" not in second.read_text()
+    ranks = two()
     for rank, process in enumerate(ranks):
         assert process.wait(200) == 0, (tmp_path / f"log{rank}").read_text()
+    assert "resuming from" in first.read_text()
     logs = [
         [json.loads(line) for line in (tmp_path / name / "mini/mini/row01/seed1/metrics.jsonl").open()]
         for name in ("one", "two")

@@ -5,16 +5,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 
 import pytest
 
+from localgp.errors import BusyError
 from localgp.hub.load import base_config
+from localgp.locks import held
 from localgp.signals import Stopped
 from localgp.training.fit import fit
 from localgp.training.module import TrainingModule
 from tests.scripts_as_modules import script
 
 pytestmark = pytest.mark.recipe
+
+
+BATCH_JOB = {
+    "SLURM_JOB_ID": "5",
+    "SLURM_JOB_NAME": "run.sh",
+    "SLURM_NTASKS": "2",
+    "SLURM_NNODES": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +63,22 @@ def send(monkeypatch):
     return planned
 
 
-def test_a_stopped_training_ends_in_the_weights_of_the_unbroken_one(place, send):
+def test_a_stopped_training_ends_in_the_weights_of_the_unbroken_one(place, send, monkeypatch):
     """Stopped within a dev scoring, within it once more where it is done again, in a step, and in the last scoring,
-    which is finished and the training with it."""
+    which is finished and the training with it.
+
+    All of it in a batch job without srun, and with no room for temporary files: Lightning by itself would refuse the
+    first, and stage checkpoints in the second.
+    """
+    for name, value in BATCH_JOB.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "no such directory"))
+    monkeypatch.setenv("PATH", str(place))
     train(place, "unbroken")
     moments = [
         (("validation_step", 2, 1), signal.SIGTERM, "from step 2 of 4"),
         (("validation_step", 2, 1), signal.SIGINT, "from step 2 of 4"),
-        (("training_step", 2, None), signal.SIGTERM, "from step 3 of 4"),
+        (("training_step", 2, None), signal.SIGUSR1, "from step 3 of 4; job 5 could not be put back"),
         (("validation_step", 4, 1), signal.SIGINT, "is finished"),
     ]
     for moment, signum, said in moments:
@@ -74,3 +96,13 @@ def test_a_stopped_training_ends_in_the_weights_of_the_unbroken_one(place, send)
         (2, "valid"),
         (4, "valid"),
     ]
+
+
+def test_a_run_that_is_being_trained_is_refused(place):
+    run = script("kill_resume").run_directory(place, "twice")
+    with (
+        held(run / ".train.lock", f"training {run}"),
+        pytest.raises(BusyError, match=f"process {os.getpid()}"),
+    ):
+        train(place, "twice")
+    assert [path.name for path in run.iterdir()] == [".train.lock"]
