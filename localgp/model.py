@@ -234,20 +234,24 @@ class GatedS2T(nn.Module):
             Input (Q, L), its lengths (Q,), and targets (Q, L): ``text <eos>``, ``ignore_id`` for the rest.
         """
         espnet, ignore = self.espnet, self.espnet.ignore_id
-        inputs, targets = [], []
-        for text, previous in zip(text_QL, previous_QL, strict=True):
-            text, previous = text[text != ignore], previous[previous != ignore]
-            before = previous.new_tensor([espnet.sop]), previous
-            if (previous == espnet.na).any():
-                before = before[0][:0], previous[:0]
-            inputs.append(torch.cat([*before, text.new_tensor([espnet.sos]), text]))
-            ignored = sum(len(part) for part in before)
-            targets.append(
-                torch.cat([text.new_full((ignored,), ignore), text, text.new_tensor([espnet.eos])])
-            )
-        lengths_Q = torch.tensor([len(tokens) for tokens in inputs], device=text_QL.device)
-        pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-        return pad(inputs, padding_value=espnet.eos), lengths_Q, pad(targets, padding_value=ignore)
+        count_Q1 = (text_QL != ignore).sum(1, keepdim=True)
+        before_Q1 = (previous_QL != ignore).sum(1, keepdim=True) + 1  # with <sop>
+        before_Q1 = before_Q1.masked_fill((previous_QL == espnet.na).any(1, keepdim=True), 0)
+        lengths_Q1 = before_Q1 + 1 + count_Q1
+        longest = int(lengths_Q1.max())  # the one wait for a GPU
+        place_L = torch.arange(longest, device=text_QL.device)
+        from_sos_QL = place_L - before_Q1
+        text_from = (from_sos_QL - 1).clamp(0, text_QL.shape[1] - 1)
+        inputs_QL = text_QL.gather(1, text_from)
+        previous_from = (place_L - 1).clamp(0, previous_QL.shape[1] - 1).expand_as(from_sos_QL)
+        inputs_QL = torch.where(from_sos_QL < 0, previous_QL.gather(1, previous_from), inputs_QL)
+        inputs_QL = inputs_QL.masked_fill((from_sos_QL < 0) & (place_L == 0), espnet.sop)
+        inputs_QL = inputs_QL.masked_fill(from_sos_QL == 0, espnet.sos)
+        inputs_QL = inputs_QL.masked_fill(from_sos_QL > count_Q1, espnet.eos)
+        targets_QL = text_QL.gather(1, from_sos_QL.clamp(0, text_QL.shape[1] - 1))
+        targets_QL = targets_QL.masked_fill(from_sos_QL == count_Q1, espnet.eos)
+        targets_QL = targets_QL.masked_fill((from_sos_QL < 0) | (from_sos_QL > count_Q1), ignore)
+        return inputs_QL, lengths_Q1.squeeze(1), targets_QL
 
 
 def _mean_front(encoded: EncoderOutput) -> Tensor:

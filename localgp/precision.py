@@ -1,4 +1,4 @@
-"""Which arithmetic a device is good at."""
+"""Which arithmetic a device is good at, and what of PyTorch's defaults for it does not suit us."""
 
 from __future__ import annotations
 
@@ -10,12 +10,31 @@ from localgp.errors import ConfigError
 def resolve_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise ConfigError(f"device is {name!r}; valid: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but PyTorch sees no CUDA device; use device=cpu")
+    if name == "cuda":
+        prepare_cuda()
     return torch.device(name)
+
+
+def prepare_cuda() -> None:
+    """Sets what PyTorch leaves otherwise, for the whole process.
+
+    - fp32 is fp32: by default cuDNN's convolutions round their inputs to TF32, and a "fp32" encoder is 3e-4 off.
+      ``precision=tf32`` asks for that, in products too.
+    - No cuDNN attention: it plans anew for every number of frames, which gates change at every step, and a plan takes
+      longer than the encoder. The other fused kernels need none.
+    """
+    _allow_tf32(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -26,11 +45,16 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 only where the device multiplies it faster than fp32."""
+    """``auto`` is bf16 only where the device multiplies it faster than fp32; ``tf32`` is fp32 with products of inputs
+    that are rounded to TF32, where a GPU has it."""
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
+        fast = cpu_multiplies_bf16()
+        if device.type == "cuda":  # older cards only emulate it
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    dtypes = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
     if name not in dtypes:
         raise ConfigError(f"precision is {name!r}; valid: auto, {', '.join(dtypes)}")
+    if name == "tf32" and device.type == "cuda":
+        _allow_tf32(True)
     return dtypes[name]

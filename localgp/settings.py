@@ -57,7 +57,7 @@ def _options(part: Part, rules: Mapping[str, Rule], section: str = "") -> dict[s
     return {section + key: Option(rule, part) for key, rule in rules.items()}
 
 
-PRECISION = one_of("auto", "fp32", "bf16")
+PRECISION = one_of("auto", "fp32", "tf32", "bf16")
 DEVICE = one_of("auto", "cpu", "cuda")
 THREADS = integer(1, 4096).or_null()
 SHARES = list_of(number(0.0, 1.0))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localgp.backbones.owsm.positions import position_table
 from localgp.decoder.gates import DecoderGates, GateState
 from localgp.decoder.layer import DecoderLayer, Norm, fuse
 from localgp.decoder.state import DecoderState
@@ -42,7 +43,7 @@ class CachedDecoder:
         self.dtype: torch.dtype = dtype or decoder.output_layer.weight.dtype
         self.layers = [DecoderLayer(layer, self.dtype) for layer in decoder.decoders]
         self.embedding, self._encoding = decoder.embed[0], decoder.embed[1]
-        self._positions_PD = self._encoding.pe[0].to(self.embedding.weight.device, torch.float32)
+        self._positions_PD = position_table(self._encoding, 1, self.embedding.weight.device)
         self.after_norm = Norm(decoder.after_norm, self.dtype)
         self.output_layer = fuse(self.dtype, decoder.output_layer)
         self.vocabulary = decoder.output_layer.out_features
@@ -51,8 +52,7 @@ class CachedDecoder:
     def embed(self, tokens_N: Tensor, position_N: Tensor, longest: int) -> Tensor:
         """Embeddings scaled and with positions below ``longest``, in fp32 (as is the residual stream)."""
         if longest > self._positions_PD.shape[0]:
-            self._encoding.extend_pe(self._positions_PD.new_zeros(1, 2 * longest))
-            self._positions_PD = self._encoding.pe[0].to(self._positions_PD)
+            self._positions_PD = position_table(self._encoding, 2 * longest, self._positions_PD.device)
         positions_ND = self._positions_PD.index_select(0, position_N)
         return self.embedding(tokens_N).float() * self._encoding.xscale + positions_ND
 

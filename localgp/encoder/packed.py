@@ -17,8 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import record_function
 
+from localgp.backbones.owsm.positions import add_positions
 from localgp.encoder.align import collect_contexts
 from localgp.encoder.packed_layer import LayerPlan, Norm, PackedLayer
 from localgp.errors import ConfigError
@@ -89,7 +93,9 @@ class PackedEncoder:
                 front_ND, layout = self._subsampling(feats_BSF.float(), lengths)
             front_ND = front_ND.float()
             decide = _decider(policy, contexts or {}, front_ND, feats_BSF, lengths, layout)
-            parts = [self._positions(batch).flatten(0, 1) for batch in layout.batches(front_ND)]
+            parts = [
+                add_positions(self._positions, batch).flatten(0, 1) for batch in layout.batches(front_ND)
+            ]
             x_ND = parts[0] if len(parts) == 1 else torch.cat(parts)
             record = []
             for index, layer in enumerate(self._layers):
@@ -148,6 +154,17 @@ def release(*modules: nn.Module) -> None:
     """Drops what is prepared for these encoders and policies, a copy of their weights; the next call makes it anew."""
     for module in modules:
         _prepared.pop(module, None)
+
+
+def _mark_updated(optimizer: Optimizer, *_: Any) -> None:
+    """Fused steps, and those of other libraries, change parameters without PyTorch's counting it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_mark_updated)
 
 
 def _prepare(module: nn.Module, key: Any, make: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from localgp.backbones.owsm.positions import add_positions
 from localgp.encoder.align import collect_contexts
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
 from localgp.errors import BackboneError, ConfigError
@@ -49,7 +50,7 @@ def subsample(encoder: Any, feats_BSF: Tensor, mask_B1S: Tensor) -> tuple[Tensor
     batch, channels, frames, bins = conv_BCTF.shape
     linear, positions = embed.out[0], embed.out[1]
     front_BTD = linear(conv_BCTF.transpose(1, 2).reshape(batch, frames, channels * bins))
-    return positions(front_BTD), front_BTD, mask_B1S[:, :, :-2:2][:, :, :-2:2]
+    return add_positions(positions, front_BTD), front_BTD, mask_B1S[:, :, :-2:2][:, :, :-2:2]
 
 
 def check_supported(encoder: Any) -> None:

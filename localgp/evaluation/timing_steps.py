@@ -199,16 +199,19 @@ def random_gates(share: float, seed: int, pattern: str = "hypothesis") -> Decode
     Args:
         pattern: ``hypothesis``: every hypothesis has a draw of its own. ``utterance``: those of an utterance share it.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generators: dict[torch.device, torch.Generator] = {}
 
     def gates(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        device = x_ND.device
+        if device not in generators:
+            generators[device] = torch.Generator(device).manual_seed(seed)
+        count = x_ND.shape[0]
         if pattern == "utterance":
-            highest = int(state.utterance_N.max())
-            draw = torch.rand(len(MODULES), highest + 1, generator=generator)
-            draw = draw.index_select(1, state.utterance_N.cpu())
-        else:
-            draw = torch.rand(len(MODULES), x_ND.shape[0], generator=generator)
-        return dict(zip(MODULES, (draw >= share).to(x_ND.device), strict=True))
+            count = int(state.utterance_N.max()) + 1
+        draw = torch.rand(len(MODULES), count, generator=generators[device], device=device)
+        if pattern == "utterance":
+            draw = draw.index_select(1, state.utterance_N)
+        return dict(zip(MODULES, draw >= share, strict=True))
 
     return gates
 

@@ -53,19 +53,28 @@ class RandomGates(ControlGates):
     def __init__(self, modules: Sequence[str], target: float, seed: int = 0) -> None:
         super().__init__(modules)
         self.target, self.seed = target, seed
+        self._fixed: dict[tuple[int, int, torch.device], Tensor] = {}  # of the newest number of frames
 
     def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
         batch, frames = int(x_BTD.shape[0]), int(x_BTD.shape[1])  # tensors while fvcore traces
         skipped = round(self.target * frames)
         if self.training:
-            noise = torch.rand(batch, frames)
-        else:
-            index = layer * len(self.modules_gated) + self.modules_gated.index(name)
+            return _skip_first(torch.rand(batch, frames, device=x_BTD.device), skipped)
+        index = layer * len(self.modules_gated) + self.modules_gated.index(name)
+        key = index, frames, x_BTD.device
+        if key not in self._fixed:
+            self._fixed = {k: v for k, v in self._fixed.items() if k[1:] == key[1:]}
+            # Drawn on the CPU, so that they are the same on every device
             generator = torch.Generator().manual_seed(self.seed * 100_003 + index)
-            noise = torch.rand(1, frames, generator=generator).expand(batch, -1)
-        decision = torch.ones(batch, frames)
-        decision.scatter_(1, noise.argsort(dim=1)[:, :skipped], 0.0)
-        return decision.to(x_BTD.device)
+            noise = torch.rand(1, frames, generator=generator)
+            self._fixed[key] = _skip_first(noise, skipped).to(x_BTD.device)
+        return self._fixed[key].expand(batch, -1)
+
+
+def _skip_first(keys_BT: Tensor, skipped: int) -> Tensor:
+    """0 for the ``skipped`` frames of each row with the lowest keys, 1 for the others."""
+    order_BT = keys_BT.argsort(dim=1)
+    return torch.ones_like(keys_BT).scatter_(1, order_BT[:, :skipped], 0.0)
 
 
 class EnergyGates(ControlGates):

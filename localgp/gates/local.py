@@ -133,7 +133,8 @@ class LocalGates(nn.Module):
                 for name, dim in context_sizes.items()
             }
         )
-        self.context_value = nn.Linear(size, size)
+        # Without contexts it takes no part, and processes that train together would wait for its gradient
+        self.context_value = nn.Linear(size, size).requires_grad_(bool(context_sizes))
         self.layers = nn.ModuleList(
             LocalGatePredictor(size, modules, bias=bias, feeds_next=index < layers - 1)
             for index in range(layers)

@@ -10,18 +10,30 @@ from torch import Tensor
 from localgp.gates.gumbel import Gate
 
 
-def kept_ratio(gate: Tensor, frames_BT: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def kept_ratio(gate: Tensor, frames_BT: Tensor) -> Tensor:
     """Share of the frames marked in ``frames_BT`` that run; every frame of the batch weighs the same, so
     utterances of different lengths are counted right.
 
     Args:
         gate: (B, T) or (B, 1).
-        total: Sums over the processes of a run (`localgp.training.world.sum_over_ranks`), so that the batch is
-            that of all of them; None for this one's alone.
     """
-    run, counted = (gate * frames_BT).sum(), frames_BT.sum()
+    return kept_ratios([gate], frames_BT)[0]
+
+
+def kept_ratios(
+    gates: Sequence[Tensor], frames_BT: Tensor, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """`kept_ratio` of each gate.
+
+    Args:
+        total: Sums over the processes of a run (`localgp.training.world.sum_over_ranks`), so that the batch is
+            that of all of them; None for this one's alone. Called once.
+    """
+    run = torch.stack([(gate * frames_BT).sum() for gate in gates])
+    counted = frames_BT.sum()
     if total is not None:
-        run, counted = total(torch.stack([run, counted.to(run.dtype)])).unbind()
+        sums = total(torch.cat([run, counted.to(run.dtype).view(1)]))
+        run, counted = sums[:-1], sums[-1]
     return run / counted.clamp(min=1)
 
 
@@ -44,16 +56,11 @@ def sparsity_loss(
         frames_BT: 1 for the frames that count.
         per: ``global``: one ratio over all layers and modules, which may then differ from each other;
             ``module``: each kind of module has the target.
-        total: As in `kept_ratio`: the distance is not linear, so its mean over processes would be another loss.
+        total: As in `kept_ratios`: the distance is not linear, so its mean over processes would be another loss.
     """
     names = sorted({name for layer in layers for name in layer})
-    ratios = torch.stack(
-        [
-            torch.stack(
-                [kept_ratio(layer[name].decision, frames_BT, total) for layer in layers if name in layer]
-            ).mean()
-            for name in names
-        ]
-    )
+    of_names = [[layer[name].decision for layer in layers if name in layer] for name in names]
+    every = kept_ratios([gate for gates in of_names for gate in gates], frames_BT, total)
+    ratios = torch.stack([part.mean() for part in every.split([len(gates) for gates in of_names])])
     distance = (ratios if per == "module" else ratios.mean(dim=0, keepdim=True)) - (1 - target)
     return (distance.square() + distance.abs()).mean()

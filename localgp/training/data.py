@@ -8,6 +8,7 @@ Shape legend: B utterances, N samples, Q sequences, L tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -227,5 +228,10 @@ def real_frames(signal_B2: Tensor, frames: int, samples: int) -> Tensor:
         signal_B2: First sample of the signal, and the first after it.
         samples: N of the padded input.
     """
-    centre_T = torch.from_numpy(frame_centres(frames, samples)).to(signal_B2.device)
+    centre_T = _centres(frames, samples, signal_B2.device)
     return ((centre_T >= signal_B2[:, :1]) & (centre_T < signal_B2[:, 1:])).float()
+
+
+@functools.lru_cache(maxsize=4)
+def _centres(frames: int, samples: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(frame_centres(frames, samples)).to(device)

@@ -197,6 +197,7 @@ def _fit(
         collate_fn=collate,
         num_workers=training.workers,
         worker_init_fn=leave_to_parent,
+        pin_memory=device.type == "cuda",
         persistent_workers=False,
     )
     dev_batches = [
@@ -205,7 +206,9 @@ def _fit(
     ]
     # Every rank needs a batch, or the others would wait for its part of the mean.
     share = slice(world.rank, None, world.ranks) if len(dev_batches) >= world.ranks else slice(None)
-    dev_loader: DataLoader = DataLoader(dev, batch_sampler=dev_batches[share], collate_fn=collate)
+    dev_loader: DataLoader = DataLoader(
+        dev, batch_sampler=dev_batches[share], collate_fn=collate, pin_memory=device.type == "cuda"
+    )
     began = time.perf_counter()
     with signals:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import NonFiniteError
-from localgp.gates.loss import kept_ratio, sparsity_loss
+from localgp.gates.loss import kept_ratio, kept_ratios, sparsity_loss
 from localgp.model import GatedS2T, Losses
 from localgp.run import Run
 from localgp.training.data import real_frames
@@ -55,9 +55,9 @@ class TrainingModule(L.LightningModule):
         # A batch counts its sequences' mean; processes may have different numbers of them.
         attention = losses.attention * weight_among_ranks(len(batch["text"]))
         total = losses.total + (1 - self.model.espnet.ctc_weight) * (attention - losses.attention)
-        terms = {
-            "loss_ctc": float(losses.ctc.detach()),
-            "loss_att": float(attention.detach()),
+        terms: dict[str, Any] = {
+            "loss_ctc": losses.ctc.detach(),
+            "loss_att": attention.detach(),
             "accuracy": losses.accuracy,
         }
         if encoded.gates and _learns(self.model.policy):
@@ -70,7 +70,7 @@ class TrainingModule(L.LightningModule):
                 total=sum_over_ranks,
             )
             total = total + self.cfg.pruning.sparsity_weight * sparsity
-            terms["loss_sparsity"] = float(sparsity.detach())
+            terms["loss_sparsity"] = sparsity.detach()
         if losses.decoder_gates and _learns(self.model.decoder_policy):
             assert losses.tokens is not None
             # Its own loss with the same target: one ratio over both sides would let the decoder, which is nearly
@@ -83,17 +83,17 @@ class TrainingModule(L.LightningModule):
                 total=sum_over_ranks,
             )
             total = total + self.cfg.pruning.sparsity_weight * sparsity
-            terms["loss_sparsity_decoder"] = float(sparsity.detach())
+            terms["loss_sparsity_decoder"] = sparsity.detach()
             terms["loss_sparsity"] = terms.get("loss_sparsity", 0.0) + terms["loss_sparsity_decoder"]
-        terms["loss"] = float(total.detach())
+        terms["loss"] = total.detach()
         terms |= self._kept(encoded, batch) | kept_tokens(losses)
         if encoded.gates or losses.decoder_gates:
             terms |= {
                 "target_kept": 1 - self.cfg.pruning.target,
                 "temperature": self.cfg.pruning.temperature,
             }
-        self._check_finite(terms, batch)
-        self.terms = terms
+        self.terms = numbers(terms)
+        self._check_finite(self.terms, batch)
         return total
 
     def on_validation_epoch_start(self) -> None:
@@ -108,8 +108,8 @@ class TrainingModule(L.LightningModule):
         terms |= {f"valid/{name}": value for name, value in kept.items()}
         utterances = len(batch["utt_ids"])
         self._dev_utterances += utterances
-        for name, value in terms.items():
-            self._dev_sums[name] = self._dev_sums.get(name, 0.0) + float(value) * utterances
+        for name, value in numbers(terms).items():
+            self._dev_sums[name] = self._dev_sums.get(name, 0.0) + value * utterances
 
     @property
     def dev_is_finite(self) -> bool:
@@ -145,7 +145,7 @@ class TrainingModule(L.LightningModule):
         return encoded.x.new_ones(batch_size, frames)
 
     @torch.no_grad()
-    def _kept(self, encoded: EncoderOutput, batch: dict[str, Any]) -> dict[str, float]:
+    def _kept(self, encoded: EncoderOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Share of frames that run, per module kind, over all layers: of all frames and of the real ones."""
         if not encoded.gates:
             return {}
@@ -157,10 +157,10 @@ class TrainingModule(L.LightningModule):
             decisions = torch.stack(
                 [layer[name].decision.expand(batch_size, frames) for layer in encoded.gates]
             )
-            kept[f"kept/{name}"] = float(kept_ratio(decisions.mean(0), every))
-            kept[f"kept_real/{name}"] = float(kept_ratio(decisions.mean(0), real))
+            kept[f"kept/{name}"] = kept_ratio(decisions.mean(0), every)
+            kept[f"kept_real/{name}"] = kept_ratio(decisions.mean(0), real)
         names = list(encoded.gates[0])
-        kept["kept/all"] = sum(kept[f"kept/{n}"] for n in names) / len(names)
+        kept["kept/all"] = torch.stack([kept[f"kept/{n}"] for n in names]).double().mean()
         return kept
 
     def _check_finite(self, terms: dict[str, float], batch: dict[str, Any]) -> None:
@@ -236,32 +236,41 @@ def _learns(policy: Any) -> bool:
 
 
 @torch.no_grad()
-def kept_tokens(losses: Losses) -> dict[str, float]:
+def kept_tokens(losses: Losses) -> dict[str, Tensor]:
     """Share of the decoder's real tokens for which a kind of module runs, over all layers."""
     if not losses.decoder_gates or losses.tokens is None:
         return {}
     tokens = losses.tokens
     return {
-        f"kept/decoder.{name}": float(
-            torch.stack([kept_ratio(gates[name].decision, tokens) for gates in losses.decoder_gates]).mean()
-        )
+        f"kept/decoder.{name}": kept_ratios(
+            [gates[name].decision for gates in losses.decoder_gates], tokens
+        ).mean()
         for name in losses.decoder_gates[0]
     }
 
 
 @torch.no_grad()
-def kept_by_layer(encoded: EncoderOutput, losses: Losses) -> dict[str, float]:
+def kept_by_layer(encoded: EncoderOutput, losses: Losses) -> dict[str, Tensor]:
     """``kept/<module>/layer<k>``, k from 1: each gate's share of all frames, or of the decoder's real tokens."""
     shares = {}
     every = encoded.x.new_ones(encoded.x.shape[:2])
     for k, gates in enumerate(encoded.gates, 1):
         for name, gate in gates.items():
-            shares[f"kept/{name}/layer{k}"] = float(kept_ratio(gate.decision.expand_as(every), every))
+            shares[f"kept/{name}/layer{k}"] = kept_ratio(gate.decision.expand_as(every), every)
     if losses.tokens is not None:
         for k, gates in enumerate(losses.decoder_gates, 1):
             for name, gate in gates.items():
-                shares[f"kept/decoder.{name}/layer{k}"] = float(kept_ratio(gate.decision, losses.tokens))
+                shares[f"kept/decoder.{name}/layer{k}"] = kept_ratio(gate.decision, losses.tokens)
     return shares
+
+
+def numbers(terms: dict[str, Any]) -> dict[str, float]:
+    """Scalars, tensors among them, as floats: one wait for a GPU, not one for each."""
+    tensors = {name: value for name, value in terms.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return dict(terms)
+    values = torch.stack([value.detach().double().reshape(()) for value in tensors.values()]).tolist()
+    return terms | dict(zip(tensors, values, strict=True))
 
 
 def _finite(value: float) -> bool:
