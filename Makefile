@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_SEGMENTS ?= 60# test segments per language that the demo scores
 
-.PHONY: demo install test lint clean
+.PHONY: demo install test gpu lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m localgp.prepare corpus=mini
@@ -25,6 +25,9 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+gpu: $(VENV)/.installed
+	$(BIN)/python scripts/gpu_check.py --out gpu_check.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""What `scripts/gpu_check.py` checks and times on a GPU."""

@@ -1,0 +1,226 @@
+"""Times on the device: ours and ESPnet's in turns, in bf16.
+
+``wall_ms``: the host's clock around a run and the wait for its end. ``event_ms``: between two events on the stream.
+``kernel_ms``: the kernels' times added up; what wall time has beyond it is the device waiting for the host.
+
+Shape legend: B utterances, S feature frames, T encoder frames, D model size.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu.boxed import Found
+from gpu.counted import count
+from gpu.models import MODULES, described, features, local_gates, random_encoder
+from gpu.whole import DECODER_MODULES
+from localgp.encoder.packed import PackedEncoder
+from localgp.encoder.run import encode
+from localgp.evaluation.timing import peak_mib
+from localgp.evaluation.timing_decoder import bench_decoder
+from localgp.gates import LocalGates, RandomGates
+
+BF16 = torch.bfloat16
+WARM_UPS, ROUNDS = 5, 20
+SHARES = (0.3, 0.5)
+BATCHES = (1, 16)
+BUDGET = 40.0  # seconds for one comparison; fewer rounds where a run is long
+
+
+def compare(runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, dict[str, Any]]:
+    """Medians of runs that alternate, every round beginning with another one, and what each does on the device."""
+    for _ in range(WARM_UPS):
+        for run in runs.values():
+            run()
+    began = time.perf_counter()
+    names = list(runs)
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    event: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds):
+        begin = turn % len(names)
+        for name in names[begin:] + names[:begin]:
+            by_wall, by_event = _milliseconds(runs[name])
+            wall[name].append(by_wall)
+            event[name].append(by_event)
+        if time.perf_counter() - began > BUDGET:
+            break
+    found = {}
+    for name, run in runs.items():
+        against = wall[names[0]]
+        found[name] = {
+            "wall_ms": round(statistics.median(wall[name]), 3),
+            "event_ms": round(statistics.median(event[name]), 3),
+            f"of_{names[0]}": round(
+                statistics.median(a / b for a, b in zip(wall[name], against, strict=True)), 4
+            ),
+            "rounds": len(wall[name]),
+            "peak_mib": round(peak_mib(run, torch.device("cuda"))),
+            **count(run),
+        }
+    return found
+
+
+def encoders(name: str) -> Callable[[Found], None]:
+    """Encodes of 30 s: ESPnet, ours dense, LocalGP's gates at 30 and 50 %, and random ones, which cost nothing."""
+
+    @torch.no_grad()
+    def run(found: Found) -> None:
+        encoder = random_encoder(name, "cuda")
+        packed = PackedEncoder(encoder, BF16)
+        for batch in BATCHES:
+            feats_BSF, lengths_B = features(batch, "cuda")
+            runs = {
+                "dense": _ours(packed, feats_BSF),
+                "espnet": _espnet(encoder, feats_BSF, lengths_B),
+                "random 30 %": _ours(packed, feats_BSF, RandomGates(MODULES, 0.3).eval()),
+            }
+            for share in SHARES:
+                policy = local_gates(encoder, feats_BSF[:4], lengths_B[:4], share)
+                runs[f"local {share:.0%}".replace("%", " %")] = _ours(packed, feats_BSF, policy)
+            for what, figures in compare(runs).items():
+                found.say(f"encode {name} x{batch} {what}", **figures)
+
+    return run
+
+
+def _ours(packed: PackedEncoder, feats_BSF: Tensor, policy: Any = None) -> Callable[[], Any]:
+    lengths = [feats_BSF.shape[1]] * len(feats_BSF)
+    return lambda: packed(feats_BSF, lengths, policy)
+
+
+def _espnet(encoder: Any, feats_BSF: Tensor, lengths_B: Tensor) -> Callable[[], Any]:
+    """As its ``Speech2Text`` runs it."""
+
+    def run() -> Any:
+        with torch.autocast("cuda", BF16):
+            return encoder(feats_BSF, lengths_B)
+
+    return run
+
+
+def decoder(name: str) -> Callable[[Found], None]:
+    """Steps of a beam search of 5 over 749 frames: ESPnet, ours dense, and with gates closed at random."""
+
+    def run(found: Found) -> None:
+        from localgp.backbones.owsm.model import load_backbone
+
+        with torch.device("cuda"):
+            backbone = load_backbone(described(name))
+        tokenizer = backbone.tokenizer
+        rows = bench_decoder(
+            backbone.model.to("cuda").eval(),
+            backbone=name,
+            notimestamps=tokenizer.notimestamps,
+            first_time=tokenizer.first_time,
+            last_time=tokenizer.last_time,
+            utterances=BATCHES,
+            steps=20,
+            ctc_weights=(0.0,),
+            skipped=(0.3,),
+            dtypes=("bf16",),
+            repeats=5,
+            espnet_repeats=2,
+        )
+        for row in rows:
+            kept = {
+                key: value
+                for key, value in row.items()
+                if value is not None and key not in ("measure", "backbone")
+            }
+            found.say(f"decoder {name} {row['measure']} x{row['utterances']}", **kept)
+        for kind, figures in _steps(backbone.model).items():
+            found.say(f"decoder {name} a step of 1 utterance, {kind}", **figures)
+
+    return run
+
+
+def _steps(espnet: Any) -> dict[str, dict[str, float]]:
+    """Launches and waits of a step: of a search of 21 tokens less one of a single token."""
+    from localgp.decoder.cached import CachedDecoder
+    from localgp.decoder.step_gates import StepGates
+    from localgp.search.beam import BeamSearch
+    from localgp.search.options import DecodeOptions
+
+    size = espnet.decoder.output_layer.in_features
+    layers = len(espnet.decoder.decoders)
+    local = LocalGates(layers, size, DECODER_MODULES, {"front": size}).cuda().eval()
+    memory_BTD = torch.randn(1, 749, size, device="cuda")
+    dense = CachedDecoder(espnet.decoder, dtype=BF16)
+    tokens = {"sos": espnet.sos, "eos": espnet.eos, "notimestamps": 4, "first_time": 5, "last_time": 6}
+
+    def search(steps: int, gated: bool) -> Callable[[], Any]:
+        options = DecodeOptions(beam=5, maxlenratio=-steps)
+        beam = BeamSearch(dense, None, options=options, **tokens)
+        lengths_B = torch.tensor([749], device="cuda")
+
+        def run() -> Any:
+            gates = StepGates(local, {"front": memory_BTD.mean(1, keepdim=True)}) if gated else None
+            return beam(memory_BTD, lengths_B, [[espnet.sos, 7, 8, 4]], gates)
+
+        return run
+
+    found = {}
+    for kind, gated in (("dense", False), ("local, all open", True)):
+        search(21, gated)()
+        many, one = (count(search(steps, gated)) for steps in (21, 1))
+        keys = ("launches", "copies", "waits", "kernel_ms")
+        found[kind] = {key: round((many[key] - one[key]) / 20, 2) for key in keys} | {
+            "waits_at": many["waits_at"]
+        }
+    return found
+
+
+def training(name: str) -> Callable[[Found], None]:
+    """Forward and backward pass and fused AdamW of the encoder, batch 4 of 30 s, as fine-tuning runs it."""
+
+    def run(found: Found) -> None:
+        from localgp.model import use_fast_kernels
+
+        encoder = random_encoder(name, "cuda")
+        use_fast_kernels(encoder)
+        feats_BSF, lengths_B = features(4, "cuda")
+        encoder.train()
+        size, layers = encoder.output_size(), len(encoder.encoders)
+        local = LocalGates(layers, size, MODULES, {"front": size}, bias=0.85).cuda().train()  # 30 % skipped
+        optimizer = torch.optim.AdamW([*encoder.parameters(), *local.parameters()], lr=1e-6, fused=True)
+
+        def step(policy: Any, path: str) -> Callable[[], None]:
+            def once() -> None:
+                with torch.autocast("cuda", BF16):
+                    output = encode(encoder, feats_BSF, lengths_B, policy, path=path)
+                    loss = output.x.float().square().mean()
+                    for gates in output.gates:
+                        loss = loss + sum(gate.decision.mean() for gate in gates.values())
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            return once
+
+        runs = {
+            "dense": step(None, "masked"),
+            "local masked": step(local, "masked"),
+            "local gathered": step(local, "gathered"),
+            "random 30 % gathered": step(RandomGates(MODULES, 0.3).train(), "gathered"),
+        }
+        for what, figures in compare(runs, 10).items():
+            found.say(f"training {name} x4 {what}", **figures)
+
+    return run
+
+
+def _milliseconds(run: Callable[[], Any]) -> tuple[float, float]:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) * 1e3, begin.elapsed_time(end)
