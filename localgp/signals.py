@@ -96,6 +96,16 @@ class Signals:
         os.write(2, notice.encode())  # print may be what the signal came into
 
 
+def heed() -> None:
+    """Ends the work if a signal has come. Libraries let what is raised in their callbacks go by.
+
+    Raises:
+        Stopped: One has.
+    """
+    if Signals.asked is not None:
+        raise Stopped(Signals.asked)
+
+
 def _ours(handler: Any) -> bool:
     return isinstance(getattr(handler, "__self__", None), Signals)
 

@@ -7,6 +7,7 @@ Exit status: 0 all files; 1 an error; 2 a wrong command line; 3 some files faile
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 
 from localgp.cli import reported, take_debug_flag
 from localgp.errors import AudioError, ConfigError
+from localgp.signals import Stopped
 from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED, Transcript
 from localgp.transcription.inputs import Input, find_inputs, readable
 from localgp.transcription.outputs import Outputs, model_identity
@@ -220,10 +222,12 @@ def _transcribe(
                 place = outputs.write(index, result.format(args.format))
                 written += 1
                 print(f"{readable(inputs[index].path)} -> {readable(place)}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt) as error:
+        said = "what is printed is complete; with --output-dir a stopped command can go on"
         if outputs is not None:
-            print(f"{written} of {len(chosen)} outputs are written; they are not made again", file=sys.stderr)
-        raise
+            said = f"{written} of {len(chosen)} outputs are written; the same command goes on with the others"
+            said += " (without --overwrite)" if args.overwrite else ""
+        raise Stopped(getattr(error, "signum", signal.SIGINT), said) from error
     return failed
 
 

@@ -48,6 +48,34 @@ def test_a_signal_is_no_failure_of_a_file():
         read()
 
 
+@pytest.mark.parametrize("method", ["seek", "read"])
+def test_a_signal_while_a_library_calls_back_is_not_lost(tmp_path, monkeypatch, method):
+    """PyAV asks our file object for bytes, and lets what is raised there go by."""
+    import numpy as np
+
+    from localgp.corpora import stream
+    from localgp.corpora.audio import decode, write_audio
+
+    write_audio(tmp_path / "a.m4a", np.zeros(16_000, dtype=np.float32))
+    real, check, asked = getattr(stream._File, method), stream.check_length, []
+
+    def checked(*arguments):  # the last thing before PyAV is given the file
+        asked.append(signal.SIGTERM)
+        return check(*arguments)
+
+    def signalled(self, *arguments):
+        result = real(self, *arguments)
+        if asked and sys._getframe(1).f_code.co_name != "check_length":
+            os.kill(os.getpid(), asked.pop())
+        return result
+
+    monkeypatch.setattr(stream, "check_length", checked)
+    monkeypatch.setattr(stream._File, method, signalled, raising=False)
+    with pytest.raises(Stopped), Signals():
+        decode(tmp_path / "a.m4a")
+    assert not asked
+
+
 def test_a_deferred_signal_is_kept_and_forgotten_with_its_command():
     with Signals():
         with Signals(defer=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -201,7 +203,9 @@ def test_an_interrupted_command_goes_on(place, model, capsys):
     with pytest.raises(SystemExit) as stopped, reported():
         run("x/a.wav", "x/b.wav", "y/a.wav")
     assert stopped.value.code == 130
-    assert "2 of 3 outputs are written" in capsys.readouterr().err
+    assert (
+        "stopped by SIGINT; 2 of 3 outputs are written; the same command goes on" in capsys.readouterr().err
+    )
     model.stop_at, model.heard = "", []
     assert run("x/a.wav", "x/b.wav", "y/a.wav") == 0
     assert model.heard == ["y/a.wav"]
@@ -209,6 +213,28 @@ def test_an_interrupted_command_goes_on(place, model, capsys):
     assert len(written()) == 3
     assert run("x/a.wav", "x/b.wav", "y/a.wav") == 0
     assert model.heard == ["y/a.wav"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["os.replace", "localgp.transcription.outputs._digest"])
+def test_an_output_that_is_written_is_noted(place, model, monkeypatch, signum, moment):
+    """Whenever the signal comes, what lies there is known to the next command."""
+    module, _, name = moment.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signum)
+        return real(*arguments)
+
+    monkeypatch.setattr(moment, signalled)
+    with pytest.raises(SystemExit) as stopped, reported():
+        run("x/a.wav", "x/b.wav")
+    assert stopped.value.code == 128 + signum
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(localgp, "load", lambda *_, **__: model)
+    assert run("x/a.wav", "x/b.wav") == 0
+    assert len(written()) == 2
 
 
 @pytest.mark.parametrize("damage", ["", '{"output": "a.txt"', "null\n[1]\n", "\udcff"])

@@ -22,6 +22,7 @@ import numpy as np
 from localgp.corpora.audio_errors import MissingAudio, Remark, UnreadableAudio
 from localgp.corpora.downmix import mix
 from localgp.corpora.wav import check_length
+from localgp.signals import heed
 
 # Containers whose header states the true duration. Others (mp3, raw aac) have it estimated from the bit rate.
 _EXACT_DURATION = {"mp4", "wav", "w64", "aiff", "flac", "caf"}
@@ -69,11 +70,13 @@ def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[Remark]]:
             with av.open(file, options=options, metadata_errors="ignore") as container:
                 reader.read(container)
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            heed()  # PyAV swallows what is raised while it reads from the file
             where = f"after {reader.now:.1f} s" if reader.now else "at its beginning"
             raise UnreadableAudio(
                 f"{path}: not an audio file, damaged or cut off; decoding stops {where} "
                 f"({getattr(error, 'strerror', None) or error})"
             ) from error
+    heed()
     samples_N, remarks = reader.finish(trust_length=believed)
     return samples_N, said + remarks
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from localgp import __version__
 from localgp.errors import ConfigError
-from localgp.run import write_atomically
+from localgp.io import write_atomically
+from localgp.signals import Signals, heed
 from localgp.transcription.inputs import Input, readable
 
 RECORD = ".transcribed.jsonl"
@@ -83,17 +84,19 @@ class Outputs:
     def write(self, index: int, text: str) -> Path:
         """Writes a finished transcript and notes what it was made from."""
         place, item = self.places[index], self.inputs[index]
-        write_atomically(place, text)
-        if item.base is None:
-            return place  # a pipe: there is nothing to compare a later one with
         entry = {
             "output": place.relative_to(self.directory).as_posix(),
             "source": _source(item),
-            "sha256": _digest(item.path),
+            "sha256": None if item.base is None else _digest(item.path),  # a pipe's content is gone
             "settings": self.settings,
         }
-        with (self.directory / RECORD).open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps(entry)}\n")  # on a line of its own, whatever became of the one before
+        with Signals(defer=True):  # an output that is not noted would be taken for another program's
+            write_atomically(place, text)
+            with (self.directory / RECORD).open("a", encoding="utf-8") as file:
+                file.write(
+                    f"\n{json.dumps(entry)}\n"
+                )  # on a line of its own, whatever became of the one before
+            heed()
         return place
 
     def _unwritable(self, place: Path) -> str | None:
