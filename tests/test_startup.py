@@ -3,7 +3,6 @@ imported that the command does not need."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -42,29 +41,27 @@ def test_a_wrong_option_of_transcribe_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-_PROBE = """
-import json, sys
-from localgp.cli import reported
-from localgp.transcribe import main
-try:
-    with reported():
-        main(sys.argv[1:])
-except SystemExit:
-    pass
-print(json.dumps(list(sys.modules)))
-"""
-
-
 def imported(*arguments: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, *arguments], capture_output=True, text=True, check=True
-    )
-    names = json.loads(done.stdout.splitlines()[-1])
-    return {name.partition(".")[0] for name in names} | set(names)
+    """What a command imports, packages and modules."""
+    command = [sys.executable, "-X", "importtime", "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    names = {line.rpartition("|")[2].strip() for line in lines}
+    return {name.partition(".")[0] for name in names} | names
 
 
-def test_refusing_needs_no_pytorch():
-    assert not imported(AUDIO, "--src", "deu", "--beam", "0") & {"torch", "espnet2", "numba", "datasets"}
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["localgp.transcribe", AUDIO, "--src", "deu", "--beam", "0"],
+        ["localgp.evaluate", "evaluate.split=tset"],
+        ["localgp.evaluate", "exp_dir=no/such/exp"],
+    ],
+)
+def test_refusing_needs_no_pytorch(arguments):
+    found = imported(*arguments)
+    assert "localgp" in found
+    assert not found & {"torch", "espnet2", "numba", "datasets"}
 
 
 def test_transcribing_imports_only_what_it_needs(tmp_path):
@@ -74,7 +71,9 @@ def test_transcribing_imports_only_what_it_needs(tmp_path):
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(bytes(3200) + bytes(range(256)) * 50)
-    found = imported(str(path), "--src", "deu", "--beam", "1", "--maxlenratio", "0.1", "--quiet")
+    found = imported(
+        "localgp.transcribe", str(path), "--src", "deu", "--beam", "1", "--maxlenratio", "0.1", "--quiet"
+    )
     assert {"torch", "espnet2"} <= found
     unneeded = {
         "espnet2.tasks",

@@ -67,31 +67,19 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         had been evaluated before, on the same data from the same weights with the same options, and nothing was done.
         With several processes, the first one's; the others return no metrics.
     """
-    import torch
-
-    from localgp.build import build_model
-    from localgp.contexts.cost import with_contexts
-    from localgp.contexts.extract import row_contexts
     from localgp.corpora.fits import check_fits, split_of
     from localgp.corpora.integrity import rows_digest
     from localgp.corpora.prepared import limit_per_language, load_prepared
-    from localgp.evaluation.decode import decode_rows
-    from localgp.evaluation.measured import kept_ratios, measured_gflops
     from localgp.evaluation.results import Identity, asked_of, find, save, settle, tag_of
-    from localgp.evaluation.score import references_of, score_tasks
-    from localgp.evaluation.share import merge_decoded, share_of
-    from localgp.precision import resolve_device, resolve_precision
-    from localgp.search.options import DecodeOptions
-    from localgp.training.data import list_tasks
     from localgp.training.world import connect, first_then_others, gather_to_first, world_from
 
     run = Run(cfg)
     weights = weights_of(run)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    device = resolve_device(cfg.device)
     world = world_from(os.environ)  # several processes share the work; the first one scores and writes
-    connect(world, device.type)
+    if world.ranks > 1:
+        from localgp.precision import resolve_device
+
+        connect(world, resolve_device(cfg.device).type)
     splits = first_then_others(world, lambda: load_prepared(cfg))
     split = cfg.evaluate.split
     whole = split_of(splits, split)
@@ -107,6 +95,24 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             settle(run.path, done)
         print(f"{run.path} is evaluated; evaluate.force=true decodes it again")
         return done, {"run": run, "model": None, "decoded": None}
+
+    # PyTorch takes longer to import than all that is refused above takes together.
+    import torch
+
+    from localgp.build import build_model
+    from localgp.contexts.cost import with_contexts
+    from localgp.contexts.extract import row_contexts
+    from localgp.evaluation.decode import decode_rows
+    from localgp.evaluation.measured import kept_ratios, measured_gflops
+    from localgp.evaluation.score import references_of, score_tasks
+    from localgp.evaluation.share import merge_decoded, share_of
+    from localgp.precision import resolve_device, resolve_precision
+    from localgp.search.options import DecodeOptions
+    from localgp.training.data import list_tasks
+
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = resolve_device(cfg.device)
     model, backbone = build_model(cfg)
     load_weights(model, weights)
     dtype = resolve_precision(cfg.decode.precision, device)

@@ -148,11 +148,11 @@ def disconnect() -> None:
 
 def first_then_others(world: World, work: Any) -> Any:
     """What ``work()`` returns, done by the first rank before all others: they find it done."""
-    import torch
-
     if world.is_first:
         result = work()
     if world.ranks > 1:
+        import torch
+
         torch.distributed.barrier()
     if not world.is_first:
         result = work()
