@@ -5,6 +5,7 @@ there is not and every value that cannot be is named, of all jobs of a sweep at 
 from __future__ import annotations
 
 import copy
+import shlex
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from localgp.conf_files import CONF_DIR, where
 from localgp.errors import ConfigError, refuse
+from localgp.paths import literal
 from localgp.rules import did_you_mean
 from localgp.settings import SCHEMAS, Option, is_option, keys_of, problems_of, unknown
 
@@ -183,10 +185,43 @@ def _own_context(item: Override) -> Override:
     return item
 
 
+def as_override(value: Any) -> str:
+    r"""A value as Hydra's command line has it.
+
+    Example:
+        >>> print(as_override(["it's", None, 1e-05, True]))
+        ['it\'s',null,1e-05,true]
+    """
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_override, value))}]"
+    if isinstance(value, str):
+        return QuotedString(text=literal(value), quote=Quote.single).with_quotes()
+    words = {"None": "null", "True": "true", "False": "false"}
+    return words.get(repr(value), repr(value))
+
+
 def in_our_words(error: Exception) -> str:
-    """Hydra's message without its links and its search path."""
+    """Hydra's message without its links and its search path; how to quote a value that it cannot read."""
     lines = [line.strip() for line in str(error).splitlines()]
     ends = [
         i for i, line in enumerate(lines) if line.startswith(("See https", "Config search path", "To append"))
     ]
-    return " ".join(line for line in lines[: ends[0] if ends else None] if line)
+    message = " ".join(line for line in lines[: ends[0] if ends else None] if line)
+    override = error.override if isinstance(error, OverrideParseException) else ""
+    quoted = _quoted(override)
+    if quoted is None:
+        return message
+    return f"{override}: letters outside ASCII and most signs need quotes, the shell's and Hydra's: {quoted}"
+
+
+def _quoted(override: str) -> str | None:
+    """An override with its value in quotes, as a shell is to be given it; None where that does not help."""
+    key, _, value = override.partition("=")
+    if not value or value[0] in "'\"[{":  # none, or a list or quotes that went wrong
+        return None
+    line = f"{key}={as_override(value)}"
+    try:
+        OverridesParser.create().parse_override(line)
+    except HydraException:
+        return None
+    return shlex.quote(line) if set(line) & set('"$`\\!') else f'"{line}"'

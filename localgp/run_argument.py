@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from localgp.command_line import composing
+from localgp.command_line import as_override, composing
 from localgp.conf_files import choices
 from localgp.errors import CheckpointError, ConfigError
 from localgp.parts import flat, with_parts
-from localgp.paths import literal
 from localgp.run import Run
 from localgp.settings import Part, is_option
 from localgp.stored import run_config, runs_below, section
@@ -129,18 +127,3 @@ def _groups(config: dict[str, Any]) -> dict[str, str]:
     }
     known = choices()
     return {group: name if name in known[group] else other for group, (name, other) in nearest.items()}
-
-
-def as_override(value: Any) -> str:
-    r"""A value as Hydra's command line has it.
-
-    Example:
-        >>> print(as_override(["it's", None, 1e-05, True]))
-        ['it\'s',null,1e-05,true]
-    """
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(as_override, value))}]"
-    if isinstance(value, str):
-        return QuotedString(text=literal(value), quote=Quote.single).with_quotes()
-    words = {"None": "null", "True": "true", "False": "false"}
-    return words.get(repr(value), repr(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import runpy
+import shlex
 import sys
 
 import pytest
@@ -11,12 +12,11 @@ from omegaconf import OmegaConf
 
 from localgp.__main__ import COMMANDS
 from localgp.__main__ import main as dispatch
-from localgp.command_line import check, composing, parsed
+from localgp.command_line import as_override, check, composing, parsed
 from localgp.conf_files import CONF_DIR, choices, comment_of, comments
 from localgp.errors import ConfigError
 from localgp.help_text import help_text
 from localgp.hub.load import base_config
-from localgp.run_argument import as_override
 from localgp.settings import SCHEMA, SPEECHPRUNE, keys_of
 
 
@@ -234,3 +234,21 @@ def test_no_configuration_leaves_log_files():
     """Hydra writes ``<program>.log`` where it is not told otherwise."""
     for file in CONF_DIR.glob("*.yaml"):
         assert "override hydra/job_logging: stdout" in file.read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("path", ["modèle", "~x", "it's", "a=b", 'a"b', "a{b}", "x;y", "a(b", "日本/ü#1"])
+def test_a_value_that_needs_quotes_is_shown_with_them(path):
+    """And what is shown is understood, by the shell and by Hydra."""
+    with pytest.raises(ConfigError) as caught:
+        checked("backbone=path", f"backbone.path={path}")
+    _, _, shown = str(caught.value).partition("Hydra's: ")
+    (override,) = shlex.split(shown)
+    checked("backbone=path", override)
+    assert base_config("backbone=path", override).backbone.path == path
+
+
+@pytest.mark.parametrize("value", ["[a", "'a", "{a"])
+def test_a_value_that_quotes_do_not_mend_keeps_hydras_message(value):
+    with pytest.raises(ConfigError) as caught:
+        checked(f"corpus.languages={value}")
+    assert "need quotes" not in str(caught.value)
