@@ -84,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="gate policy or context extractor that a packed or downloaded model may import",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16", "auto"), default="fp32", help="arithmetic")
+    parser.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16", "auto"), default="fp32", help="arithmetic"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--keep-going", action="store_true", help="go on after a file that cannot be read")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -10,6 +10,7 @@ import tempfile
 import pytest
 
 from localgp.errors import BusyError
+from localgp.evaluation.evaluate import evaluate
 from localgp.hub.load import base_config
 from localgp.locks import held
 from localgp.signals import Stopped
@@ -36,10 +37,14 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("stop")
 
 
-def train(place, name, steps=4):
+def configured(place, name):
     kill_resume = script("kill_resume")
     options = ["training.val_every=2", "training.checkpoint_every=100", "training.batch_size=1"]
-    return fit(base_config(*kill_resume.overrides(place, name, steps, place / "data"), *options))
+    return base_config(*kill_resume.overrides(place, name, 4, place / "data"), *options)
+
+
+def train(place, name):
+    return fit(configured(place, name))
 
 
 @pytest.fixture
@@ -106,3 +111,12 @@ def test_a_run_that_is_being_trained_is_refused(place):
     ):
         train(place, "twice")
     assert [path.name for path in run.iterdir()] == [".train.lock"]
+
+
+def test_an_evaluation_that_another_process_is_at_is_refused(place):
+    train(place, "unbroken")
+    run = script("kill_resume").run_directory(place, "unbroken")
+    lock = held(run / "evaluations" / ".test.lock", f"evaluating {run} (test)")
+    with lock, pytest.raises(BusyError, match=rf"evaluating .* \(test\): process {os.getpid()}"):
+        evaluate(configured(place, "unbroken"))
+    assert not list(run.rglob("metrics.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
-from localgp.io import file_digest
+from localgp.io import file_digest, sweep
+from localgp.locks import held
 from localgp.run import Run, commit
 from localgp.stored import run_config, section
 from localgp.weights import load_state
@@ -66,7 +67,15 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         The metrics as written, and the objects ``run``, ``model``, ``decoded``; the last two are None where the run
         had been evaluated before, on the same data from the same weights with the same options, and nothing was done.
         With several processes, the first one's; the others return no metrics.
+
+    Raises:
+        BusyError: Another process is at the same evaluation.
     """
+    with ExitStack() as owned:
+        return _evaluate(cfg, owned)
+
+
+def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[str, Any]]:
     from localgp.corpora.fits import check_fits, split_of
     from localgp.corpora.integrity import rows_digest
     from localgp.corpora.prepared import limit_per_language, load_prepared
@@ -95,6 +104,10 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             settle(run.path, done)
         print(f"{run.path} is evaluated; evaluate.force=true decodes it again")
         return done, {"run": run, "model": None, "decoded": None}
+    if world.is_first:
+        evaluations = run.path / "evaluations"
+        owned.enter_context(held(evaluations / f".{tag}.lock", f"evaluating {run.path} ({tag})"))
+        sweep(evaluations, tag)
 
     # PyTorch takes longer to import than all that is refused above takes together.
     import torch

@@ -26,7 +26,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
-from localgp.io import filled, write_atomically
+from localgp.io import filled, staging, write_atomically
 from localgp.locks import held
 from localgp.search.options import DecodeOptions
 from localgp.stored import read_metrics, run_config, section
@@ -232,13 +232,12 @@ def _exchange(source: Path, target: Path, pattern: str) -> None:
         place = target / name
         if place.exists() and filecmp.cmp(path, place, shallow=False):
             continue
-        target.mkdir(exist_ok=True)
-        temporary = target / f".{name}.{os.getpid()}.tmp"
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, place)
+        with staging(place) as folder:
+            try:
+                os.link(path, folder / name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, folder / name)
+            os.replace(folder / name, place)
 
 
 def _file_older(run: Path) -> None:
