@@ -118,8 +118,8 @@ def permit(
             continue
         raise CheckpointError(
             f"{path}: refused, {key}={name} would import code that this model names. If you have that class and trust "
-            f"it, allow it: localgp.load(..., extensions=[{name!r}]), or --extension {name}. gates=open runs the "
-            "model without its gates"
+            f"it, allow it: localgp.load(..., extensions=[{name!r}]), or --extension {name}. gates='open' (--gates "
+            "open) runs the model without its gates"
         )
 
 

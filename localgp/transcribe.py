@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localgp.cli import reported, take_debug_flag
+from localgp.corpora.languages import name_of
 from localgp.errors import AudioError, ConfigError
 from localgp.signals import Stopped
 from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED, Transcript
@@ -133,12 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outputs(args: argparse.Namespace, inputs: Sequence[Input], decoding: dict[str, Any]) -> Outputs:
-    settings = ("src", "tgt", "timestamps", "windows", "max_window", "gates")
+    settings = {name: getattr(args, name) for name in ("timestamps", "windows", "max_window", "gates")}
+    languages = {name: code and name_of(code) for name, code in (("src", args.src), ("tgt", args.tgt))}
     return Outputs(
         args.output_dir,
         inputs,
         SUFFIXES[args.format],
-        {name: getattr(args, name) for name in settings} | decoding | {"model": model_identity(args.model)},
+        settings | languages | decoding | {"model": model_identity(args.model)},
         overwrite=args.overwrite,
         full_names=args.full_names,
     )
@@ -202,7 +204,7 @@ def _transcribe(
         **decoding,
     )
     printed = _InOrder(len(inputs), args.format)
-    failed = written = 0
+    failed = 0
     warned: set[str] = set()
     try:
         for number, result in results:
@@ -222,12 +224,12 @@ def _transcribe(
                 printed.put(number, result)
             else:
                 place = outputs.write(index, result.format(args.format))
-                written += 1
                 print(f"{readable(inputs[index].path)} -> {readable(place)}", file=sys.stderr)
     except (Stopped, KeyboardInterrupt) as error:
         said = "what is printed is complete; with --output-dir a stopped command can go on"
         if outputs is not None:
-            said = f"{written} of {len(chosen)} outputs are written; the same command goes on with the others"
+            done = f"{len(outputs.written)} of {len(chosen)} outputs are written"
+            said = f"{done}; the same command goes on with the others"
             said += " (without --overwrite)" if args.overwrite else ""
         raise Stopped(getattr(error, "signum", signal.SIGINT), said) from error
     return failed

@@ -192,6 +192,12 @@ def test_equal_names_of_two_commands_do_not_replace_each_other(place, model):
     assert written() == {"a.txt": "x/a.wav"}
 
 
+def test_a_language_is_one_however_it_is_written(place, model):
+    run("x/a.wav", "--src", "de")
+    assert [run("x/a.wav", "--src", code) for code in ("deu", "DE", "de-AT", "ger")] == [0] * 4
+    assert model.heard == ["x/a.wav"]
+
+
 def test_other_formats_lie_side_by_side(place, model):
     run("x/a.wav")
     assert run("x/a.wav", "--format", "json") == 0
@@ -217,7 +223,7 @@ def test_an_interrupted_command_goes_on(place, model, capsys):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["os.replace", "localgp.transcription.outputs._digest"])
-def test_an_output_that_is_written_is_noted(place, model, monkeypatch, signum, moment):
+def test_an_output_that_is_written_is_noted(place, model, monkeypatch, capsys, signum, moment):
     """Whenever the signal comes, what lies there is known to the next command."""
     module, _, name = moment.rpartition(".")
     real = getattr(importlib.import_module(module), name)
@@ -230,6 +236,7 @@ def test_an_output_that_is_written_is_noted(place, model, monkeypatch, signum, m
     with pytest.raises(SystemExit) as stopped, reported():
         run("x/a.wav", "x/b.wav")
     assert stopped.value.code == 128 + signum
+    assert f"{len(written())} of 2 outputs are written" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(place)
     monkeypatch.setattr(localgp, "load", lambda *_, **__: model)

@@ -40,7 +40,8 @@ class Outputs:
     Attributes:
         places: A path per input.
         problems: Input's index to what keeps its output from being written.
-        finished: Indices of the inputs whose outputs are there.
+        finished: Indices of the inputs whose outputs were there before.
+        written: Those of the inputs whose outputs are there since.
 
     Raises:
         ConfigError: The directory cannot be one, or two inputs have one output.
@@ -71,6 +72,7 @@ class Outputs:
         _refuse_shared(inputs, self.places)
         self.problems: dict[int, str] = {}
         self.finished: set[int] = set()
+        self.written: set[int] = set()
         for index, (item, place) in enumerate(zip(inputs, self.places, strict=True)):
             problem = self._unwritable(place)
             if problem is None and place.exists() and not overwrite:
@@ -93,9 +95,9 @@ class Outputs:
         with Signals(defer=True):  # an output that is not noted would be taken for another program's
             write_atomically(place, text)
             with (self.directory / RECORD).open("a", encoding="utf-8") as file:
-                file.write(
-                    f"\n{json.dumps(entry)}\n"
-                )  # on a line of its own, whatever became of the one before
+                # On a line of its own, whatever became of the one before.
+                file.write(f"\n{json.dumps(entry)}\n")
+            self.written.add(index)
             heed()
         return place
 
