@@ -17,11 +17,14 @@ import platform
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from localgp.cli import entry_point
+
+if TYPE_CHECKING:
+    from localgp.backbones.base import Backbone
 
 
 def machine() -> dict[str, Any]:
@@ -47,24 +50,18 @@ def machine() -> dict[str, Any]:
 
 def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and goals of beam search and decoding steps (`localgp.evaluation.timing_decoder`)."""
-    from localgp.backbones.owsm.model import load_backbone
+    from localgp.corpora.rows import list_tasks
     from localgp.evaluation.timing_decoder import bench_decoder, bench_learnt_decoder, describe
     from localgp.evaluation.timing_encoder import DTYPES
     from localgp.evaluation.timing_goals import decoder_goals
     from localgp.evaluation.timing_steps import PATTERNS
-    from localgp.training.data import list_tasks
 
     wanted, device, rows = cfg.bench, _device(cfg), []
     _check_choices(wanted, {"dtypes": tuple(DTYPES), "patterns": PATTERNS})
     for name in wanted.backbones:
-        backbone = load_backbone(_random_backbone(name))
-        tokenizer = backbone.tokenizer
         rows += bench_decoder(
-            backbone.model.to(device),
-            backbone=name,
-            notimestamps=tokenizer.notimestamps,
-            first_time=tokenizer.first_time,
-            last_time=tokenizer.last_time,
+            _random_backbone(name, device),
+            name=name,
             utterances=list(wanted.utterances),
             beam=wanted.beam,
             steps=wanted.steps,
@@ -84,7 +81,6 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         }  # of each, the last one: a translation if it has any
         rows += bench_learnt_decoder(
             run.model,
-            run.backbone.tokenizer,
             *run.batch(list(items)),
             [tasks[row] for row in sorted(tasks)],
             backbone=f"{run.backbone.name} {run.name}",
@@ -107,8 +103,8 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     _check_choices(wanted, {"measures": MEASURES, "dtypes": tuple(DTYPES)})
     for name in wanted.backbones:
         bench = EncoderBench(
-            _random_encoder(name).to(device),
-            backbone=name,
+            _random_backbone(name, device),
+            name=name,
             seconds=wanted.seconds,
             repeats=wanted.repeats,
             espnet_repeats=wanted.espnet_repeats,
@@ -160,15 +156,14 @@ def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     """Rows and goals of a training step (`localgp.evaluation.timing_training`)."""
     from localgp.evaluation.timing_goals import training_goals
     from localgp.evaluation.timing_training import bench_training
-    from localgp.model import use_fast_kernels
 
     rows = []
     for name in cfg.bench.backbones:
-        model = _random_encoder(name).to(_device(cfg))
-        use_fast_kernels(model)  # as in training
+        backbone = _random_backbone(name, _device(cfg))
+        backbone.use_fast_kernels()  # as in training
         rows += bench_training(
-            model,
-            backbone=name,
+            backbone,
+            name=name,
             seconds=cfg.bench.seconds,
             batches=tuple(cfg.bench.batches),
             skipped=tuple(cfg.bench.skipped),
@@ -203,13 +198,13 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     loaded = []
     for run, weights in chosen:
         trained = trained_config(run.path, weights, cfg)
-        model, backbone = load_trained(trained, weights, device)
+        model = load_trained(trained, weights, device)
         sources = {name: f"{name} {trained.contexts[name].source}" for name in needed_contexts(trained)}
         for name, key in sources.items():
             if key not in extractors:
                 extractors[key] = build_extractor(name, trained, device)
         contexts = row_contexts(trained, (rows, whole))
-        loaded.append(TrainedRun(run.name, run.seed, model, backbone, contexts, tuple(sources.values())))
+        loaded.append(TrainedRun(run.name, run.seed, model, contexts, tuple(sources.values())))
     settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
     return bench_runs(
         loaded,
@@ -242,23 +237,22 @@ def _device(cfg: DictConfig) -> Any:
     return resolve_device(cfg.device)
 
 
-def _random_backbone(name: str) -> dict[str, str]:
-    """A published shape with random weights; the path `embedded` would give the mini backbone under any name."""
-    from localgp.backbones.owsm.shapes import DIMENSIONS
-    from localgp.errors import ConfigError
-
-    if name not in DIMENSIONS:
-        raise ConfigError(f"bench.backbones has {name!r}; valid: {', '.join(DIMENSIONS)}")
-    return {"name": name, "path": "embedded" if name == "mini" else f"espnet/{name}", "weights": "random"}
-
-
-def _random_encoder(name: str) -> Any:
+def _random_backbone(name: str, device: Any) -> Backbone:
+    """A published shape with random weights."""
     import torch
 
-    from localgp.backbones.owsm.model import build_encoder, read_train_config
+    from localgp.backbones import families, open_backbone
+    from localgp.errors import ConfigError
 
+    known = [known for family in families().values() for known in family.NAMES]
+    if name not in known:
+        raise ConfigError(f"bench.backbones has {name!r}; valid: {', '.join(known)}")
     torch.manual_seed(0)
-    return build_encoder(read_train_config(_random_backbone(name)))
+    # The path `embedded` would give the mini backbone under any name.
+    path = "embedded" if name == "mini" else f"published/{name}"
+    backbone = open_backbone({"name": name, "path": path, "weights": "random"})
+    backbone.net.to(device)
+    return backbone
 
 
 class _Trained:
@@ -278,7 +272,8 @@ class _Trained:
         directory = Path(cfg.bench.run)
         weights = weights_of(directory)
         trained = trained_config(directory, weights, cfg)
-        self.model, self.backbone = load_trained(trained, weights, device)
+        self.model = load_trained(trained, weights, device)
+        self.backbone = self.model.backbone
         if getattr(self.model, policy) is None:
             side = "an encoder" if policy == "policy" else "a decoder"
             raise ConfigError(
@@ -293,12 +288,13 @@ class _Trained:
         """Padded speech, its lengths, and contexts."""
         import torch
 
-        from localgp.evaluation.trained import batch_contexts, padded_speech
+        from localgp.contexts.extract import batch_contexts
+        from localgp.corpora.rows import padded_speech
 
-        samples = round(self.backbone.padded_seconds * self.backbone.sample_rate)
+        samples, timeline = self.backbone.samples, self.backbone.timeline
         speech_BN, _ = padded_speech(items, samples)
         lengths_B = torch.full((len(items),), samples, device=self._device)
-        contexts = batch_contexts(self._contexts, items, samples, self._device)
+        contexts = batch_contexts(self._contexts, items, samples, timeline, self._device)
         return speech_BN.to(self._device), lengths_B, contexts
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
-from torch import nn
 
-from localgp.errors import refuse
+from localgp.errors import ConfigError, refuse
 from localgp.pruning.options import decoder_problems, encoder_problems, padding_problems
 
+if TYPE_CHECKING:
+    from localgp.backbones.base import Backbone, Side
+    from localgp.contexts.lang2vec import LanguageVectors
+    from localgp.gates.base import GatePolicy
+    from localgp.model import GatedS2T
 
-def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
+
+def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     """The encoder's gate policy that ``cfg.pruning`` describes, or None for the dense encoder.
 
     Args:
-        encoder: ESPnet's E-Branchformer encoder that the policy is for.
+        backbone: That the policy is for.
 
     Raises:
         ConfigError: Gates that cannot be.
@@ -26,9 +32,10 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
 
     pruning = cfg.pruning
     refuse(encoder_problems(pruning, cfg.contexts))
-    layers, size = len(encoder.encoders), encoder.output_size()
+    layers, size = backbone.shape.encoder_layers, backbone.shape.size
     if pruning.encoder is None:
         return None
+    _check_parts("encoder", pruning.encoder_modules, backbone)
     modules = list(pruning.encoder_modules)
     if pruning.encoder == "open":
         return OpenGates(modules)
@@ -37,7 +44,9 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
     if pruning.encoder == "vad":
         return EnergyGates(modules, pruning.target)
     if pruning.encoder == "speechprune":
-        return SpeechPruneGates(modules, pruning.target, encoder)
+        first = backbone.branches("encoder", 0).values()
+        attention = next(part for part in first if part.kind == "attention")
+        return SpeechPruneGates(modules, pruning.target, attention)
     predictor = {
         "temperature": pruning.temperature,
         "threshold": pruning.threshold,
@@ -54,19 +63,18 @@ def build_policy(cfg: DictConfig, encoder: Any) -> nn.Module | None:
             "size": size,
             "modules": modules,
             "context_sizes": contexts,
-            "encoder": encoder,
+            "backbone": backbone,
         }
         offered |= {"target": pruning.target, "attention": context_attention(cfg), "seed": cfg.seed}
         return build_own(pruning.encoder, offered | predictor)
     return LocalGates(layers, size, modules, contexts, attention=context_attention(cfg), **predictor)
 
 
-def build_decoder_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module | None:
+def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     """The decoder's gate policy that ``cfg.pruning`` describes, or None for the dense decoder.
 
     Args:
-        layers: Of the decoder.
-        size: D, of encoder and decoder.
+        backbone: That the policy is for.
 
     Raises:
         ConfigError: Gates that cannot be.
@@ -77,12 +85,15 @@ def build_decoder_policy(cfg: DictConfig, layers: int, size: int) -> nn.Module |
     refuse(decoder_problems(pruning))
     if pruning.decoder is None:
         return None
+    _check_parts("decoder", pruning.decoder_modules, backbone)
+    layers, size = backbone.shape.decoder_layers, backbone.shape.size
     modules, names = list(pruning.decoder_modules), list(pruning.decoder_context)
     if pruning.decoder == "open":
         return OpenGates(modules)
     sizes = {"front": size, "task": 2 * size}
-    if "lang2vec" in names:
-        sizes["lang2vec"] = build_languages(cfg).size
+    languages = build_languages(cfg)
+    if languages is not None:
+        sizes["lang2vec"] = languages.size
     chosen = {name: sizes[name] for name in names}
     predictor = {
         "temperature": pruning.temperature,
@@ -99,8 +110,8 @@ def context_attention(cfg: DictConfig) -> str:
     return str(cfg.pruning.get("attention", "dot"))
 
 
-def build_languages(cfg: DictConfig) -> Any:
-    """`localgp.contexts.lang2vec.LanguageVectors`, or None where the decoder's gates see none."""
+def build_languages(cfg: DictConfig) -> LanguageVectors | None:
+    """What the decoder's gates see of the languages, or None where the decoder's gates see none."""
     if cfg.pruning.decoder is None or "lang2vec" not in cfg.pruning.decoder_context:
         return None
     from localgp.contexts.lang2vec import LanguageVectors
@@ -118,26 +129,30 @@ def is_trimmed(cfg: DictConfig) -> bool:
     return str(cfg.padding) == "none"
 
 
-def build_model(cfg: DictConfig) -> tuple[Any, Any]:
-    """Reads the backbone and puts the gates on it.
-
-    Returns:
-        `localgp.model.GatedS2T` and `localgp.backbones.owsm.model.Backbone`.
-    """
+def build_model(cfg: DictConfig) -> GatedS2T:
+    """Reads the backbone and puts the gates on it."""
     import torch
 
-    from localgp.backbones.owsm.model import load_backbone
-    from localgp.model import GatedS2T, use_fast_kernels
+    from localgp.backbones import open_backbone
+    from localgp.model import GatedS2T
 
-    backbone = load_backbone(cfg.backbone)
+    backbone = open_backbone(cfg.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the gates' initial weights depend on the seed alone
-        policy = build_policy(cfg, backbone.model.encoder)
-        decoder_policy = build_decoder_policy(
-            cfg, len(backbone.model.decoder.decoders), backbone.model.encoder.output_size()
+        policy = build_policy(cfg, backbone)
+        decoder_policy = build_decoder_policy(cfg, backbone)
+    backbone.use_fast_kernels()
+    return GatedS2T(backbone, policy, decoder_policy, languages=build_languages(cfg), trim=is_trimmed(cfg))
+
+
+def _check_parts(side: Side, wanted: Sequence[str], backbone: Backbone) -> None:
+    """Raises:
+    ConfigError: Gates on parts that this backbone's layers do not have.
+    """
+    there = backbone.part_names(side)
+    unknown = [name for name in wanted if name not in there]
+    if unknown:
+        raise ConfigError(
+            f"pruning.{side}_modules has {', '.join(unknown)}, which the {side} of backbone {backbone.name} does not "
+            f"have; valid: {', '.join(there)}"
         )
-    use_fast_kernels(backbone.model)
-    model = GatedS2T(
-        backbone.model, policy, decoder_policy, languages=build_languages(cfg), trim=is_trimmed(cfg)
-    )
-    return model, backbone

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from localgp.cli import entry_point
+
+if TYPE_CHECKING:
+    from localgp.backbones.cost import DecoderCost
+    from localgp.gates.base import GatePolicy
 
 DECODER_TOKENS = 100  # of the hypothesis for which the decoder is counted, prompt included
 
@@ -28,53 +32,40 @@ def count(cfg: DictConfig) -> dict:
     """
     import torch
 
-    from localgp.backbones.owsm.model import build_encoder, padded_seconds, read_train_config
-    from localgp.build import build_policy
+    from localgp.backbones import open_backbone
+    from localgp.backbones.cost import CONVENTION, DecoderCost, EncoderCost
+    from localgp.build import build_decoder_policy, build_policy
     from localgp.contexts.cost import with_contexts
-    from localgp.encoder.run import check_supported
-    from localgp.evaluation.flops import (
-        CONVENTION,
-        EncoderCost,
-        feature_frames_of,
-        mel_bins_of,
-        sample_rate_of,
-    )
     from localgp.gates import GlobalGates
+    from localgp.gates.cost import gates_cost
 
-    config = read_train_config(cfg.backbone)
-    seconds = padded_seconds(config)
-    feature_frames = feature_frames_of(config, seconds)
     with torch.device("meta"):  # shapes without memory
-        encoder = build_encoder(config)
-    check_supported(encoder)
-    cost = EncoderCost.of(encoder, feature_frames, mel_bins_of(config))
-    dense = cost.encoder(feature_frames)
-    policy = build_policy(cfg, encoder)
+        backbone = open_backbone({**cfg.backbone, "weights": "random"})
+        policy, decoder_policy = build_policy(cfg, backbone), build_decoder_policy(cfg, backbone)
+    seconds, samples = backbone.padded_seconds, backbone.samples
+    cost = EncoderCost(backbone, backbone.timeline.feature_frames(samples))
+    dense = cost.encoder()
     modules = list(cfg.pruning.encoder_modules)
 
     def at(share: float) -> float:
         """The encoder's modules where ``share`` is skipped."""
         if isinstance(policy, GlobalGates):  # a share of the modules, each on all frames or on none
-            whole = sum(cost.module_on(name, cost.frames) for name in modules)
-            return dense - share * cost.layers * whole
+            return dense - share * sum(cost.part(name) for name in modules)
         kept = dict.fromkeys(modules, (1 - share) * cost.frames)  # every module on a share of the frames
-        return cost.encoder(feature_frames, [kept] * cost.layers)
+        return cost.encoder([kept] * cost.layers)
 
     pruned, gates = dense, 0.0
     if policy is not None and cfg.pruning.encoder != "open":
-        pruned, gates = at(cfg.pruning.target), cost.gates(policy)
+        pruned, gates = at(cfg.pruning.target), gates_cost(policy, cost.frames)
     terms = {
-        "subsampling": cost.subsampling(feature_frames),
-        **{
-            name: cost.layers * cost.module_on(name, cost.frames)
-            for name in ("ffn1", "attention", "cgmlp", "ffn2")
-        },
-        "merge and norms": cost.layers * cost.merge() + cost.frames * 5 * cost.size,
+        "subsampling": cost.stem,
+        **{name: cost.part(name) for name in backbone.part_names("encoder")},
+        "merge and norms": cost.always(),
         "saved by gates": pruned - dense,
         "gates": gates,
     }
     total = pruned + gates
-    decoder_terms = count_decoder(cfg, config, cost.frames)
+    decoder_terms = count_decoder(cfg, DecoderCost(backbone, cost.frames), decoder_policy)
     length = f"{seconds:g} s"
     if (
         cfg.padding == "none"
@@ -92,7 +83,7 @@ def count(cfg: DictConfig) -> dict:
                 "convention": f"{CONVENTION}, {length}",
             },
             cfg,
-            [round(seconds * sample_rate_of(config))],
+            [samples],
         ),
         "terms": {name: round(value / 1e9, 3) for name, value in terms.items()},
         "decoder_tokens": DECODER_TOKENS,
@@ -103,17 +94,11 @@ def count(cfg: DictConfig) -> dict:
     }
 
 
-def count_decoder(cfg: DictConfig, config: dict[str, Any], frames: int) -> dict[str, float]:
+def count_decoder(cfg: DictConfig, cost: DecoderCost, policy: GatePolicy | None) -> dict[str, float]:
     """The decoder's terms, in FLOPs, at ``pruning.target`` where it is gated."""
-    import torch
-
-    from localgp.build import build_decoder_policy
-    from localgp.evaluation.decoder_flops import DecoderCost
     from localgp.gates import GlobalGates
+    from localgp.gates.cost import gates_cost
 
-    cost = DecoderCost.of_config(config, frames)
-    with torch.device("meta"):
-        policy = build_decoder_policy(cfg, cost.layers, cost.size)
     dense = cost.terms(DECODER_TOKENS)
     if policy is None or cfg.pruning.decoder == "open":
         return dense
@@ -122,7 +107,7 @@ def count_decoder(cfg: DictConfig, config: dict[str, Any], frames: int) -> dict[
     if not isinstance(policy, GlobalGates):  # a share of the tokens, in every layer
         pruned = cost.terms(DECODER_TOKENS, kept)
     saved = sum(pruned[name] - dense[name] for name in cfg.pruning.decoder_modules)
-    return {**dense, "saved by gates": saved, "gates": cost.gates(policy, DECODER_TOKENS)}
+    return {**dense, "saved by gates": saved, "gates": gates_cost(policy, DECODER_TOKENS, policy.needs)}
 
 
 def against_paper(

@@ -13,6 +13,9 @@ from localgp.stored import short
 if TYPE_CHECKING:
     import torch
 
+# What the names of gates' tensors begin with; those of the backbone's begin with its family.
+GATES = ("policy.", "decoder_policy.")
+
 
 def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     """Safetensors, written aside and renamed."""
@@ -65,11 +68,9 @@ def load_state(
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged or not safetensors ({short(error)}). {remedy}") from error
     if gates == "open":
-        state = {name: value for name, value in state.items() if name.startswith("espnet.")}
+        state = {name: value for name, value in state.items() if not name.startswith(GATES)}
     own = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not (only_gates and name.startswith("espnet."))
+        name: value for name, value in model.state_dict().items() if name.startswith(GATES) or not only_gates
     }
     problems = mismatches(own, state)
     if problems:

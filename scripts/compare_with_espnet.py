@@ -106,7 +106,8 @@ def differences(found: Result, reference: Result) -> dict[str, Any]:
 
 def espnet_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: str) -> Result:
     """ESPnet's `Speech2Text` of the embedded backbone, utterance by utterance."""
-    from localgp.backbones.owsm.model import espnet_arguments, quiet_espnet
+    from localgp.backbones.owsm.components import quiet_espnet
+    from localgp.backbones.owsm.files import espnet_arguments
 
     with quiet_espnet(), tempfile.TemporaryDirectory() as directory:
         from espnet2.bin.s2t_inference import Speech2Text
@@ -142,27 +143,17 @@ def our_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: s
     from localgp.search.options import DecodeOptions
 
     backbone = _backbone()
-    tokenizer, model = backbone.tokenizer, GatedS2T(backbone.model).eval()
+    tokenizer, model = backbone.tokenizer, GatedS2T(backbone).eval()
     primers = _primers(items, tokenizer)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     began = time.perf_counter()
-    search = BeamSearch(
-        model.espnet.decoder,
-        model.espnet.ctc,
-        sos=tokenizer.sos,
-        eos=tokenizer.eos,
-        notimestamps=tokenizer.notimestamps,
-        first_time=tokenizer.first_time,
-        last_time=tokenizer.last_time,
-        options=DecodeOptions(beam=beam, ctc_weight=ctc_weight),
-        dtype=dtype,
-    )
-    samples = round(backbone.padded_seconds * backbone.sample_rate)
+    encoder = model.packed(dtype)
+    search = BeamSearch(backbone, DecodeOptions(beam=beam, ctc_weight=ctc_weight), dtype=dtype)
+    samples = backbone.samples
     best, memory = [], []
     for start in range(0, len(items), batch):
         speech = pad([item.samples for item in items[start : start + batch]], samples)
-        with torch.autocast("cpu", dtype, enabled=precision == "bf16"):
-            encoded = model.encode(speech, torch.full((len(speech),), samples), path="packed")
+        encoded = encoder.encode(speech, torch.full((len(speech),), samples))
         best += [nbest[0] for nbest in search(encoded.x, encoded.lengths, primers[start : start + batch])]
         memory += list(encoded.x.float())
     seconds = time.perf_counter() - began
@@ -170,9 +161,9 @@ def our_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: s
 
 
 def _backbone() -> Any:
-    from localgp.backbones.owsm.model import load_backbone
+    from localgp.backbones import open_backbone
 
-    return load_backbone({"name": "mini", "path": "embedded", "weights": "pretrained"})
+    return open_backbone({"name": "mini", "path": "embedded", "weights": "pretrained"})
 
 
 def _primers(items: Sequence[Item], tokenizer: Any) -> list[list[int]]:

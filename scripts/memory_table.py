@@ -44,12 +44,12 @@ def saved_bytes(function: Callable[[], Tensor], parameters: list[Tensor]) -> int
 
 def encoder_layer(dimensions: Any, seconds: float) -> tuple[nn.Module, int]:
     """One E-Branchformer layer, and its frames for an utterance."""
-    from localgp.backbones.owsm.model import build_encoder
+    from localgp.backbones.owsm.build import component
     from localgp.backbones.owsm.shapes import train_config
 
     config = train_config(dimensions, [], None, None)
     config["encoder_conf"]["num_blocks"] = 1
-    encoder = build_encoder(config)
+    encoder = component("encoder", config["encoder"], config, input_size=80)
     frames = ((round(seconds * 100) - 1) // 2 - 1) // 2
     return encoder.encoders[0].train(), frames
 
@@ -70,9 +70,10 @@ def decoder_layer(dimensions: Any) -> nn.Module:
 
 def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
     """Bytes of one utterance with one decoder sequence: per layer, checkpointed or not, and outside of layers."""
-    from localgp.backbones.owsm.model import quiet_espnet
+    from localgp.backbones.owsm.components import quiet_espnet
+    from localgp.backbones.owsm.layers import run_encoder_layer
     from localgp.backbones.owsm.shapes import DIMENSIONS
-    from localgp.encoder.run import _Runner, run_layer
+    from localgp.encoder.run import Masked
 
     d = DIMENSIONS[name]
     with quiet_espnet():
@@ -94,7 +95,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
 
         return run
 
-    encode = autocast(lambda: run_layer(layer, x, mask, {}, _Runner("masked")))
+    encode = autocast(lambda: run_encoder_layer(layer, x, mask, Masked({})))
     decode = autocast(lambda: decoder(text, text_mask, x, mask)[0])
     cast_weights = element if dtype != torch.float32 else 0  # autocast saves its copy of each weight
     layer_weights = sum(p.numel() for p in layer.parameters()) * cast_weights
@@ -103,7 +104,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
     return {
         "encoder layer": max(0, saved_bytes(encode, list(layer.parameters())) - layer_weights),
         "decoder layer": max(0, saved_bytes(decode, list(decoder.parameters())) - decoder_weights),
-        # Checkpointed: the inputs of FFN1, attention, cgMLP, FFN2 and the layer's own sums; one input in the decoder.
+        # Checkpointed: the inputs of the parts and the layer's own sums.
         "encoder layer, checkpointed": 7 * frames * hidden,
         "decoder layer, checkpointed": tokens * hidden,
         # The subsampling's two convolutions with their ReLUs, the 50,002-way outputs with log-softmax and gradient.
@@ -118,9 +119,10 @@ def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
 
 def parameters_of(name: str) -> int:
     """Parameters of the whole model, counted on the meta device."""
-    from localgp.backbones.owsm.model import build_model, quiet_espnet, read_train_config
+    from localgp.backbones.owsm.build import build_model
+    from localgp.backbones.owsm.files import read_train_config
 
-    with quiet_espnet(), torch.device("meta"):
+    with torch.device("meta"):
         model = build_model(read_train_config({"name": name, "path": name}))
     return sum(p.numel() for p in model.parameters())
 

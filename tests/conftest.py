@@ -13,14 +13,14 @@ import torch
 SIZE, LAYERS = 32, 3
 
 
-def make_encoder():
+def make_encoder(size=SIZE):
     """A randomly initialised E-Branchformer of OWSM-v3.1's kind, in eval mode; the same weights every time."""
     from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 
     torch.manual_seed(0)
     return EBranchformerEncoder(
         80,
-        output_size=SIZE,
+        output_size=size,
         attention_heads=4,
         attention_layer_type="selfattn",
         pos_enc_layer_type="abs_pos",
@@ -33,9 +33,54 @@ def make_encoder():
     ).eval()
 
 
+class SmallTokens:
+    """A vocabulary of 61 tokens without text."""
+
+    sos, eos, notimestamps, first_time, last_time, blank, na = 1, 2, 3, 40, 52, 0, 6
+    start, languages, language_ids = (sos,), ("deu", "fra"), (4, 5)
+    token_list = tuple(f"<{index}>" for index in range(61))
+
+    def prompt(self, language, target, *, timestamps=False):
+        return [4, 5, self.notimestamps]
+
+    def rules(self, primers):
+        from localgp.backbones.rules import TimestampRules
+
+        rules = TimestampRules(self.sos, self.eos, self.notimestamps, self.first_time, self.last_time)
+        return rules.of(primers)
+
+
+def make_backbone(encoder=None, decoder=None, ctc=None, net=None):
+    """OWSM's backbone around parts of ESPnet's, or around a whole model; what is not given is small and random."""
+    from localgp.backbones.owsm.model import OwsmBackbone
+
+    if net is None:
+        from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+
+        size = SIZE
+        if encoder is not None or decoder is not None:
+            size = encoder.output_size() if encoder is not None else decoder.output_layer.in_features
+        net = torch.nn.Module()
+        with torch.random.fork_rng():
+            net.encoder = make_encoder(size) if encoder is None else encoder
+            net.decoder = decoder
+            if decoder is None:
+                net.decoder = TransformerDecoder(
+                    61, size, attention_heads=4, linear_units=64, num_blocks=2
+                ).eval()
+        net.ctc, net.frontend = ctc, None
+        net.train(net.encoder.training)
+    return OwsmBackbone(net, SmallTokens(), train_config={})
+
+
 @pytest.fixture(scope="session")
 def encoder():
     return make_encoder()
+
+
+@pytest.fixture(scope="session")
+def backbone(encoder):
+    return make_backbone(encoder)
 
 
 @pytest.fixture

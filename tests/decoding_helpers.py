@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from localgp.backbones.base import Backbone
 from localgp.search.options import DecodeOptions
+from tests.conftest import SmallTokens, make_backbone
 
-VOCABULARY, SOS, EOS, NOTIMESTAMPS, FIRST_TIME, LAST_TIME = 61, 1, 2, 3, 40, 52
+VOCABULARY = len(SmallTokens.token_list)
+SOS, EOS, NOTIMESTAMPS = SmallTokens.sos, SmallTokens.eos, SmallTokens.notimestamps
 TOKENS = {
-    "sos": SOS,
-    "eos": EOS,
-    "notimestamps": NOTIMESTAMPS,
-    "first_time": FIRST_TIME,
-    "last_time": LAST_TIME,
+    name: getattr(SmallTokens, name) for name in ("sos", "eos", "notimestamps", "first_time", "last_time")
 }
 PRIMER = [SOS, 4, 5, NOTIMESTAMPS]
 
@@ -25,7 +25,11 @@ PRIMER = [SOS, 4, 5, NOTIMESTAMPS]
 @dataclass
 class Model:
     decoder: nn.Module
-    ctc: nn.Module
+    ctc: nn.Module | None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return make_backbone(decoder=self.decoder, ctc=self.ctc)
 
 
 def make_model(

@@ -295,7 +295,7 @@ def test_mask_image_goes_to_the_logger(place):
         loggers = [Logger()]  # noqa: RUF012
 
     class Backbone:
-        padded_seconds, sample_rate = 8.0, 16_000
+        samples = 128_000
 
     class Module:
         model, device = Model(), torch.device("cpu")

@@ -10,17 +10,10 @@ import pytest
 import torch
 import yaml
 
-from localgp.backbones.owsm.files import EMBEDDED
-from localgp.backbones.owsm.model import (
-    assemble,
-    build_encoder,
-    build_model,
-    espnet_arguments,
-    load_backbone,
-    quiet_espnet,
-    read_train_config,
-    write_espnet_directory,
-)
+from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.components import quiet_espnet
+from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, read_train_config, write_espnet_directory
+from localgp.backbones.owsm.model import assemble, load_backbone
 from localgp.backbones.owsm.shapes import DIMENSIONS, Dimensions, train_config
 from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list
 from localgp.errors import BackboneError, ConfigError
@@ -44,12 +37,12 @@ def tiny():
 
 @pytest.fixture
 def written(tiny, tmp_path):
-    write_espnet_directory(tiny, tmp_path / "model")
+    write_espnet_directory(tiny.net, tiny.train_config, tmp_path / "model")
     return tmp_path / "model"
 
 
 def assert_same_weights(first, second, *, atol=0.0):
-    own, other = first.model.state_dict(), second.model.state_dict()
+    own, other = first.net.state_dict(), second.net.state_dict()
     assert own.keys() == other.keys()
     for key in own:
         torch.testing.assert_close(own[key], other[key], rtol=0, atol=atol)
@@ -70,18 +63,18 @@ def test_a_written_directory_can_be_moved(tiny, written, tmp_path):
 
 
 def test_half_precision_halves_the_file_and_keeps_statistics(tiny, written, tmp_path):
-    write_espnet_directory(tiny, tmp_path / "half", half=True)
+    write_espnet_directory(tiny.net, tiny.train_config, tmp_path / "half", half=True)
     again = load(tmp_path / "half")
     assert_same_weights(tiny, again, atol=2e-3)
-    assert next(again.model.parameters()).dtype == torch.float32
-    assert torch.equal(again.model.normalize.mean, tiny.model.normalize.mean)
+    assert next(again.net.parameters()).dtype == torch.float32
+    assert torch.equal(again.net.normalize.mean, tiny.net.normalize.mean)
     name = "valid.acc.ave.pth"
     assert (tmp_path / "half" / name).stat().st_size < 0.8 * (written / name).stat().st_size
 
 
 def test_overwriting_leaves_other_files_and_no_debris(tiny, written):
     (written / "scores.json").write_text("{}")
-    write_espnet_directory(tiny, written, half=True)
+    write_espnet_directory(tiny.net, tiny.train_config, written, half=True)
     assert (written / "scores.json").exists()
     assert [p.name for p in written.parent.iterdir()] == ["model"]
 
@@ -136,14 +129,14 @@ def test_embedded_model_gives_espnets_encoder_output(tmp_path):
     lengths = torch.tensor([128000])
     with torch.no_grad():
         expected, _ = theirs.s2t_model.encode(speech, lengths)
-        got, _ = ours.model.eval().encode(speech, lengths)
+        got, _ = ours.net.eval().encode(speech, lengths)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     assert theirs.converter.token2id["<deu>"] == ours.tokenizer.prompt("de", "de")[0]
 
 
 def test_embedded_model_is_small():
     backbone = load("embedded")
-    parameters = sum(p.numel() for p in backbone.model.parameters())
+    parameters = sum(p.numel() for p in backbone.net.parameters())
     assert 3.2e6 < parameters < 3.8e6
     assert sum(p.stat().st_size for p in EMBEDDED.iterdir()) < 16e6
 
@@ -259,8 +252,8 @@ def test_weights_are_pretrained_or_random():
 def test_random_weights_have_the_shape_of_the_directory(written):
     backbone = load(written, weights="random")
     assert backbone.source == "random weights"
-    assert sum(p.numel() for p in backbone.model.parameters()) == sum(
-        p.numel() for p in load(written).model.parameters()
+    assert sum(p.numel() for p in backbone.net.parameters()) == sum(
+        p.numel() for p in load(written).net.parameters()
     )
 
 
@@ -277,14 +270,6 @@ def test_published_shapes_have_the_published_number_of_parameters(name, paramete
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
 
 
-def test_encoder_alone_is_the_models(written):
-    config = read_train_config({"name": "tiny", "path": str(written), "weights": "random"})
-    encoder = build_encoder(config)
-    assert {k: v.shape for k, v in encoder.state_dict().items()} == {
-        k: v.shape for k, v in load(written).model.encoder.state_dict().items()
-    }
-
-
 @pytest.mark.slow
 def test_random_base_decodes_nonsense_without_any_download():
     backbone = load_backbone(
@@ -292,6 +277,6 @@ def test_random_base_decodes_nonsense_without_any_download():
     )
     speech = torch.from_numpy(np.zeros((1, 480000), np.float32))
     with torch.no_grad():
-        encoded, lengths = backbone.model.eval().encode(speech, torch.tensor([480000]))
+        encoded, lengths = backbone.net.eval().encode(speech, torch.tensor([480000]))
     assert encoded.shape == (1, 749, 384)
     assert lengths.tolist() == [749]

@@ -32,7 +32,7 @@ LENGTHS = [23, 11, 17]
 def decode(
     model: Model, options: DecodeOptions, lengths: list[int], primers: list[list[int]], seed: int = 0
 ) -> list[list[Hypothesis]]:
-    search = BeamSearch(model.decoder, model.ctc, options=options, **TOKENS)
+    search = BeamSearch(model.backbone, options)
     return search(*make_memory(seed, lengths), primers)
 
 
@@ -117,7 +117,7 @@ def test_minimum_that_cannot_be_met_is_lowered_as_espnet() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_timestamps_as_espnet(seed: int) -> None:
     primers = [PRIMER[:3], [6, 9, *PRIMER[:3]], PRIMER]
-    options = DecodeOptions(beam=5, predict_time=True, nbest=2, maxlenratio=0.8)
+    options = DecodeOptions(beam=5, nbest=2, maxlenratio=0.8)
     model = make_model(seed)
     assert assert_same_as_espnet(model, options, primers, seed=seed) > 0
     timed, _, untimed = decode(model, options, LENGTHS, primers, seed)
@@ -134,7 +134,7 @@ def test_result_does_not_depend_on_batch_mates(ctc_weight: float) -> None:
     lengths = [30, 7, 19, 25, 12, 30, 9]
     together = decode(model, options, lengths, [PRIMER] * len(lengths))
     memory, _ = make_memory(0, lengths)
-    search = BeamSearch(model.decoder, model.ctc, options=options, **TOKENS)
+    search = BeamSearch(model.backbone, options)
     steps = set()
     for u, length in enumerate(lengths):
         alone = search(memory[u : u + 1, :length], torch.tensor([length]), [PRIMER])[0]
@@ -153,7 +153,7 @@ def test_tasks_of_one_recording_share_its_encoder_output(
     monkeypatch.setitem(source.WORTH, torch.float32, worth)
     model = make_model(6, eos_bias=1.5)
     options = DecodeOptions(beam=4, ctc_weight=ctc_weight, nbest=3)
-    search = BeamSearch(model.decoder, model.ctc, options=options, **TOKENS)
+    search = BeamSearch(model.backbone, options)
     memory, lengths = make_memory(0, [30, 7, 19, 12])
     owners = [0, 0, 3, 1, 3]
     primers = [PRIMER, [1, 5, 4, 3], PRIMER, PRIMER, [1, 6, 5, 3]]
@@ -217,7 +217,7 @@ def test_dtype_of_the_search_is_that_of_cast_weights() -> None:
     cast = Model(copy.deepcopy(model.decoder).bfloat16(), copy.deepcopy(model.ctc).bfloat16())
     options = DecodeOptions(beam=3, ctc_weight=0.3, maxlenratio=-6)
     memory, lengths = make_memory(0, LENGTHS)
-    search = BeamSearch(model.decoder, model.ctc, options=options, dtype=torch.bfloat16, **TOKENS)
+    search = BeamSearch(model.backbone, options, dtype=torch.bfloat16)
     found = search(memory, lengths, [PRIMER] * 3)
     expected = decode(cast, options, LENGTHS, [PRIMER] * 3)
     assert [n[0].tokens for n in found] == [n[0].tokens for n in expected]
@@ -261,7 +261,6 @@ def test_generated_speech_in_bf16() -> None:
             for name in ("ctc_weight", "length_bonus", "maxlenratio", "minlenratio")
             for value in ("nan", "inf", "-inf")
         ),
-        ({"ctc_weight": 0.3, "predict_time": True}, "set ctc_weight to 0"),
     ],
 )
 def test_bad_options_are_named(changes: dict, message: str) -> None:
@@ -271,4 +270,4 @@ def test_bad_options_are_named(changes: dict, message: str) -> None:
 
 def test_ctc_weight_without_ctc_is_refused() -> None:
     with pytest.raises(ConfigError, match="no CTC"):
-        BeamSearch(make_model(0).decoder, None, options=DecodeOptions(ctc_weight=0.3), **TOKENS)
+        BeamSearch(Model(make_model(0).decoder, None).backbone, DecodeOptions(ctc_weight=0.3))

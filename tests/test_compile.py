@@ -8,8 +8,7 @@ import torch
 from localgp.encoder.packed import PackedEncoder
 from localgp.encoder.run import encode
 from localgp.gates import LocalGates
-from localgp.model import use_fast_kernels
-from tests.conftest import LAYERS, SIZE, make_encoder
+from tests.conftest import LAYERS, SIZE, make_backbone
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +32,9 @@ def step(forward, encoder, policy, feats, lengths, contexts):
 @pytest.mark.parametrize("path", ["dense", "masked", "gathered"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_training_step(feats, path, backend):
-    encoder = make_encoder().train()
-    use_fast_kernels(encoder)  # as in training
+    backbone = make_backbone()
+    encoder = backbone.net.encoder.train()
+    backbone.use_fast_kernels()  # as in training
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # Inductor draws other random numbers
@@ -47,8 +47,8 @@ def test_a_training_step(feats, path, backend):
 
     def forward(feats, lengths, contexts):
         if path == "dense":
-            return encode(encoder, feats, lengths).x
-        return encode(encoder, feats, lengths, policy, contexts, path=path).x
+            return encode(backbone, feats, lengths).x
+        return encode(backbone, feats, lengths, policy, contexts, path=path).x
 
     expected, expected_gradients = step(forward, encoder, policy, *feats, contexts)
     compiled = torch.compile(forward, backend=backend)
@@ -61,7 +61,7 @@ def test_a_training_step(feats, path, backend):
 
 def test_the_packed_path_inside_a_compiled_function(feats):
     """It runs as it is, whatever compiles what is around it."""
-    packed = PackedEncoder(make_encoder())
+    packed = PackedEncoder(make_backbone())
     values, lengths = feats[0], feats[1].tolist()
 
     def double(values):

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from localgp.backbones.owsm.components import COMPONENTS, component_class
-from localgp.backbones.owsm.model import build_model, quiet_espnet, read_train_config
+from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.components import COMPONENTS, component_class, quiet_espnet
+from localgp.backbones.owsm.files import read_train_config
 from localgp.errors import BackboneError
 
 

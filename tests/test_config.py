@@ -27,12 +27,12 @@ def composed(*overrides: str):
 
 
 @pytest.mark.parametrize("conf", CONFS)
-def test_every_experiment_composes_and_builds(conf, encoder):
+def test_every_experiment_composes_and_builds(conf, backbone):
     cfg = composed(f"conf={conf}")
     assert cfg.name == conf
     base = composed()
     assert set(keys_of(cfg)) == set(keys_of(base)), "an experiment may set keys, not invent them"
-    policy = build_policy(cfg, encoder)
+    policy = build_policy(cfg, backbone)
     assert (policy is None) == (cfg.pruning.encoder is None)
 
 

@@ -16,6 +16,7 @@ from localgp.contexts.source import MINI, ContextError
 from localgp.contexts.speaker import SpeakerExtractor, SpeakerShape
 from localgp.encoder.align import align_frames
 from tests.context_helpers import CFG, HYPERPARAMS, signal, write_event, write_speaker
+from tests.test_data import TIMELINE
 
 
 @pytest.fixture(scope="module")
@@ -256,15 +257,15 @@ def test_one_vector_is_not_copied():
 def test_steps_stand_under_the_encoder_frames_that_hear_them():
     """8 s are 199 encoder frames of 40 ms; a step is four of them."""
     steps = np.arange(10, dtype=np.float16)[:, None]
-    placed = place(steps, 2560, 0, 128_000)[:, 0]
+    placed = place(steps, 2560, 0, 128_000, TIMELINE)[:, 0]
     assert placed.shape == (199,)
     assert placed.dtype == np.float32
     assert placed[:6].tolist() == [0, 0, 0, 0, 1, 1]  # frame t is centred at 40 t + 30 ms
     assert placed[39:].tolist() == [9] * 160  # the last step stands for the padding, as in the paper
-    later = place(steps, 2560, 6400, 128_000)[:, 0]  # ten frames of silence in front
+    later = place(steps, 2560, 6400, 128_000, TIMELINE)[:, 0]  # ten frames of silence in front
     assert later[:10].tolist() == [0] * 10
     np.testing.assert_array_equal(later[10:60], placed[:50])
-    long = place(np.arange(90, dtype=np.float16)[:, None], 2560, 0, 128_000)[:, 0]
+    long = place(np.arange(90, dtype=np.float16)[:, None], 2560, 0, 128_000, TIMELINE)[:, 0]
     assert long.shape == (199,)
     assert long[-1] == 49
-    assert place(steps[:1], None, 6400, 128_000).shape == (1, 1)
+    assert place(steps[:1], None, 6400, 128_000, TIMELINE).shape == (1, 1)

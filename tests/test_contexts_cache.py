@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from localgp.contexts.speaker import SpeakerExtractor
 from localgp.errors import ConfigError
 from localgp.training.data import Collate, TrainingExamples
 from tests.context_helpers import make_rows, write_event, write_speaker
-from tests.test_data import Letters
+from tests.test_data import TIMELINE, Letters
 
 
 class Counting:
@@ -148,9 +149,8 @@ def test_batches_carry_contexts_moved_with_the_speech(cfg):
     rows = make_rows(3)
     contexts = row_contexts(cfg, (rows, rows))
     samples = 32000
-    moved = TrainingExamples(
-        rows, Letters(), samples, group_tasks=True, init_silence=16000, seed=1, contexts=contexts
-    )
+    backbone = SimpleNamespace(tokenizer=Letters(), samples=samples, timeline=TIMELINE)
+    moved = TrainingExamples(rows, backbone, group_tasks=True, init_silence=16000, seed=1, contexts=contexts)
     examples = [moved[0, i] for i in range(3)]
     batch = Collate(na=9)(examples)
     assert batch["contexts"]["spk"].shape == (3, 1, 12)
@@ -158,9 +158,9 @@ def test_batches_carry_contexts_moved_with_the_speech(cfg):
     for i, example in enumerate(examples):
         offset = example["signal"][0]
         assert offset > 0
-        expected = contexts.of(rows[i], offset, samples)["event"]
+        expected = contexts.of(rows[i], offset, samples, TIMELINE)["event"]
         np.testing.assert_array_equal(batch["contexts"]["event"][i], expected)
-        assert not np.array_equal(expected, contexts.of(rows[i], 0, samples)["event"])
+        assert not np.array_equal(expected, contexts.of(rows[i], 0, samples, TIMELINE)["event"])
 
 
 def test_gates_without_contexts_load_no_extractor(cfg):
@@ -206,6 +206,6 @@ def test_a_part_gets_the_same_wrong_speakers_as_the_whole(cfg):
     part = row_contexts(cfg, (rows.select([2]), rows))
     whole = row_contexts(cfg, (rows, rows))
     own = SpeakerExtractor(cfg.contexts.spk.source).extract(rows[2]["samples"].astype(np.float32) / 32768)
-    given = part.of(rows[2], 0, 32000)["spk"]
-    np.testing.assert_array_equal(given, whole.of(rows[2], 0, 32000)["spk"])
+    given = part.of(rows[2], 0, 32000, TIMELINE)["spk"]
+    np.testing.assert_array_equal(given, whole.of(rows[2], 0, 32000, TIMELINE)["spk"])
     assert not np.array_equal(given, own.astype(np.float32))

@@ -80,7 +80,7 @@ class Walk:
 def test_against_all_alignments(prefix: tuple[int, ...]) -> None:
     head = Head(5, 8, scale=4)
     memory, lengths = make_memory(1, [5, 4], size=8)
-    scorer = CTCPrefixScorer(head, memory, lengths, blank=BLANK, eos=EOS)
+    scorer = CTCPrefixScorer(head.ctc_lo, memory, lengths, blank=BLANK, eos=EOS)
     walk = Walk(scorer, [0, 1], 2)
     total = torch.zeros(2)
     for label in prefix:
@@ -125,7 +125,7 @@ def test_exact_over_thirty_seconds(primer: int) -> None:
     """749 frames: log-probabilities of paths reach -10,000, where fp32 resolves 1e-3."""
     head = Head(40, 16, scale=8)
     memory, lengths = make_memory(2, [749, 500], size=16)
-    walk = Walk(CTCPrefixScorer(head, memory, lengths, blank=BLANK, eos=EOS), [0, 0, 1], 2, primer)
+    walk = Walk(CTCPrefixScorer(head.ctc_lo, memory, lengths, blank=BLANK, eos=EOS), [0, 0, 1], 2, primer)
     generator = torch.Generator().manual_seed(0)
     labels_LN = torch.randint(3, 40, (25, 3), generator=generator)
     labels_LN[5:8] = labels_LN[5]  # repeats
@@ -143,7 +143,7 @@ def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     for vocabulary_block, budget in ((4096, 1 << 24), (7, 300)):
         monkeypatch.setattr(ctc_prefix, "VOCABULARY_BLOCK", vocabulary_block)
         monkeypatch.setattr(ctc_prefix, "CANDIDATE_BUDGET", budget)
-        walk = Walk(CTCPrefixScorer(head, memory, lengths, blank=BLANK, eos=EOS), [0, 1], 2)
+        walk = Walk(CTCPrefixScorer(head.ctc_lo, memory, lengths, blank=BLANK, eos=EOS), [0, 1], 2)
         walk.take(torch.tensor([5, 6]))
         results.append(walk.scores(labels))
     torch.testing.assert_close(results[0], results[1])
@@ -155,7 +155,7 @@ def test_probabilities_of_all_continuations_sum_to_one() -> None:
     with torch.no_grad():
         head.ctc_lo.bias[5] = -100  # eos stands for "exactly", so as a label it must not occur
     memory, lengths = make_memory(4, [12], size=8)
-    walk = Walk(CTCPrefixScorer(head, memory, lengths, blank=BLANK, eos=5), [0], 1)
+    walk = Walk(CTCPrefixScorer(head.ctc_lo, memory, lengths, blank=BLANK, eos=5), [0], 1)
     walk.take(torch.tensor([3]))
     added = walk.scores(torch.arange(6).unsqueeze(0))
     assert float(added.logsumexp(1)) == pytest.approx(0.0, abs=1e-5)
@@ -167,8 +167,8 @@ def test_utterances_leave_and_move() -> None:
     head = Head(12, 8, scale=3)
     memory, lengths = make_memory(5, [20, 17, 14], size=8)
     before = memory.clone()
-    all_three = Walk(CTCPrefixScorer(head, memory, lengths, blank=BLANK, eos=EOS), [0, 1, 2], 3)
-    alone = Walk(CTCPrefixScorer(head, memory[2:, :14], lengths[2:], blank=BLANK, eos=EOS), [0], 1)
+    all_three = Walk(CTCPrefixScorer(head.ctc_lo, memory, lengths, blank=BLANK, eos=EOS), [0, 1, 2], 3)
+    alone = Walk(CTCPrefixScorer(head.ctc_lo, memory[2:, :14], lengths[2:], blank=BLANK, eos=EOS), [0], 1)
     all_three.take(torch.tensor([3, 4, 5]))
     alone.take(torch.tensor([5]))
     all_three.scores(torch.tensor([[6], [6], [6]]))

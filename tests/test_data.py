@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
 import torch
 
-from localgp.encoder.run import subsample
+from localgp.backbones.owsm.stem import CONVOLUTIONS, subsample
+from localgp.corpora.rows import list_tasks
 from localgp.errors import ConfigError
-from localgp.timeline import frame_centres
+from localgp.timeline import Convolution, Timeline, frame_centres
 from localgp.training.data import (
     Collate,
     StepBatches,
     TrainingExamples,
     check_enough,
-    list_tasks,
-    real_frames,
 )
 from tests.conftest import make_encoder
+
+TIMELINE = Timeline(160, CONVOLUTIONS)
 
 
 class Letters:
@@ -29,6 +32,9 @@ class Letters:
 
     def prompt(self, source, target):
         return [1, 2 if source == target else 3]
+
+
+LETTERS = SimpleNamespace(tokenizer=Letters(), samples=100, timeline=TIMELINE)
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ def test_tasks(rows):
 
 
 def test_grouped_batch(rows):
-    examples = TrainingExamples(rows, Letters(), 100, group_tasks=True)
+    examples = TrainingExamples(rows, LETTERS, group_tasks=True)
     batch = Collate(na=9)([examples[0, 0], examples[0, 2]])
     assert batch["tasks"] == ["de", "de-fr", "de", "de-fr", "de-it"]
     assert batch["utterance"].tolist() == [0, 0, 1, 1, 1]
@@ -68,7 +74,7 @@ def test_grouped_batch(rows):
 
 def test_silence_is_a_function_of_seed_epoch_and_example(rows):
     def offset(seed, epoch):
-        examples = TrainingExamples(rows, Letters(), 100, group_tasks=True, init_silence=30, seed=seed)
+        examples = TrainingExamples(rows, LETTERS, group_tasks=True, init_silence=30, seed=seed)
         return examples[epoch, 3]["signal"][0]
 
     assert offset(1, 0) == offset(1, 0)
@@ -93,7 +99,7 @@ def test_ranks_share_what_one_rank_sees():
 def test_real_frames():
     """Encoder frame t is centred at 40 t + 30 ms."""
     signal = torch.tensor([[0, 4 * 640 + 480], [0, 4 * 640 + 481], [481, 3 * 640]])
-    mask = real_frames(signal, 11, 12 * 640)
+    mask = TIMELINE.real(signal, 11)
     np.testing.assert_array_equal(mask[0], [1] * 4 + [0] * 7)
     np.testing.assert_array_equal(mask[1], [1] * 5 + [0] * 6)
     np.testing.assert_array_equal(mask[2], [0] + [1] * 2 + [0] * 8)
@@ -113,9 +119,42 @@ def test_frame_centres_are_the_middle_of_what_a_frame_sees():
     """The feature frames that an encoder frame's gradient reaches, through the real subsampling."""
     encoder, frames = make_encoder(), 79  # 80 hops are 19 encoder frames
     features = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    _, front, mask = subsample(encoder, features, torch.ones(1, 1, frames, dtype=torch.bool))
-    centres = frame_centres(mask.shape[2], frames + 1)
+    _, front, mask = subsample(encoder.embed, features, torch.tensor([frames]))
+    centres = TIMELINE.centres(mask.shape[2]) / 160
+    np.testing.assert_allclose(frame_centres(mask.shape[2], frames + 1), centres)
     for t in (0, 7, mask.shape[2] - 1):
         (gradient,) = torch.autograd.grad(front[0, t].sum(), features, retain_graph=True)
         seen = gradient[0].abs().sum(-1).nonzero().flatten()
         assert centres[t] == pytest.approx(float(seen.float().mean()))
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        CONVOLUTIONS,
+        (Convolution(3, 2),) * 3,  # conv2d8
+        (Convolution(3, 2), Convolution(5, 3)),  # conv2d6
+        (Convolution(3, 1, 1), Convolution(3, 2, 1)),  # Whisper's
+    ],
+)
+def test_a_timeline_is_that_of_its_convolutions(stem):
+    """Frames, stride, reach and centres against PyTorch's convolutions, by what a frame's gradient reaches."""
+    layers = [torch.nn.Conv1d(1, 1, width, stride, padding) for width, stride, padding in stem]
+    for layer in layers:
+        torch.nn.init.ones_(layer.weight)
+    timeline = Timeline(160, stem)
+    for count in (timeline.shortest - 1, timeline.shortest, 41, 60, 61):
+        x = torch.ones(1, 1, count, requires_grad=True)
+        frames = timeline.frames(count)
+        if frames < 1:
+            continue
+        y = torch.nn.Sequential(*layers)(x)
+        assert y.shape[2] == frames
+        for t in range(frames):
+            (gradient,) = torch.autograd.grad(y[0, 0, t], x, retain_graph=True)
+            seen = gradient[0, 0].nonzero().flatten().tolist()
+            begin = timeline.first + timeline.stride * t
+            assert seen == [s for s in range(begin, begin + timeline.reach) if 0 <= s < count]
+        middle = timeline.first + (timeline.reach - 1) / 2
+        assert timeline.centres(1)[0] == 160 * middle
+    assert timeline.frames(timeline.shortest - 1) == 0 < timeline.frames(timeline.shortest)

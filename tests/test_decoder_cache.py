@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from localgp.decoder.cache import BLOCK
-from localgp.decoder.cached import MODULES, CachedDecoder, DecoderGates, DecoderState, GateState
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import DecoderGates, GateState
 from localgp.decoder.rows import Rows
+from localgp.decoder.state import DecoderState
 from localgp.errors import BackboneError
+from localgp.pruning.options import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
-from tests.decoding_helpers import PRIMER, TOKENS, make_memory, make_model
+from tests.conftest import make_backbone, make_encoder
+from tests.decoding_helpers import PRIMER, Model, make_memory, make_model
 
 LENGTHS = [13, 9, 11]
 
@@ -58,12 +62,12 @@ def reference_logits(
     return decoder.output_layer(decoder.after_norm(x[-1]))
 
 
-def random_walk(decoder: CachedDecoder, steps: int, seed: int, check) -> int:
+def random_walk(decoder: CachedDecoder, gates: DecoderGates | None, steps: int, seed: int, check) -> int:
     """Random beams: hypotheses fork, die, and utterances leave; ``check(utterance, tokens, logits)`` sees each."""
     generator = torch.Generator().manual_seed(seed)
     memory, lengths = make_memory(seed, LENGTHS)
     primers = [PRIMER, [7, 8, 9, *PRIMER], PRIMER[:2]]
-    state, hidden = decoder.start(memory, lengths, primers)
+    state, hidden = decoder.start(memory, lengths, primers, gates)
     left = list(range(len(LENGTHS)))
     rows = [(u, list(primer)) for u, primer in enumerate(primers)]
     checked = 0
@@ -95,7 +99,7 @@ def random_walk(decoder: CachedDecoder, steps: int, seed: int, check) -> int:
 @torch.no_grad()
 def test_every_hypothesis_sees_its_own_history(gates, seed: int) -> None:
     model = make_model(seed, num_blocks=3)
-    decoder = CachedDecoder(model.decoder, gates)
+    decoder = CachedDecoder(model.backbone)
 
     def check(memory_TD: Tensor, tokens: list[int], logits_V: Tensor) -> None:
         expected = reference_logits(model.decoder, memory_TD, tokens, gates)
@@ -105,7 +109,7 @@ def test_every_hypothesis_sees_its_own_history(gates, seed: int) -> None:
 
     compared: list[int] = []
     steps = 2 * BLOCK // 5  # enough for the cache to grow, and to drop what no hypothesis sees
-    assert len(compared) <= random_walk(decoder, steps, seed, check)
+    assert len(compared) <= random_walk(decoder, gates, steps, seed, check)
     assert len(compared) > 90
     assert max(compared) > 15
 
@@ -127,9 +131,9 @@ def test_closed_tokens_never_enter_the_cache() -> None:
     def closed_after_primer(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
         return {"self_attention": state.position_N < len(PRIMER)}
 
-    state = _after_steps(CachedDecoder(make_model(0).decoder, closed_after_primer), steps=9)
+    state = _after_steps(9, closed_after_primer)
     assert [tree.used for tree in state._trees] == [len(PRIMER)] * 2
-    dense = _after_steps(CachedDecoder(make_model(0).decoder), steps=9)
+    dense = _after_steps(9)
     assert [tree.used for tree in dense._trees] == [len(PRIMER) + 9]
 
 
@@ -138,9 +142,9 @@ def test_all_closed_leaves_the_embedding() -> None:
     def closed(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
         return {name: torch.zeros(x_ND.shape[0], dtype=torch.bool) for name in MODULES}
 
-    decoder = CachedDecoder(make_model(0).decoder, closed)
+    decoder = CachedDecoder(make_model(0).backbone)
     memory, lengths = make_memory(0, [8])
-    _, hidden = decoder.start(memory, lengths, [PRIMER])
+    _, hidden = decoder.start(memory, lengths, [PRIMER], closed)
     position = torch.tensor([len(PRIMER) - 1])
     torch.testing.assert_close(hidden, decoder.embed(torch.tensor(PRIMER[-1:]), position, len(PRIMER)))
 
@@ -158,9 +162,9 @@ def test_gate_memory_follows_the_beams() -> None:
         return {}
 
     model = make_model(0)
-    decoder = CachedDecoder(model.decoder, summing)
+    decoder = CachedDecoder(model.backbone)
     memory, lengths = make_memory(0, [8])
-    state, _ = decoder.start(memory, lengths, [PRIMER])
+    state, _ = decoder.start(memory, lengths, [PRIMER], summing)
     state.step(torch.tensor([10, 11]), torch.tensor([0, 0]), Rows(torch.tensor([0, 0]), 1))
     state.step(torch.tensor([12, 13]), torch.tensor([1, 1]), Rows(torch.tensor([0, 0]), 1))
     embedded = model.decoder.embed(torch.tensor([[*PRIMER, 11, 13]]))[0]
@@ -169,7 +173,7 @@ def test_gate_memory_follows_the_beams() -> None:
 
 def test_dead_columns_are_dropped() -> None:
     """One of five hypotheses survives each step, so the cache holds little more than its history."""
-    decoder = CachedDecoder(make_model(0).decoder)
+    decoder = CachedDecoder(make_model(0).backbone)
     memory, lengths = make_memory(0, [8])
     with torch.no_grad():
         state, _ = decoder.start(memory, lengths, [PRIMER])
@@ -189,10 +193,7 @@ def test_search_with_open_gates_equals_the_dense_search() -> None:
     options = DecodeOptions(beam=3, ctc_weight=0.3, nbest=3, maxlenratio=0.7)
     memory, lengths = make_memory(2, [30, 22])
     found = [
-        BeamSearch(CachedDecoder(model.decoder, gates), model.ctc, options=options, **TOKENS)(
-            memory, lengths, [PRIMER] * 2
-        )
-        for gates in (None, open_)
+        BeamSearch(model.backbone, options)(memory, lengths, [PRIMER] * 2, gates) for gates in (None, open_)
     ]
     assert [[h.tokens for h in hs] for hs in found[0]] == [[h.tokens for h in hs] for hs in found[1]]
 
@@ -200,10 +201,9 @@ def test_search_with_open_gates_equals_the_dense_search() -> None:
 @torch.no_grad()
 def test_gated_search_scores_are_those_of_the_reference() -> None:
     model = make_model(3)
-    decoder = CachedDecoder(model.decoder, gate_of_input)
     memory, lengths = make_memory(3, [14, 10])
-    search = BeamSearch(decoder, None, options=DecodeOptions(beam=4, maxlenratio=-7), **TOKENS)
-    for u, hypotheses in enumerate(search(memory, lengths, [PRIMER] * 2)):
+    search = BeamSearch(model.backbone, DecodeOptions(beam=4, maxlenratio=-7))
+    for u, hypotheses in enumerate(search(memory, lengths, [PRIMER] * 2, gate_of_input)):
         tokens = hypotheses[0].tokens
         real = tokens[: len(PRIMER) + 7]  # what lies beyond is the eos forced at the bound, not scored
         total = 0.0
@@ -219,10 +219,10 @@ def test_bf16_is_closer_to_fp32_than_espnet_in_bf16() -> None:
     """The residual stream stays in fp32."""
     model = make_model(4, size=64)
     memory, lengths = make_memory(4, [20], size=64)
-    exact = CachedDecoder(model.decoder)
+    exact = CachedDecoder(model.backbone)
     expected = exact.logits(exact.start(memory, lengths, [PRIMER])[1])
     rounded = copy.deepcopy(model.decoder).bfloat16()
-    ours = CachedDecoder(rounded)
+    ours = CachedDecoder(Model(rounded, None).backbone)
     found = ours.logits(ours.start(memory, lengths, [PRIMER])[1])
     primer = torch.tensor([PRIMER])
     theirs, _ = rounded(memory.bfloat16(), lengths, primer, torch.tensor([len(PRIMER)]))
@@ -238,7 +238,7 @@ def test_models_that_normalise_queries_and_keys() -> None:
     for name, parameter in model.decoder.named_parameters():
         if "q_norm" in name or "k_norm" in name:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.5)
-    decoder = CachedDecoder(model.decoder)
+    decoder = CachedDecoder(model.backbone)
     memory, lengths = make_memory(5, [12])
     state, hidden = decoder.start(memory, lengths, [PRIMER])
     expected = reference_logits(model.decoder, memory[0], PRIMER, None)
@@ -250,14 +250,14 @@ def test_models_that_normalise_queries_and_keys() -> None:
 
 def test_other_decoders_are_refused() -> None:
     with pytest.raises(BackboneError, match="Linear"):
-        CachedDecoder(nn.Linear(2, 2))
+        make_backbone(make_encoder(), nn.Linear(2, 2))
     with pytest.raises(BackboneError, match="pre-norm"):
-        CachedDecoder(make_model(0, concat_after=True).decoder)
+        make_backbone(decoder=make_model(0, concat_after=True).decoder)
 
 
-def _after_steps(decoder: CachedDecoder, steps: int) -> DecoderState:
+def _after_steps(steps: int, gates: DecoderGates | None = None) -> DecoderState:
     memory, lengths = make_memory(0, [8])
-    state, _ = decoder.start(memory, lengths, [PRIMER])
+    state, _ = CachedDecoder(make_model(0).backbone).start(memory, lengths, [PRIMER], gates)
     for step in range(steps):
         state.step(torch.tensor([10 + step]), torch.tensor([0]), Rows(torch.tensor([0]), 1))
     return state

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from localgp.backbones.cost import DecoderCost
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.rows import Rows
 from localgp.decoder.step_gates import StepGates
-from localgp.decoder.train import MODULES, decode_tokens
-from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.decoder.train import decode_tokens
 from localgp.evaluation.decoder_gates_file import (
     DecoderGateRecord,
     join_records,
@@ -21,9 +21,11 @@ from localgp.evaluation.decoder_gates_file import (
 from localgp.evaluation.measured import kept_ratios
 from localgp.gates import Gate, GlobalGates, LocalGates, OpenGates
 from localgp.model import GatedS2T
+from localgp.pruning.options import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
-from tests.decoding_helpers import EOS, PRIMER, TOKENS, make_memory, make_model
+from tests.conftest import make_backbone, make_encoder
+from tests.decoding_helpers import EOS, PRIMER, VOCABULARY, make_memory, make_model
 from tests.test_model import batch, espnet  # noqa: F401 (fixtures)
 
 SIZE, CONTEXT, LAYERS = 32, 6, 2
@@ -81,7 +83,7 @@ def test_open_gates_are_espnets_decoder(policy, fused):
             child.use_sdpa = fused
     memory, lengths = make_memory(0, [13, 9])
     expected, _ = model.decoder(memory, lengths, TEXT, LENGTHS)
-    found = decode_tokens(model.decoder, memory, lengths, TEXT, LENGTHS, policy)
+    found = decode_tokens(model.backbone, memory, lengths, TEXT, LENGTHS, policy)
     for row, count in enumerate(LENGTHS):
         assert (found.logits[row, :count] - expected[row, :count]).abs().max() <= 1e-5
     assert len(found.gates) == (0 if policy is None else LAYERS)
@@ -90,7 +92,7 @@ def test_open_gates_are_espnets_decoder(policy, fused):
 @torch.no_grad()
 def test_closed_token_is_nobodys_key():
     """Whatever stands there, the others do not see it; while it is open, they do."""
-    decoder = make_model(1).decoder
+    backbone = make_model(1).backbone
     memory, lengths = make_memory(1, [11])
     other = TEXT[:1].clone()
     other[0, 4] = 20
@@ -98,7 +100,7 @@ def test_closed_token_is_nobodys_key():
         own = torch.ones(1, 7)
         own[0, 4] = 1 - float(closed)
         logits = [
-            decode_tokens(decoder, memory, lengths, text, LENGTHS[:1], Planted(self_attention=own)).logits
+            decode_tokens(backbone, memory, lengths, text, LENGTHS[:1], Planted(self_attention=own)).logits
             for text in (TEXT[:1], other)
         ]
         difference = (logits[0] - logits[1]).abs().amax(-1)[0]
@@ -109,21 +111,23 @@ def test_closed_token_is_nobodys_key():
 
 @torch.no_grad()
 def test_closed_token_is_no_query():
-    decoder = make_model(1).decoder
+    model = make_model(1)
+    decoder = model.decoder
     memory, lengths = make_memory(1, [11])
     own = torch.zeros(1, 7)
     everything = Planted(self_attention=own, source_attention=own, ffn=own)
-    found = decode_tokens(decoder, memory, lengths, TEXT[:1], LENGTHS[:1], everything).logits
+    found = decode_tokens(model.backbone, memory, lengths, TEXT[:1], LENGTHS[:1], everything).logits
     torch.testing.assert_close(found, decoder.output_layer(decoder.after_norm(decoder.embed(TEXT[:1]))))
 
 
 @pytest.mark.parametrize("kind", ["local", "global"])
 def test_gradient_reaches_every_predictor(kind):
-    decoder = make_model(2).decoder.train()
+    model = make_model(2)
+    model.decoder.train()
     policy = make_policy(kind).train()
     memory, lengths = make_memory(2, [9, 9])
     torch.manual_seed(0)
-    found = decode_tokens(decoder, memory, lengths, TEXT, LENGTHS, policy, make_contexts(2, 2))
+    found = decode_tokens(model.backbone, memory, lengths, TEXT, LENGTHS, policy, make_contexts(2, 2))
     assert found.logits.isfinite().all()
     found.logits.square().mean().backward()
     grads = {name: p.grad for name, p in policy.named_parameters()}
@@ -142,9 +146,7 @@ def test_gates_of_a_hypothesis_token_by_token(kind, seed):
     memory, lengths = make_memory(seed, [14, 9, 11])
     contexts = make_contexts(seed, 3)
     primers = [PRIMER, [1, 5, 4, 3], [1, 6, 5, 3]]
-    search = BeamSearch(
-        CachedDecoder(model.decoder), None, options=DecodeOptions(beam=3, maxlenratio=-9, nbest=3), **TOKENS
-    )
+    search = BeamSearch(model.backbone, DecodeOptions(beam=3, maxlenratio=-9, nbest=3))
     seen = []
     for u, hypotheses in enumerate(search(memory, lengths, primers, StepGates(policy, contexts))):
         assert hypotheses
@@ -153,7 +155,7 @@ def test_gates_of_a_hypothesis_token_by_token(kind, seed):
             passes = hypothesis.open_PLM.shape[0]
             given = torch.tensor([tokens[: len(PRIMER) - 1 + passes]])
             whole = decode_tokens(
-                model.decoder,
+                model.backbone,
                 memory[u : u + 1, : lengths[u]],
                 lengths[u : u + 1],
                 given,
@@ -184,7 +186,7 @@ def test_pruned_tokens_are_never_cached():
             return {"self_attention": Gate(x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2]))}
 
     memory, lengths = make_memory(0, [8])
-    state, _ = CachedDecoder(make_model(0).decoder).start(memory, lengths, [PRIMER], StepGates(Closed(), {}))
+    state, _ = CachedDecoder(make_model(0).backbone).start(memory, lengths, [PRIMER], StepGates(Closed(), {}))
     for token in range(10, 15):
         state.step(torch.tensor([token]), torch.tensor([0]), Rows(torch.tensor([0]), 1))
     assert [tree.used for tree in state._trees] == [0, 0]
@@ -200,12 +202,12 @@ def test_utterances_keep_their_numbers_where_some_are_decoded_again():
         return {}
 
     memory, lengths = make_memory(0, [8, 8])
-    CachedDecoder(make_model(0).decoder).start(memory, lengths, [PRIMER, PRIMER], gates, [2, 5])
+    CachedDecoder(make_model(0).backbone).start(memory, lengths, [PRIMER, PRIMER], gates, [2, 5])
     assert seen == [[2, 5]] * LAYERS
 
 
 def test_loss_with_open_gates_is_espnets(espnet, batch):  # noqa: F811
-    model = GatedS2T(espnet, None, OpenGates(MODULES)).eval()
+    model = GatedS2T(make_backbone(net=espnet), None, OpenGates(MODULES)).eval()
     names = {"tasks": ["de", "de-fr", "fr"]}
     for previous in ([[2], [2], [2]], [[4, 5], [2, -1], [6, -1]]):
         batch["text_prev"] = torch.tensor(previous)
@@ -214,16 +216,15 @@ def test_loss_with_open_gates_is_espnets(espnet, batch):  # noqa: F811
         losses = model.losses(encoded, batch | names)
         expected, _, _ = espnet(**{k: v.clone() for k, v in batch.items() if k != "utterance"})
         torch.testing.assert_close(losses.total, expected.squeeze())
-        plain = GatedS2T(espnet).eval().losses(encoded, batch)
+        plain = GatedS2T(make_backbone(net=espnet)).eval().losses(encoded, batch)
         assert losses.accuracy == pytest.approx(plain.accuracy)
-        assert plain.tokens is None
         previous_tokens = torch.tensor([0 if 2 in row else sum(t >= 0 for t in row) + 1 for row in previous])
         assert losses.tokens.sum(1).tolist() == (batch["text_lengths"] + previous_tokens + 1).tolist()
 
 
 def test_checkpoint_has_both_policies(espnet):  # noqa: F811
     model = GatedS2T(
-        espnet,
+        make_backbone(net=espnet),
         LocalGates(3, SIZE, ["ffn1"], {"front": SIZE}),
         GlobalGates(2, SIZE, MODULES, {"front": SIZE, "task": 2 * SIZE}),
     )
@@ -236,10 +237,12 @@ def test_checkpoint_has_both_policies(espnet):  # noqa: F811
 
 def test_task_context_is_the_prompts_embeddings(espnet):  # noqa: F811
     model = GatedS2T(
-        espnet, None, GlobalGates(2, SIZE, MODULES, {"front": SIZE, "task": 2 * SIZE}, bias=0.0)
+        make_backbone(net=espnet),
+        None,
+        GlobalGates(2, SIZE, MODULES, {"front": SIZE, "task": 2 * SIZE}, bias=0.0),
     ).eval()
     speech = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
-    encoded = model.encode(speech, torch.full((2,), 16000), path="packed")
+    encoded = model.packed().encode(speech, torch.full((2,), 16000))
     owner = torch.tensor([0, 1, 0])
     prompts = torch.tensor([[3, 4], [3, 5], [3, 5]])
     contexts = model.decoder_contexts(encoded, owner, ["de", "de-fr", "de-fr"], prompts)
@@ -250,14 +253,16 @@ def test_task_context_is_the_prompts_embeddings(espnet):  # noqa: F811
     torch.testing.assert_close(contexts["front"][0], contexts["front"][2])
 
 
-@pytest.mark.parametrize("path", ["gathered", "packed"])
-def test_a_trimmed_utterances_context_does_not_depend_on_its_batch(espnet, path):  # noqa: F811
-    model = GatedS2T(espnet, None, GlobalGates(2, SIZE, MODULES, {"front": SIZE}), trim=True).eval()
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trimmed_utterances_context_does_not_depend_on_its_batch(espnet, packed):  # noqa: F811
+    model = GatedS2T(
+        make_backbone(net=espnet), None, GlobalGates(2, SIZE, MODULES, {"front": SIZE}), trim=True
+    ).eval()
     speech = torch.randn(2, 32000, generator=torch.Generator().manual_seed(0)) * 0.1
     ends = torch.tensor([32000, 12000])
     fronts = [
         model.decoder_contexts(
-            model.encode(speech[rows], ends[rows], path=path),
+            (model.packed() if packed else model).encode(speech[rows], ends[rows]),
             torch.tensor([0]),
             ["de"],
             torch.tensor([[3, 4]]),
@@ -268,7 +273,7 @@ def test_a_trimmed_utterances_context_does_not_depend_on_its_batch(espnet, path)
 
 
 def test_trimmed_utterances_do_not_depend_on_their_batch(espnet):  # noqa: F811
-    model = GatedS2T(espnet, trim=True).eval()
+    model = GatedS2T(make_backbone(net=espnet), trim=True).eval()
     speech = torch.randn(3, 32000, generator=torch.Generator().manual_seed(0)) * 0.1
     ends = torch.tensor([32000, 20000, 100])
     encoded = model.encode(speech, ends)
@@ -276,7 +281,7 @@ def test_trimmed_utterances_do_not_depend_on_their_batch(espnet):  # noqa: F811
     assert encoded.lengths.tolist()[1] == alone.x.shape[1] < encoded.x.shape[1]
     torch.testing.assert_close(encoded.x[1, : alone.x.shape[1]], alone.x[0])
     assert encoded.lengths[2] >= 1  # nearly empty, and still encoded
-    padded = GatedS2T(espnet).eval().encode(speech[:1], ends[:1])
+    padded = GatedS2T(make_backbone(net=espnet)).eval().encode(speech[:1], ends[:1])
     torch.testing.assert_close(encoded.x[:1], padded.x)  # nothing to trim
 
 
@@ -314,14 +319,15 @@ def test_kept_ratios_of_decoder_modules(record):
 
 
 def test_decoder_cost_of_what_ran(record):
-    cost = DecoderCost(frames=10, size=4, ffn=8, vocabulary=20, layers=2)
+    decoder = make_model(0, size=4, attention_heads=2, linear_units=8).decoder
+    cost = DecoderCost(make_backbone(make_encoder(4), decoder), frames=10)
     terms = cost.terms(5)
     assert cost.measured(np.ones((5, 2, 3), dtype=bool), list(MODULES)) == pytest.approx(sum(terms.values()))
     # written out: 5 tokens, 15 query-key pairs, 2 layers, norms of 5 x size
     assert terms["self_attention"] == 2 * (5 * (4 * 16 + 20) + 2 * 15 * 4)
     assert terms["source_attention"] == 2 * 5 * (2 * 16 + 2 * 10 * 4 + 20)
     assert terms["ffn"] == 2 * 5 * (2 * 4 * 8 + 20)
-    assert terms["output"] == 5 * (4 * 20 + 20)
+    assert terms["output"] == 5 * (4 * VOCABULARY + 20)
     assert terms["source keys and values"] == 2 * 10 * 2 * 16
     none = cost.measured(np.zeros((5, 2, 3), dtype=bool), list(MODULES))
     assert none == terms["output"] + terms["source keys and values"]

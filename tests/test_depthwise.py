@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.gates.control import ControlGates
 from localgp.kernels import depthwise
@@ -90,7 +91,7 @@ class ByLength(ControlGates):
 
 @pytest.mark.parametrize("gated", [[], ["ffn1", "attention", "ffn2"], ["ffn1", "attention", "cgmlp", "ffn2"]])
 @pytest.mark.parametrize("short", [0, None])
-def test_short_utterances_in_a_batch_equal_each_alone(encoder, gated, short, monkeypatch):
+def test_short_utterances_in_a_batch_equal_each_alone(backbone, gated, short, monkeypatch):
     """One of a single frame, some whose frames are all skipped; together in a call and each in its own."""
     if short is not None:
         monkeypatch.setattr(depthwise, "SHORT", short)
@@ -98,9 +99,10 @@ def test_short_utterances_in_a_batch_equal_each_alone(encoder, gated, short, mon
     feats = torch.randn(len(lengths), max(lengths), 80, generator=torch.Generator().manual_seed(3))
     policy = ByLength(gated).eval() if gated else None
     with torch.no_grad():
-        batch = encode(encoder, feats, torch.tensor(lengths), policy, path="packed")
+        gates = None if policy is None else PackedGates(policy)
+        batch = PackedEncoder(backbone).encode(feats, torch.tensor(lengths), gates)
         for b, length in enumerate(lengths):
-            alone = encode(encoder, feats[b : b + 1, :length], torch.tensor([length]), policy, path="masked")
+            alone = encode(backbone, feats[b : b + 1, :length], torch.tensor([length]), policy, path="masked")
             frames = int(alone.lengths)
             assert int(batch.lengths[b]) == frames
             assert (batch.x[b, :frames] - alone.x[0]).abs().max() <= 2e-5

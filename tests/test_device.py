@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from localgp.backbones.owsm.positions import position_table
+from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.gates import GlobalGates, LocalGates, RandomGates
 from localgp.gates.gumbel import Gate
@@ -15,10 +16,15 @@ from localgp.gates.loss import sparsity_loss
 from localgp.kernels.rows import _triton
 from localgp.precision import prepare_cuda, resolve_device, resolve_precision
 from localgp.training.module import numbers
-from tests.conftest import LAYERS, SIZE, make_encoder
+from tests.conftest import LAYERS, SIZE, make_backbone
 
 MODULES = ["ffn1", "attention", "ffn2"]
 INPUT = torch.randn(2, 80, 80, generator=torch.Generator().manual_seed(4)), torch.tensor([80, 80])
+
+
+def packed(backbone, policy=None, dtype=torch.float32):
+    gates = None if policy is None else PackedGates(policy)
+    return PackedEncoder(backbone, dtype).encode(*INPUT, gates)
 
 
 class Foreign(torch.optim.Optimizer):
@@ -34,30 +40,32 @@ class Foreign(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, Foreign])
-def test_prepared_weights_follow_an_optimizer_that_pytorch_does_not_count(kind):
-    encoder = make_encoder()
+def test_weights_are_laid_out_anew_after_an_optimizer_that_pytorch_does_not_count(kind):
+    backbone = make_backbone()
     policy = LocalGates(LAYERS, SIZE, MODULES, {"front": SIZE}, bias=0.0).eval()
-    optimizer = kind([*encoder.parameters(), *policy.parameters()], lr=0.05, fused=True)
-    before = encode(encoder, *INPUT, policy, path="packed").x
-    encode(encoder, *INPUT, policy).x.square().mean().backward()
+    optimizer = kind([*backbone.net.encoder.parameters(), *policy.parameters()], lr=0.05, fused=True)
+    before = packed(backbone, policy).x
+    encode(backbone, *INPUT, policy, path="masked").x.square().mean().backward()
     for head in policy.parameters():
         head.grad = torch.ones_like(head) if head.grad is None else head.grad
     optimizer.step()
-    packed, masked = (encode(encoder, *INPUT, policy, path=path).x for path in ("packed", "masked"))
-    assert (packed - before).abs().max() > 0.01
-    assert (packed - masked).abs().max() <= 2e-5
+    after, masked = packed(backbone, policy).x, encode(backbone, *INPUT, policy, path="masked").x
+    assert (after - before).abs().max() > 0.01
+    assert (after - masked).abs().max() <= 2e-5
 
 
 @pytest.mark.parametrize("pass_", ["masked", "packed", "espnet"])
 def test_a_pass_in_bf16_leaves_the_positions_exact(pass_):
-    encoder = make_encoder()
-    encoding = encoder.embed.out[1]
+    backbone = make_backbone()
+    encoding = backbone.net.encoder.embed.out[1]
     exact = encoding.pe.clone()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         if pass_ == "espnet":
             encoding(torch.zeros(1, 9, SIZE, dtype=torch.bfloat16))
+        elif pass_ == "packed":
+            packed(backbone, dtype=torch.bfloat16)
         else:
-            encode(encoder, *INPUT, path=pass_)
+            encode(backbone, *INPUT, path=pass_)
     table = position_table(encoding, 9, torch.device("cpu"))
     assert table.dtype == torch.float32
     assert torch.equal(table[:9], exact[0, :9])
@@ -82,12 +90,12 @@ def test_triton_that_cannot_compile_is_said_once_and_left_out(caplog):
     ],
     ids=["no context", "front", "cosine", "global"],
 )
-def test_every_trained_parameter_of_a_policy_gets_a_gradient(encoder, policy):
+def test_every_trained_parameter_of_a_policy_gets_a_gradient(backbone, policy):
     """Or processes that train together wait for it."""
-    output = encode(encoder, *INPUT, policy.train(), path="masked")
+    output = encode(backbone, *INPUT, policy.train(), path="masked")
     sparsity = sparsity_loss(output.gates, 0.3, torch.ones(2, output.x.shape[1]))
     (output.x.square().mean() + sparsity).backward()
-    encoder.zero_grad()
+    backbone.net.zero_grad()
     assert [name for name, p in policy.named_parameters() if p.requires_grad and p.grad is None] == []
 
 

@@ -66,7 +66,7 @@ def test_fsdp_needs_gpus():
     from localgp.training.fit import build_strategy
 
     with pytest.raises(ConfigError, match="use trainer.strategy=ddp"):
-        build_strategy(composed("trainer.strategy=fsdp"), World(0, 2, 2, 1), torch.device("cpu"))
+        build_strategy(composed("trainer.strategy=fsdp"), World(0, 2, 2, 1), torch.device("cpu"), None)
 
 
 def test_ranks_share_every_batch():

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from localgp.encoder.run import check_supported, encode
+from localgp.encoder.run import encode
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates import EnergyGates, Gate, LocalGates, OpenGates, RandomGates
-from localgp.model import use_fast_kernels
-from tests.conftest import make_encoder
+from tests.conftest import make_backbone
 
 MODULES = ["ffn1", "attention", "ffn2"]
 
@@ -33,24 +32,24 @@ class FixedGates(nn.Module):
 
 @pytest.mark.parametrize("path", ["masked", "gathered"])
 @pytest.mark.parametrize("fast", [False, True])
-def test_open_gates_equal_the_untouched_encoder(encoder, feats, path, fast):
-    expected, lengths, _ = encoder(*feats)
+def test_open_gates_equal_the_untouched_encoder(backbone, feats, path, fast):
+    expected, lengths, _ = backbone.net.encoder(*feats)
     if fast:
-        encoder = make_encoder()
-        use_fast_kernels(encoder)
-    output = encode(encoder, *feats, OpenGates(MODULES), path=path)
+        backbone = make_backbone()
+        backbone.use_fast_kernels()
+    output = encode(backbone, *feats, OpenGates(MODULES), path=path)
     assert (output.x - expected).abs().max() <= 1e-5
     assert torch.equal(output.lengths, lengths)
 
 
-def test_no_policy_equals_the_untouched_encoder(encoder, feats):
-    output = encode(encoder, *feats)
+def test_no_policy_equals_the_untouched_encoder(backbone, encoder, feats):
+    output = encode(backbone, *feats)
     assert torch.equal(output.x, encoder(*feats)[0])
     assert output.gates == []
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_gathered_equals_masked(encoder, feats, seed):
+def test_gathered_equals_masked(backbone, encoder, feats, seed):
     """Random gates on a ragged batch, with a module nothing runs in, one everything runs in, and one utterance
     without a frame."""
     generator = torch.Generator().manual_seed(seed)
@@ -59,28 +58,28 @@ def test_gathered_equals_masked(encoder, feats, seed):
     decisions["ffn1"][1] = 1.0
     decisions["attention"][1, 2] = 0.0
     policy = FixedGates(decisions)
-    masked = encode(encoder, *feats, policy, path="masked").x
-    gathered = encode(encoder, *feats, policy, path="gathered").x
+    masked = encode(backbone, *feats, policy, path="masked").x
+    gathered = encode(backbone, *feats, policy, path="gathered").x
     assert masked.isfinite().all()
     assert (masked - gathered).abs().max() <= 1e-5
     assert (masked - encoder(*feats)[0]).abs().max() > 1e-2  # the gates did something
 
 
-def test_utterance_gates_skip_the_convolution_too(encoder, feats):
+def test_utterance_gates_skip_the_convolution_too(backbone, feats):
     decisions = {name: torch.tensor([[[1.0], [0.0], [1.0]]] * 3) for name in [*MODULES, "cgmlp"]}
-    masked = encode(encoder, *feats, FixedGates(decisions), path="masked").x
-    gathered = encode(encoder, *feats, FixedGates(decisions), path="gathered").x
+    masked = encode(backbone, *feats, FixedGates(decisions), path="masked").x
+    gathered = encode(backbone, *feats, FixedGates(decisions), path="gathered").x
     assert (masked - gathered).abs().max() <= 1e-5
 
 
-def test_skipped_frames_are_not_computed(encoder, feats):
+def test_skipped_frames_are_not_computed(backbone, encoder, feats):
     """A frame that FFN1 would blow up on is never given to it."""
     seen = []
     handle = encoder.encoders[0].feed_forward_macaron.register_forward_pre_hook(
         lambda module, args: seen.append(args[0].shape[0])
     )
     try:
-        encode(encoder, *feats, RandomGates(MODULES, 0.3).eval(), path="gathered")
+        encode(backbone, *feats, RandomGates(MODULES, 0.3).eval(), path="gathered")
     finally:
         handle.remove()
     assert seen == [3 * (59 - round(0.3 * 59))]
@@ -106,10 +105,10 @@ def test_a_skipped_frame_is_no_key(encoder, feats):
 
 
 @pytest.mark.parametrize("path", ["masked", "gathered"])
-def test_gradients_reach_gates_and_backbone(encoder, feats, path):
+def test_gradients_reach_gates_and_backbone(backbone, encoder, feats, path):
     torch.manual_seed(0)
     policy = LocalGates(3, 32, MODULES, {"front": 32}, bias=0.5).train()
-    output = encode(encoder, *feats, policy, path=path)
+    output = encode(backbone, *feats, policy, path=path)
     output.x.square().mean().backward()
     try:
         for layer in policy.layers:
@@ -121,31 +120,31 @@ def test_gradients_reach_gates_and_backbone(encoder, feats, path):
         encoder.zero_grad()
 
 
-def test_closed_gates_get_a_gradient_on_the_masked_path_only(encoder, feats):
+def test_closed_gates_get_a_gradient_on_the_masked_path_only(backbone, encoder, feats):
     """design of the two training paths: masked teaches a closed gate, gathered cannot."""
     grads = {}
     for path in ("masked", "gathered"):
         value = torch.zeros(3, 3, 59, requires_grad=True)
         policy = FixedGates({"ffn1": value})
-        encode(encoder, *feats, policy, path=path).x.square().mean().backward()
+        encode(backbone, *feats, policy, path=path).x.square().mean().backward()
         grads[path] = value.grad
         encoder.zero_grad()
     assert grads["masked"].abs().sum() > 0
     assert grads["gathered"] is None or grads["gathered"].abs().sum() == 0
 
 
-def test_energy_gates_skip_the_quietest(encoder, feats):
+def test_energy_gates_skip_the_quietest(backbone, feats):
     quiet = feats[0].clone()
     quiet[:, 120:] -= 20.0
-    output = encode(encoder, quiet, feats[1], EnergyGates(["ffn1"], 0.4))
+    output = encode(backbone, quiet, feats[1], EnergyGates(["ffn1"], 0.4))
     mask = output.gates[0]["ffn1"].mask
     assert mask.sum(1).tolist() == [59 - round(0.4 * 59)] * 3
     assert mask[:, :28].all()
 
 
-def test_speechprune_gates_skip_what_attention_ignores(encoder, feats):
+def test_speechprune_gates_skip_what_attention_ignores(backbone, encoder, feats):
     from localgp.gates import SpeechPruneGates
-    from localgp.speechprune.attention import binarised_attention_scores
+    from localgp.gates.binarised import binarised_attention_scores
 
     seen = []
     layer = encoder.encoders[0]
@@ -153,7 +152,12 @@ def test_speechprune_gates_skip_what_attention_ignores(encoder, feats):
         lambda module, args: seen.append(args[0].detach())
     )
     try:
-        gates = encode(encoder, *feats, SpeechPruneGates(MODULES, 0.4, encoder), path="masked").gates
+        gates = encode(
+            backbone,
+            *feats,
+            SpeechPruneGates(MODULES, 0.4, backbone.branches("encoder", 0)["attention"]),
+            path="masked",
+        ).gates
     finally:
         handle.remove()
     mask = gates[0]["ffn1"].mask
@@ -164,10 +168,10 @@ def test_speechprune_gates_skip_what_attention_ignores(encoder, feats):
     assert scores[mask].view(3, -1).min(1).values.ge(scores[~mask].view(3, -1).max(1).values).all()
 
 
-def test_random_gates_do_not_depend_on_batch_mates(encoder, feats):
+def test_random_gates_do_not_depend_on_batch_mates(backbone, feats):
     policy = RandomGates(MODULES, 0.3, seed=5).eval()
-    together = encode(encoder, *feats, policy).gates[1]["ffn2"].mask
-    alone = encode(encoder, feats[0][1:2], feats[1][1:2], policy).gates[1]["ffn2"].mask
+    together = encode(backbone, *feats, policy).gates[1]["ffn2"].mask
+    alone = encode(backbone, feats[0][1:2], feats[1][1:2], policy).gates[1]["ffn2"].mask
     assert torch.equal(together[1:2], alone)
 
 
@@ -175,11 +179,11 @@ def test_unsupported_backbones_are_named(encoder):
     from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
     with pytest.raises(BackboneError, match="TransformerEncoder.*e_branchformer"):
-        check_supported(TransformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
+        make_backbone(TransformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
 
 
-def test_unknown_path_and_missing_context(encoder, feats):
-    with pytest.raises(ConfigError, match="'sparse'; valid: masked, gathered, packed"):
-        encode(encoder, *feats, OpenGates(MODULES), path="sparse")
+def test_unknown_path_and_missing_context(backbone, feats):
+    with pytest.raises(ConfigError, match="'sparse'; valid: masked, gathered"):
+        encode(backbone, *feats, OpenGates(MODULES), path="sparse")
     with pytest.raises(ConfigError, match="context 'spk', given: none"):
-        encode(encoder, *feats, LocalGates(3, 32, MODULES, {"spk": 4}))
+        encode(backbone, *feats, LocalGates(3, 32, MODULES, {"spk": 4}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -192,9 +193,9 @@ def test_a_run_of_elsewhere_brings_no_code(tmp_path, monkeypatch):
         ("my_errors.Demanding", r"cannot be made \(TypeError.*'mood'.*what it is given: layers, size"),
     ],
 )
-def test_policies_that_cannot_be(modules, encoder, path, message):
+def test_policies_that_cannot_be(modules, backbone, path, message):
     with pytest.raises(ConfigError, match=message):
-        build_policy(composed("conf=row05", f"pruning.encoder={path}"), encoder)
+        build_policy(composed("conf=row05", f"pruning.encoder={path}"), backbone)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_another_source_file_is_another_extractor(modules, tmp_path, monkeypatch
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_subclass_of_ours_needs_no_constructor(modules, encoder):
+def test_a_subclass_of_ours_needs_no_constructor(modules, backbone):
     cfg = composed(
         "conf=row05",
         "pruning.encoder=my_errors.Own",
@@ -239,23 +240,27 @@ def test_a_subclass_of_ours_needs_no_constructor(modules, encoder):
         "+contexts.my.source=my_context.Loudness",
     )
     assert needed_contexts(cfg) == ["my"]
-    policy = build_policy(cfg, encoder)
+    policy = build_policy(cfg, backbone)
     assert policy.needs == ("front", "my")
     assert OmegaConf.to_container(cfg.contexts)["my"] == {"source": "my_context.Loudness"}
 
 
 @pytest.mark.parametrize("path", ["masked", "gathered", "packed"])
-def test_a_gate_of_nothing_is_refused(encoder, feats, path):
+def test_a_gate_of_nothing_is_refused(backbone, feats, path):
     """A policy that is handed to the model in Python, where no configuration is checked."""
+    from localgp.encoder.packed import PackedEncoder, PackedGates
     from localgp.encoder.run import encode
 
     class Sleeping(RandomGates):
         def gate(self, layer, x_BTD, state):
             return {"fnn1": Gate(torch.ones(x_BTD.shape[:2]), torch.ones(x_BTD.shape[:2]))}
 
-    features, lengths = feats
+    policy = Sleeping(["ffn1"], 0.3).eval()
+    run = partial(encode, backbone, *feats, policy, path=path)
+    if path == "packed":
+        run = partial(PackedEncoder(backbone).encode, *feats, PackedGates(policy))
     with pytest.raises(ConfigError, match="gates fnn1; valid: ffn1, attention"), torch.no_grad():
-        encode(encoder, features, lengths, Sleeping(["ffn1"], 0.3).eval(), path=path)
+        run()
 
 
 # --- the masks of a recording
@@ -267,9 +272,9 @@ def dense():
 
 
 def test_masks_are_those_of_the_frames_and_have_times(dense):
-    gated = GatedS2T(dense.model.espnet, RandomGates(["ffn1", "ffn2"], 0.3)).eval()
-    masks = Transcriber(gated, dense.backbone, dense.options).gates(NOISE)
-    layers = len(dense.model.espnet.encoder.encoders)
+    gated = GatedS2T(dense.backbone, RandomGates(["ffn1", "ffn2"], 0.3)).eval()
+    masks = Transcriber(gated, dense.options).gates(NOISE)
+    layers = dense.backbone.shape.encoder_layers
     assert set(masks.modules) == {"ffn1", "ffn2"}
     assert all(
         mask.shape == (layers, len(masks.times)) and mask.dtype == torch.bool
@@ -280,7 +285,7 @@ def test_masks_are_those_of_the_frames_and_have_times(dense):
     assert (masks.times.diff() > 0).all()  # over three windows
     assert len(masks.times) == pytest.approx(19 * 25, abs=6)
     assert masks.kept() == pytest.approx({"ffn1": 0.7, "ffn2": 0.7}, abs=0.03)
-    alone = Transcriber(gated, dense.backbone, dense.options).gates(NOISE[: 7 * 16_000])
+    alone = Transcriber(gated, dense.options).gates(NOISE[: 7 * 16_000])
     encoded = gated.encode(
         torch.from_numpy(np.pad(NOISE[: 7 * 16_000], (0, 16_000)))[None], torch.tensor([8 * 16_000])
     )

@@ -5,28 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localgp.backbones.cost import EncoderCost
 from localgp.encoder.run import encode
-from localgp.evaluation.flops import EncoderCost, count_with_fvcore
+from localgp.evaluation.flops import count_with_fvcore
 from localgp.gates import LocalGates, RandomGates
+from localgp.gates.cost import gates_cost
 
 
-def test_dense_equals_fvcore(encoder):
-    assert EncoderCost.of(encoder, 301, 80).encoder(301) == count_with_fvcore(encoder, 301, bins=80)
+def test_dense_equals_fvcore(backbone):
+    assert EncoderCost(backbone, 301).encoder() == count_with_fvcore(backbone, 301)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.5])
-def test_gathered_equals_fvcore(encoder, target):
+def test_gathered_equals_fvcore(backbone, target):
     policy = RandomGates(["ffn1", "attention", "ffn2"], target).eval()
-    gates = encode(encoder, torch.zeros(1, 301, 80), torch.tensor([301]), policy).gates
+    gates = encode(backbone, torch.zeros(1, 301, 80), torch.tensor([301]), policy).gates
     kept = [{name: float(gate.mask.sum()) for name, gate in layer.items()} for layer in gates]
-    assert EncoderCost.of(encoder, 301, 80).encoder(301, kept) == count_with_fvcore(
-        encoder, 301, policy, bins=80
-    )
+    assert EncoderCost(backbone, 301).encoder(kept) == count_with_fvcore(backbone, 301, policy)
 
 
 def test_local_gates_cost_what_their_products_cost():
     """Counted on the products written as matrix products, which fvcore sees."""
-    cost = EncoderCost(frames=10, bins=80, size=4, ffn=8, cgmlp=8, cgmlp_kernel=3, merge_kernel=3, layers=2)
     modules, frames, size = 3, 10, 4
     for sizes, aligned in (
         ({"front": 4}, frames * size**2),
@@ -36,4 +35,4 @@ def test_local_gates_cost_what_their_products_cost():
         policy = LocalGates(2, size, ["ffn1", "attention", "ffn2"], sizes)
         attention = sum(2 * frames * (len(sizes) + layer) * size for layer in range(2))
         heads = 2 * modules * frames * size * 2
-        assert cost.local_gates(policy) == attention + heads + frames * size**2 + aligned
+        assert gates_cost(policy, frames) == attention + heads + frames * size**2 + aligned

@@ -8,7 +8,7 @@ import torch
 from localgp.gates import LocalGates
 from localgp.model import GatedS2T
 from localgp.training.schedule import build_optimizer
-from tests.conftest import make_encoder
+from tests.conftest import make_backbone, make_encoder
 from tests.test_config import composed
 
 TOKENS = ["<blank>", "<unk>", "<na>", *"abcdefghij", "<sos>", "<eos>", "<sop>"]
@@ -57,14 +57,14 @@ def batch():
 
 
 def test_loss_is_espnets(espnet, batch):
-    model = GatedS2T(espnet).eval()
+    model = GatedS2T(make_backbone(net=espnet)).eval()
     losses = model.losses(model.encode(batch["speech"], batch["speech_lengths"]), batch)
     expected, _, _ = espnet(**{k: v.clone() for k, v in batch.items() if k != "utterance"})
     torch.testing.assert_close(losses.total, expected.squeeze())
 
 
 def test_previous_text_is_a_condition_and_not_a_target(espnet, batch):
-    model = GatedS2T(espnet).eval()
+    model = GatedS2T(make_backbone(net=espnet)).eval()
     batch["text_prev"] = torch.tensor([[4, 5], [2, -1], [6, -1]])
     batch["text_prev_lengths"] = torch.tensor([2, 1, 1])
     losses = model.losses(model.encode(batch["speech"], batch["speech_lengths"]), batch)
@@ -74,7 +74,7 @@ def test_previous_text_is_a_condition_and_not_a_target(espnet, batch):
 
 def test_one_encoder_pass_serves_all_tasks(espnet, batch):
     """Grouped: two sequences of utterance 0 and one of utterance 1 cost what they cost one by one."""
-    model = GatedS2T(espnet).eval()
+    model = GatedS2T(make_backbone(net=espnet)).eval()
     grouped = batch | {
         "speech": batch["speech"][:2],
         "speech_lengths": batch["speech_lengths"][:2],
@@ -89,7 +89,7 @@ def test_one_encoder_pass_serves_all_tasks(espnet, batch):
 
 
 def test_gates_and_backbone_have_their_own_learning_rates(espnet):
-    model = GatedS2T(espnet, LocalGates(3, 32, ["ffn1"], {"front": 32}))
+    model = GatedS2T(make_backbone(net=espnet), LocalGates(3, 32, ["ffn1"], {"front": 32}))
     cfg = composed("conf=row05", "training.lr=0.001", "training.gate_lr=0.1", "training.scheduler=constant")
     groups = build_optimizer(model, cfg.training, 10)["optimizer"].param_groups
     assert [group["lr"] for group in groups] == [0.001, 0.1]
@@ -99,6 +99,6 @@ def test_gates_and_backbone_have_their_own_learning_rates(espnet):
 
 def test_espnet_checkpoint_still_loads(espnet):
     """The ESPnet model is kept whole: its parameters have the names they had."""
-    model = GatedS2T(espnet, LocalGates(3, 32, ["ffn1"], {"front": 32}))
+    model = GatedS2T(make_backbone(net=espnet), LocalGates(3, 32, ["ffn1"], {"front": 32}))
     names = {k.removeprefix("espnet.") for k in model.state_dict() if k.startswith("espnet.")}
     assert names == set(espnet.state_dict())

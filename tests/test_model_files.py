@@ -15,14 +15,9 @@ import torch
 import yaml
 
 import localgp
-from localgp.backbones.owsm.files import EMBEDDED, locate
-from localgp.backbones.owsm.model import (
-    assemble,
-    build_model,
-    espnet_arguments,
-    load_backbone,
-    write_espnet_directory,
-)
+from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, locate, write_espnet_directory
+from localgp.backbones.owsm.model import load_backbone
 from localgp.backbones.owsm.shapes import Dimensions, train_config
 from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list
 from localgp.caches import give_numba_a_cache, give_user_a_name
@@ -44,7 +39,7 @@ def espnet(tmp_path_factory):
     bpe = EMBEDDED / "bpe.model"
     config = train_config(TINY, full_token_list(bpe_pieces(bpe)), str(bpe), str(EMBEDDED / "feats_stats.npz"))
     directory = tmp_path_factory.mktemp("espnet") / "model"
-    write_espnet_directory(assemble(build_model(config), config, "tiny", "a test"), directory)
+    write_espnet_directory(build_model(config), config, directory)
     return directory
 
 
@@ -120,7 +115,7 @@ def test_a_training_directory_loads(espnet, model):
     (model / "valid.acc.ave.pth").write_bytes(b"")
     make_checkpoints(model, "checkpoint.pth", "1epoch.pth", "valid.acc.ave.pth>valid.acc.ave_5best.pth")
     os.replace(model / "kept", model / "valid.acc.ave_5best.pth")
-    ours, theirs = load(model).model.state_dict(), load(espnet).model.state_dict()
+    ours, theirs = load(model).net.state_dict(), load(espnet).net.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

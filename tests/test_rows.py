@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from localgp import bench
 from localgp.analysis.collect import collect, group
 from localgp.analysis.sources import read_hypotheses
+from localgp.backbones import open_backbone
 from localgp.build import build_decoder_policy, build_languages, build_model, build_policy, is_trimmed
-from localgp.decoder.train import MODULES as DECODER_MODULES
 from localgp.errors import ConfigError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
 from localgp.evaluation.evaluate import evaluate
 from localgp.flops import DECODER_TOKENS, count
 from localgp.model import GatedS2T
+from localgp.pruning.options import DECODER_MODULES
 from localgp.training.fit import fit
 from tests.test_config import CONFS, composed
 
@@ -52,26 +53,20 @@ def test_row_is_the_papers(row):
 
 @functools.cache
 def shape_of(backbone: str):
-    """ESPnet's model with random weights that take no memory."""
-    import torchaudio.compliance.kaldi  # noqa: F401  has a constant that must not be made on the meta device
-
-    from localgp.backbones.owsm.model import build_model as build_espnet
-    from localgp.backbones.owsm.model import read_train_config
-
+    """A backbone with random weights that take no memory."""
     with torch.device("meta"):
-        return build_espnet(read_train_config(composed(f"backbone={backbone}").backbone))
+        return open_backbone(composed(f"backbone={backbone}", "backbone.weights=random").backbone)
 
 
-@pytest.mark.parametrize("backbone", ["mini", "owsm_v3.1_medium"])
+@pytest.mark.parametrize("name", ["mini", "owsm_v3.1_medium"])
 @pytest.mark.parametrize("conf", CONFS)
-def test_every_experiment_builds(conf, backbone):
-    cfg = composed(f"conf={conf}", f"backbone={backbone}", "backbone.weights=random")
-    espnet = shape_of(backbone)
-    size = espnet.encoder.output_size()
+def test_every_experiment_builds(conf, name):
+    cfg = composed(f"conf={conf}", f"backbone={name}", "backbone.weights=random")
+    backbone = shape_of(name)
     with torch.device("meta"):
-        policy = build_policy(cfg, espnet.encoder)
-        decoder_policy = build_decoder_policy(cfg, len(espnet.decoder.decoders), size)
-    model = GatedS2T(espnet, policy, decoder_policy, languages=build_languages(cfg), trim=is_trimmed(cfg))
+        policy = build_policy(cfg, backbone)
+        decoder_policy = build_decoder_policy(cfg, backbone)
+    model = GatedS2T(backbone, policy, decoder_policy, languages=build_languages(cfg), trim=is_trimmed(cfg))
     assert (model.policy is None) == (cfg.pruning.encoder is None)
     assert (model.decoder_policy is None) == (cfg.pruning.decoder is None)
     for gates, context in ((policy, cfg.pruning.context), (decoder_policy, cfg.pruning.decoder_context)):
@@ -81,19 +76,16 @@ def test_every_experiment_builds(conf, backbone):
 
 def test_a_base_model_with_gates_on_both_sides_decodes():
     """Real memory, real arithmetic, one short utterance, OWSM-v3.1-base's shape."""
-    from localgp.evaluation.decode import TaskSearches
+    from localgp.corpora.rows import Task
     from localgp.search.options import DecodeOptions
-    from localgp.training.data import Task
+    from localgp.search.tasks import TaskSearches
 
     cfg = composed("conf=row09", "backbone=owsm_v3.1_base", "backbone.weights=random", "padding=none")
-    model, backbone = build_model(cfg)
-    model.eval()
+    model = build_model(cfg).eval()
     speech = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
     with torch.inference_mode():
         encoded = model.encode(speech, torch.tensor([16000]))
-        searches = TaskSearches(
-            model.espnet, backbone.tokenizer, DecodeOptions(beam=2, maxlenratio=-3), torch.float32
-        )
+        searches = TaskSearches(model.backbone, DecodeOptions(beam=2, maxlenratio=-3), torch.float32)
         gates = functools.partial(model.step_gates, encoded)
         (written,) = searches(encoded.x, encoded.lengths, [0], [Task(0, "de", "fr")], gates=gates)
     assert written.open_PLM.shape == (3, 6, 3)
@@ -103,8 +95,8 @@ def test_a_base_model_with_gates_on_both_sides_decodes():
 @pytest.mark.parametrize("conf", ["row01", "row04", "row10"])
 def test_medium_builds_with_weights(conf):
     cfg = composed(f"conf={conf}", "backbone=owsm_v3.1_medium", "backbone.weights=random")
-    model, _ = build_model(cfg)
-    assert sum(p.numel() for p in model.espnet.parameters()) == pytest.approx(1.02e9, rel=0.01)
+    backbone = build_model(cfg).backbone
+    assert sum(p.numel() for p in backbone.net.parameters()) == pytest.approx(1.02e9, rel=0.01)
 
 
 def medium(conf):
@@ -163,7 +155,7 @@ def test_decoder_is_counted_apart(row):
 )
 def test_bad_decoder_options_are_explained(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        build_decoder_policy(composed(*overrides), 2, 32)
+        build_decoder_policy(composed(*overrides), shape_of("mini"))
 
 
 def test_bad_padding_is_explained():

@@ -12,9 +12,7 @@ from localgp.decoder.source import BlockedSource, GridSource, SharedSource, keep
 
 LENGTHS = [21, 4, 16, 9]
 HEADS, SIZE = 2, 16
-blocked = pytest.mark.skipif(
-    not source._takes_blocked_convolutions(torch.zeros(1)), reason="PyTorch without oneDNN"
-)
+blocked = pytest.mark.skipif(not source.takes_convolutions(torch.zeros(1)), reason="PyTorch without oneDNN")
 
 
 def keys_values(layers: int = 2) -> list[tuple[Tensor, Tensor]]:
@@ -93,7 +91,7 @@ def test_the_blocked_layout_is_for_many_multiplications(monkeypatch: pytest.Monk
 
 @blocked
 def test_bf16_is_no_further_off_than_the_fused_attention() -> None:
-    if not source._takes_blocked_convolutions(torch.zeros(1, dtype=torch.bfloat16)):
+    if not source.takes_convolutions(torch.zeros(1, dtype=torch.bfloat16)):
         pytest.skip("this CPU has no bf16")
     exact = keys_values()
     rounded = [(key.bfloat16(), value.bfloat16()) for key, value in exact]

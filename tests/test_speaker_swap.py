@@ -43,7 +43,7 @@ def evaluated(own):
     place, options = own
     cfg = place.config(*options)
     torch.manual_seed(0)
-    model, _ = build_model(cfg)
+    model = build_model(cfg)
     with torch.no_grad():  # gates that hang on the speaker
         for name, parameter in model.policy.named_parameters():
             if name.startswith("align.spk"):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from localgp.errors import ConfigError
-from localgp.speechprune.attention import binarised_attention_scores, most_attended
+from localgp.gates.binarised import binarised_attention_scores, most_attended
 from localgp.speechprune.methods import METHODS, FirstLayer, Pruner
 from localgp.speechprune.similarity import frame_budgets, most_similar, token_similarity
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from localgp.encoder.run import subsample
+from localgp.backbones.owsm.stem import CONVOLUTIONS, PackedSubsampling, subsample
 from localgp.kernels.convolutions import ShortConvolutions, WindowConvolutions, convolutions
-from localgp.kernels.subsampling import PackedSubsampling
+from localgp.timeline import Timeline
 from tests.conftest import SIZE, make_encoder
 
 FRAMES = 59  # of 240 feature frames
+TIMELINE = Timeline(160, CONVOLUTIONS)
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def test_subsampling(frames, bins):
     if bins != 80:
         encoder.embed = Conv2dSubsampling(bins, SIZE, 0.0).eval()
     feats = torch.randn(2, frames, bins)
-    _, front, mask = subsample(encoder, feats, torch.ones(2, 1, frames, dtype=torch.bool))
-    packed, layout = PackedSubsampling(encoder.embed, torch.float32)(feats, [frames, frames])
+    _, front, mask = subsample(encoder.embed, feats, torch.tensor([frames, frames]))
+    packed, layout = PackedSubsampling(encoder.embed, TIMELINE, torch.float32)(feats, [frames, frames])
     assert layout.lengths == [mask.shape[2]] * 2
     assert (layout.unpack(packed) - front).abs().max() <= 1e-5
 
@@ -79,7 +80,7 @@ def test_fewer_products_are_nearly_as_exact():
 
 @pytest.mark.parametrize("kind", [ShortConvolutions, WindowConvolutions])
 def test_blocks_of_rows_make_no_difference(encoder, full, kind, monkeypatch):
-    subsampling = PackedSubsampling(encoder.embed, torch.float32)
+    subsampling = PackedSubsampling(encoder.embed, TIMELINE, torch.float32)
     embed = encoder.embed
     subsampling._convolve = kind(embed.conv[0], embed.conv[2], 19, torch.float32)
     expected, layout = subsampling(full, [240, 131, 7])
@@ -93,8 +94,8 @@ def test_a_constant_end_is_computed_once_and_exactly(encoder, speech, monkeypatc
     feats = torch.full((2, 240, 80), -1.5)
     feats[0, :speech] = torch.randn(speech, 80, generator=torch.Generator().manual_seed(0))
     feats[1, : speech // 2] = 1.0
-    _, front, _ = subsample(encoder, feats, torch.ones(2, 1, 240, dtype=torch.bool))
-    subsampling = PackedSubsampling(encoder.embed, torch.float32)
+    _, front, _ = subsample(encoder.embed, feats, torch.tensor([240, 240]))
+    subsampling = PackedSubsampling(encoder.embed, TIMELINE, torch.float32)
     rows = []
     convolve = subsampling._convolve
     monkeypatch.setattr(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
+from localgp.backbones.cost import DecoderCost
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
-from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing_decoder import bench_decoder
 from localgp.evaluation.timing_step_parts import PARTS
 from localgp.evaluation.timing_steps import PATTERNS, StepBench, random_gates
-from tests.decoding_helpers import EOS, SOS, make_memory, make_model
+from tests.decoding_helpers import SOS, make_memory, make_model
 
 COLUMNS = {
     "backbone",
@@ -34,22 +32,11 @@ COLUMNS = {
 
 def test_rows_and_untouched_model() -> None:
     small = make_model(0)
-    model = SimpleNamespace(
-        decoder=small.decoder,
-        ctc=small.ctc,
-        sos=SOS,
-        eos=EOS,
-        eval=lambda: small.decoder.eval(),
-        train=lambda mode: small.decoder.train(mode),
-    )
     before = {name: value.clone() for name, value in small.decoder.state_dict().items()}
     lines: list[str] = []
     rows = bench_decoder(
-        model,
-        backbone="tiny",
-        notimestamps=3,
-        first_time=40,
-        last_time=52,
+        small.backbone,
+        name="tiny",
         utterances=(1, 2),
         steps=4,
         skipped=(0.5,),
@@ -84,10 +71,9 @@ def test_gated_rows_say_what_was_skipped() -> None:
     small = make_model(0)
     memory, _ = make_memory(0, [9, 9])
     primers = [[SOS, 5, 6, 3]] * 2
-    dense = CachedDecoder(small.decoder)
-    tokens = {"sos": SOS, "eos": EOS, "notimestamps": 3, "first_time": 40, "last_time": 52}
-    bench = StepBench(small.decoder, dense, tokens, beam=2, steps=3, repeats=1)
-    cost = DecoderCost.of(small.decoder, 9)
+    dense = CachedDecoder(small.backbone)
+    bench = StepBench(small.backbone, dense, beam=2, steps=3, repeats=1)
+    cost = DecoderCost(small.backbone, 9)
     whole = cost.passes(3, np.full((len(dense.layers), 3), 3.0))
     closed = bench.against_dense(memory, primers, random_gates(1.0, 0))
     assert (closed["skipped"], closed["agree"]) == (1.0, 1.0)

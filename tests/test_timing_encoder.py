@@ -15,8 +15,10 @@ from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.timing import paired, peak_mib
 from localgp.evaluation.timing_encoder import EncoderBench
 from localgp.evaluation.timing_goals import decoder_goals, encoder_goals
-from localgp.evaluation.timing_parts import INSIDE, PARTS
-from tests.conftest import make_encoder
+from localgp.evaluation.timing_parts import INSIDE
+from tests.conftest import make_backbone
+
+PARTS = ("subsampling", "ffn1", "attention", "cgmlp", "merge", "ffn2", "norm")
 
 
 def test_paired_runs_alternate():
@@ -46,11 +48,12 @@ def test_peak_memory_of_a_run():
 
 def test_rows_and_goals(columns):
     torch.manual_seed(0)
-    encoder = make_encoder()
+    backbone = make_backbone()
+    encoder = backbone.net.encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     lines: list[str] = []
     tiny = EncoderBench(
-        encoder, backbone="tiny", seconds=2.0, repeats=1, espnet_repeats=1, progress=lines.append
+        backbone, name="tiny", seconds=2.0, repeats=1, espnet_repeats=1, progress=lines.append
     )
     tiny.dense("fp32", 1)
     tiny.dense("fp32", 1, 0.5)
@@ -118,7 +121,7 @@ def test_decoder_goals():
 @pytest.fixture
 def run_bench(monkeypatch, tmp_path, capsys):
     """The command's function with a tiny encoder in place of the published shapes."""
-    monkeypatch.setattr(bench, "_random_encoder", lambda name: make_encoder())
+    monkeypatch.setattr(bench, "_random_backbone", lambda name, device: make_backbone())
 
     def run(*overrides: str) -> dict:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):

@@ -11,9 +11,10 @@ import torch
 from localgp import bench
 from localgp.build import build_model
 from localgp.corpora.prepared import load_prepared
+from localgp.corpora.rows import padded_speech
 from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.timing_runs import RunTimer, TrainedRun
-from localgp.evaluation.trained import batch_contexts, padded_speech, trained_config
+from localgp.evaluation.trained import trained_config
 from localgp.run import Run
 from localgp.search.options import DecodeOptions
 from localgp.weights import save_weights
@@ -44,7 +45,7 @@ def exp(place, tmp_path_factory):
         add_run(place, rows, None, *given)
         run = Run(place.config(*given))
         run.checkpoints.mkdir()
-        save_weights(build_model(run.cfg)[0].state_dict(), run.weights)
+        save_weights(build_model(run.cfg).state_dict(), run.weights)
     return path
 
 
@@ -53,17 +54,15 @@ def test_what_is_timed_is_what_an_evaluation_encodes(place):
     rows = load_prepared(place.config())["test"].select([0, 7])
     samples = 8 * 16_000
     for name in ("control_random", "control_trim"):
-        model, backbone = build_model(place.config(f"conf={name}"))
-        timer = RunTimer(
-            TrainedRun(name, 1, model.eval(), backbone), rows, DecodeOptions(beam=1, maxlenratio=0.02), 2
-        )
+        model = build_model(place.config(f"conf={name}"))
+        timer = RunTimer(TrainedRun(name, 1, model.eval()), rows, DecodeOptions(beam=1, maxlenratio=0.02), 2)
         (timed,) = timer.encoder()
         items = sorted((rows[0], rows[1]), key=lambda row: row["seconds"])
         speech_BN, ends_B = padded_speech(items, samples)
         if not model.trim:
             ends_B = torch.full((2,), samples)
         with torch.inference_mode():
-            own = model.encode(speech_BN, ends_B, batch_contexts(None, items, samples, "cpu"), path="packed")
+            own = model.packed().encode(speech_BN, ends_B)
         assert torch.equal(timed.x, own.x)
         assert torch.equal(timed.lengths, own.lengths)
         assert (timed.x.shape[1] < 199) == model.trim

@@ -7,15 +7,16 @@ import torch
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
 from localgp.evaluation.timing_goals import training_goals
 from localgp.evaluation.timing_training import bench_training
-from tests.conftest import make_encoder
+from tests.conftest import make_backbone
 
 
 def test_rows_and_goals(columns):
-    encoder = make_encoder()
+    backbone = make_backbone()
+    encoder = backbone.net.encoder
     lines: list[str] = []
     rows = bench_training(
-        encoder,
-        backbone="tiny",
+        backbone,
+        name="tiny",
         seconds=1.0,
         batches=(1, 2),
         skipped=(0.5,),

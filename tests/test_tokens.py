@@ -101,7 +101,7 @@ def test_token_list_has_espnets_order(tokenizer):
 
 def test_ids_are_those_of_espnets_preprocessor(tokenizer):
     """ESPnet's preprocessor tokenizes prompt and text as one string and drops the leading piece."""
-    from localgp.backbones.owsm.model import quiet_espnet
+    from localgp.backbones.owsm.components import quiet_espnet
 
     with quiet_espnet():
         from espnet2.train.preprocessor import S2TPreprocessor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,7 +87,11 @@ def test_a_short_training_sees_few_rows(steps, rows):
     import datasets
 
     table = {"language": ["de"] * 7, "asr": [True] * 7, "targets": [["fr"]] * 7}
-    examples = TrainingExamples(datasets.Dataset.from_dict(table), None, 10, group_tasks=True)
+    examples = TrainingExamples(
+        datasets.Dataset.from_dict(table),
+        SimpleNamespace(samples=10, tokenizer=None, timeline=None),
+        group_tasks=True,
+    )
     batches = StepBatches(len(examples), 2, steps, seed=1)
     seen = rows_in(examples, batches)
     assert len(seen) == rows

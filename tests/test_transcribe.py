@@ -248,7 +248,7 @@ def test_models_that_know_no_times_are_not_asked_for_them(model, recordings):
     assert model.windows == "pauses"
     by_default = model.transcribe(file, src="de", timestamps=True, **QUICK)
     assert by_default == model.transcribe(file, src="de", windows="pauses", **QUICK)
-    assert Transcriber(model.model, model.backbone, model.options).windows == "timestamps"
+    assert Transcriber(model.model, model.options).windows == "timestamps"
 
 
 def test_an_array_is_a_recording(model):

@@ -60,10 +60,12 @@ def context_attention(
     import torch
 
     from localgp.contexts.extract import row_contexts
+    from localgp.gates import LocalGates
 
     again = reload(cfg, weights, record, utterances, limit)
     assert utterances is not None
     policy = again.model.policy
+    assert isinstance(policy, LocalGates)
     predictors: list[Any] = list(policy.layers)
     seen: list[list[torch.Tensor]] = [[] for _ in predictors]
     for predictor, found in zip(predictors, seen, strict=True):

@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from localgp.analysis.sources import Utterances
 from localgp.corpora.integrity import read_row
+from localgp.corpora.rows import padded_speech
 from localgp.errors import CorpusError
 from localgp.evaluation.gates_file import GateRecord
-from localgp.evaluation.trained import batch_contexts, load_trained, padded_speech
+from localgp.evaluation.trained import load_trained
+
+if TYPE_CHECKING:
+    import torch
+
+    from localgp.contexts.extract import RowContexts
+    from localgp.encoder.run import EncoderOutput
+    from localgp.model import GatedS2T
 
 _BATCH = 8
 
@@ -25,41 +33,42 @@ _BATCH = 8
 @dataclass(frozen=True)
 class Reloaded:
     """Attributes:
-    model: `localgp.model.GatedS2T`, in eval mode, on its device.
+    model: In eval mode, on its device.
     rows: Prepared rows of the chosen utterances.
     chosen: Their places (U,) in the stored gates.
-    samples: Of a padded utterance.
     """
 
-    model: Any
+    model: GatedS2T
     rows: Any
     chosen: np.ndarray
-    samples: int
 
-    def encode(self, contexts: Any, *, dtype: Any = None, path: str = "packed") -> Iterator[Any]:
+    def encode(
+        self, contexts: RowContexts | None, *, dtype: torch.dtype | None = None, path: str = "packed"
+    ) -> Iterator[EncoderOutput]:
         """Batch by batch, as an evaluation encodes.
 
         Args:
-            contexts: `localgp.contexts.extract.RowContexts` of the rows, or None where the gates see none.
-            dtype: Arithmetic; None for fp32.
-            path: Of `localgp.encoder.run.encode`.
-
-        Yields:
-            `localgp.encoder.run.EncoderOutput`.
+            contexts: Of the rows, or None where the gates see none.
+            dtype: Arithmetic of the packed path; None for fp32.
+            path: ``packed``, or of `localgp.encoder.run.encode`.
         """
         import torch
 
-        device = next(self.model.parameters()).device
+        from localgp.contexts.extract import batch_contexts
+
+        backbone = self.model.backbone
+        packed = self.model.packed(dtype or torch.float32) if path == "packed" else None
+        device, samples = backbone.device, backbone.samples
         for begin in range(0, len(self.rows), _BATCH):
             items = [read_row(self.rows, i) for i in range(begin, min(begin + _BATCH, len(self.rows)))]
-            speech_BN, _ = padded_speech(items, self.samples)
-            given = batch_contexts(contexts, items, self.samples, device)
-            lengths_B = torch.full((len(items),), self.samples, device=device)
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype=dtype, enabled=dtype not in (None, torch.float32)),
-            ):
-                yield self.model.encode(speech_BN.to(device), lengths_B, given, path=path)
+            speech_BN, _ = padded_speech(items, samples)
+            given = batch_contexts(contexts, items, samples, backbone.timeline, device)
+            lengths_B = torch.full((len(items),), samples, device=device)
+            with torch.inference_mode():
+                if packed is not None:
+                    yield packed.encode(speech_BN.to(device), lengths_B, given)
+                else:
+                    yield self.model.encode(speech_BN.to(device), lengths_B, given, path=path)
 
 
 def reload(
@@ -83,5 +92,4 @@ def reload(
     count = len(record.utt_ids)
     chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int))
     rows = utterances.rows.select([utterances.index[record.utt_ids[u]] for u in chosen])
-    model, backbone = load_trained(cfg, weights, resolve_device(cfg.device))
-    return Reloaded(model, rows, chosen, round(backbone.padded_seconds * backbone.sample_rate))
+    return Reloaded(load_trained(cfg, weights, resolve_device(cfg.device)), rows, chosen)

@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from localgp.analysis.spectrogram import log_mel
-from localgp.contexts.extract import stack_contexts
+from localgp.backbones.base import Backbone
+from localgp.contexts.extract import RowContexts, stack_contexts
 from localgp.corpora.integrity import read_row
 
 _OPEN, _CLOSED, _LINE = (230, 159, 0), (255, 255, 255), (120, 120, 120)
@@ -26,18 +27,20 @@ class MaskImage(Callback):
     Args:
         rows: A prepared dev split; its first row is the utterance, in every run on that corpus the same.
         backbone: For padded length and sample rate.
-        contexts: `localgp.contexts.extract.RowContexts` of the row, where the gates see any.
+        contexts: Of the row, where the gates see any.
     """
 
-    def __init__(self, rows: Any, backbone: Any, contexts: Any = None) -> None:
+    def __init__(self, rows: Any, backbone: Backbone, contexts: RowContexts | None = None) -> None:
         row = read_row(rows, 0)
         self.utt_id: str = row["utt_id"]
-        size = round(backbone.padded_seconds * backbone.sample_rate)
+        size = backbone.samples
         samples = np.asarray(row["samples"], dtype=np.float32)[:size] / 32768.0
         self.speech = np.zeros(size, dtype=np.float32)
         self.speech[: len(samples)] = samples
         self.signal_share = len(samples) / size
-        self.contexts = None if contexts is None else stack_contexts([contexts.of(row, 0, size)])
+        self.contexts = None
+        if contexts is not None:
+            self.contexts = stack_contexts([contexts.of(row, 0, size, backbone.timeline)])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:

@@ -1,1 +1,83 @@
-"""Speech foundation models, a folder for each family."""
+"""Speech foundation models, a folder for each family.
+
+Adding a family takes its folder and a line in `FAMILIES`; `localgp.backbones.base` says what it has to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from localgp.errors import BackboneError
+from localgp.paths import expanded
+
+if TYPE_CHECKING:
+    from localgp.backbones.base import Backbone, Tokens
+
+
+class Family(Protocol):
+    """What a family's folder has; importing it takes no time.
+
+    Attributes:
+        KEY: Its `Backbone.key`.
+        NAMES: Published models, by the name of their configuration.
+    """
+
+    KEY: str
+    NAMES: tuple[str, ...]
+
+    def recognises(self, directory: Path) -> bool:
+        """Whether a directory holds a model of this family."""
+
+    def read_vocabulary(self, cfg: Mapping[str, Any]) -> tuple[Tokens, float]:
+        """Vocabulary and seconds of input of such a model, whose weights are left unread; without PyTorch."""
+
+    def open_model(self, cfg: Mapping[str, Any]) -> Backbone:
+        """The model that ``cfg`` (`open_backbone`) means."""
+
+
+FAMILIES: dict[str, str | Family] = {"owsm": "localgp.backbones.owsm"}
+"""Name to the folder, or to an object of the same use."""
+
+
+def families() -> dict[str, Family]:
+    return {
+        name: import_module(given) if isinstance(given, str) else given for name, given in FAMILIES.items()
+    }
+
+
+def family_of(path: str, name: str) -> Family:
+    """The family of a model: by the files of a directory, else by name.
+
+    Args:
+        path, name: Of the backbone's configuration.
+
+    Raises:
+        BackboneError: A directory that no family knows, where there are several.
+    """
+    known = families()
+    directory = expanded(path)
+    if directory.is_dir():
+        found = [family for family in known.values() if family.recognises(directory)]
+    else:
+        found = [family for family in known.values() if name in family.NAMES]
+    if len(found) > 1:
+        raise BackboneError(f"{path} may be of several families; keep the files of one model in it")
+    return found[0] if found else known["owsm"]  # which says what is missing there
+
+
+def open_backbone(cfg: Mapping[str, Any]) -> Backbone:
+    """Builds a backbone and loads its weights.
+
+    Args:
+        cfg: ``name``; ``path``: ``embedded``, a directory or a Hugging Face repository id; ``weights``:
+            ``pretrained``, or ``random`` for the same shape with random weights, for which nothing is downloaded when
+            the shape is known by ``name``.
+
+    Raises:
+        BackboneError: A model that is missing, incomplete, unsafe or of another kind.
+        ConfigError: ``weights`` is neither of the two.
+    """
+    return family_of(str(cfg["path"]), str(cfg["name"])).open_model(cfg)

@@ -121,7 +121,7 @@ def build(cfg: dict[str, Any], layers: int | None = None) -> Any:
     Args:
         layers: Build only so many; the result of those is as in the whole model.
     """
-    from localgp.backbones.owsm.model import quiet_espnet
+    from localgp.backbones.owsm.components import quiet_espnet
 
     with quiet_espnet():
         from espnet2.asr.encoder.beats_encoder import BeatsConfig, BeatsEncoder

@@ -17,9 +17,7 @@ from omegaconf import DictConfig
 from localgp.contexts.cache import ContextStore, open_store
 from localgp.errors import ConfigError
 from localgp.extensions import is_dotted, own_contexts
-from localgp.timeline import frame_centres
-
-_HOP = 160  # samples of a feature frame; four of them are an encoder frame
+from localgp.timeline import Timeline
 
 
 def needed_contexts(cfg: DictConfig) -> list[str]:
@@ -44,7 +42,9 @@ def build_extractor(name: str, cfg: DictConfig, device: Any = "cpu") -> Any:
         return kinds[name](str(cfg.contexts[name].source), device)
 
 
-def place(steps_SC: np.ndarray, step: int | None, offset: int, samples: int) -> np.ndarray:
+def place(
+    steps_SC: np.ndarray, step: int | None, offset: int, samples: int, timeline: Timeline
+) -> np.ndarray:
     """One entry per encoder frame: the step that is under the frame's centre; (T, C) float32.
 
     Where the padded input has no signal, the nearest step stands: the last one behind it, as in the paper (section
@@ -54,11 +54,11 @@ def place(steps_SC: np.ndarray, step: int | None, offset: int, samples: int) -> 
         step: Samples of a step; None for a context of the whole utterance, which stays (1, C).
         offset: Samples of silence before the signal.
         samples: N of the padded input.
+        timeline: Of the encoder.
     """
     if step is None:
         return steps_SC.astype(np.float32)
-    frames = ((samples // _HOP) // 2 - 1) // 2
-    centres_T = frame_centres(frames, samples)
+    centres_T = timeline.centres(timeline.frames(timeline.feature_frames(samples)))
     index_T = np.clip((centres_T - offset) // step, 0, len(steps_SC) - 1).astype(int)
     return steps_SC[index_T].astype(np.float32)
 
@@ -77,12 +77,18 @@ class RowContexts:
     steps: dict[str, int | None]
     donors: Mapping[str, str]
 
-    def of(self, row: Mapping[str, Any], offset: int, samples: int) -> dict[str, np.ndarray]:
+    def of(
+        self, row: Mapping[str, Any], offset: int, samples: int, timeline: Timeline
+    ) -> dict[str, np.ndarray]:
         """Context name to (T, C), or (1, C), of a row whose signal begins at ``offset`` of ``samples``."""
         key = row["audio_sha1"]
         return {
             name: place(
-                store[self.donors.get(key, key) if name == "spk" else key], self.steps[name], offset, samples
+                store[self.donors.get(key, key) if name == "spk" else key],
+                self.steps[name],
+                offset,
+                samples,
+                timeline,
             )
             for name, store in self.stores.items()
         }
@@ -93,6 +99,24 @@ def stack_contexts(contexts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, An
     import torch
 
     return {name: torch.from_numpy(np.stack([c[name] for c in contexts])) for name in contexts[0]}
+
+
+def batch_contexts(
+    contexts: RowContexts | None,
+    items: Sequence[Mapping[str, Any]],
+    samples: int,
+    timeline: Timeline,
+    device: Any,
+) -> dict[str, Any]:
+    """What the encoder's gates see of a batch besides the speech, (B, T, C) or (B, 1, C) by name.
+
+    Args:
+        contexts: Of the rows, or None where they see nothing more.
+    """
+    if contexts is None:
+        return {}
+    stacked = stack_contexts([contexts.of(item, 0, samples, timeline) for item in items])
+    return {name: context.to(device) for name, context in stacked.items()}
 
 
 def row_contexts(cfg: DictConfig, *parts: tuple[Any, Any]) -> RowContexts | None:

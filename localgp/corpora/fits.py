@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localgp.errors import ConfigError, refuse
+
+if TYPE_CHECKING:
+    from localgp.backbones.base import Backbone
 
 _ROUNDING = 0.05  # s; what a segment's times may be longer than its window
 
@@ -24,12 +27,12 @@ def split_of(splits: Mapping[str, Any], name: str) -> Any:
     return splits[name]
 
 
-def check_fits(rows: Any, backbone: Any) -> None:
+def check_fits(rows: Any, backbone: Backbone) -> None:
     """Compares segments with what the backbone hears at once and knows.
 
     Args:
         rows: Of a prepared split.
-        backbone: `localgp.backbones.owsm.model.Backbone`.
+        backbone: What they are for.
 
     Raises:
         ConfigError: Segments that it would hear the beginning of alone, whose text is of the whole; or languages
@@ -38,7 +41,7 @@ def check_fits(rows: Any, backbone: Any) -> None:
     refuse(_problems(rows, backbone))
 
 
-def _problems(rows: Any, backbone: Any) -> list[str]:
+def _problems(rows: Any, backbone: Backbone) -> list[str]:
     table = rows.select_columns(["seconds", "language", "targets"]).with_format(None)[:]
     problems = []
     window = backbone.padded_seconds

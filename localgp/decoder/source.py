@@ -24,7 +24,7 @@ from torch import Tensor
 
 from localgp.decoder.attend import attend
 from localgp.decoder.rows import Rows
-from localgp.kernels.linear import takes_blocked
+from localgp.kernels.onednn import blocked_convolution, convolution, takes_convolutions
 
 CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)
 # Multiplications of an utterance's rows with its keys from which on the blocked layout is the faster one
@@ -42,7 +42,7 @@ def keep_source(
     """
     key = keys_values[0][0]
     enough = width * key[0].numel() >= WORTH.get(key.dtype, float("inf"))
-    if enough and _takes_blocked_convolutions(key):
+    if enough and takes_convolutions(key):
         return BlockedSource(keys_values, lengths)
     return GridSource(keys_values, lengths)
 
@@ -201,9 +201,7 @@ class BlockedSource:
     def _convolve(self, x_WC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Rows are places along the width, with channels last: nothing is copied."""
         x_1C1W = x_WC[None, None].permute(0, 3, 1, 2)
-        y_1C1W = torch.ops.mkldnn._convolution_pointwise(
-            x_1C1W, weight, bias, [0, 0], [1, 1], [1, 1], self._heads, "none", [], ""
-        )
+        y_1C1W = convolution(x_1C1W, weight, bias, [0, 0], self._heads)
         return y_1C1W.permute(0, 2, 3, 1)[0, 0]
 
     def _block(self, key_THK: Tensor, value_THK: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,12 +224,6 @@ def _reordered(weight_HOI: Tensor) -> Tensor:
     """Weights of a 1x1 convolution with a group for each head, in oneDNN's layout."""
     groups, _, inputs = weight_HOI.shape
     weight = weight_HOI.flatten(0, 1)[:, :, None, None]
-    shape = [1, groups * inputs, 1, BLOCK]
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, shape)
-
-
-def _takes_blocked_convolutions(key: Tensor) -> bool:
-    """Whether oneDNN computes with such keys, and PyTorch has the operators, which are not part of its stable
-    interface."""
-    operators = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return takes_blocked(key) and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    blocked = blocked_convolution(weight, [0, 0], groups, [1, groups * inputs, 1, BLOCK])
+    assert blocked is not None
+    return blocked

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from localgp.backbones.blocks import StepLayer
 from localgp.decoder.attend import attend
 from localgp.decoder.cache import KeyValues, TokenTree
 from localgp.decoder.gates import DecoderGates, GateState
-from localgp.decoder.layer import DecoderLayer
 from localgp.decoder.rows import Rows
 from localgp.decoder.source import SharedSource, without_gaps
-from localgp.decoder.train import MODULES
 
 if TYPE_CHECKING:
     from localgp.decoder.cached import CachedDecoder
@@ -121,12 +120,12 @@ class DecoderState:
                 x_ND = self._attend_source(index, x_ND, everyone)
                 x_ND = self._feed_forward(layer, x_ND, everyone)
             return x_ND
-        opened = []
+        opened, modules = [], decoder.modules
         always_N = torch.ones(rows.size, dtype=torch.bool, device=x_ND.device)
         for index, layer in enumerate(decoder.layers):
             masks = self._decide(index, x_ND, self._gates)
-            opened += [masks.get(name, always_N) for name in MODULES]
-            own, source, ffn = (_Open.where(masks.get(name), rows) for name in MODULES)
+            opened += [masks.get(name, always_N) for name in modules]
+            own, source, ffn = (_Open.where(masks.get(name), rows) for name in modules)
             if own.rows.size:
                 columns, bias = self._grow(self._trees[index], rows, own, causal)
                 x_ND = self._attend_own(layer, self._caches[index], x_ND, own, columns, bias)
@@ -134,7 +133,7 @@ class DecoderState:
                 x_ND = self._attend_source(index, x_ND, source)
             if ffn.rows.size:
                 x_ND = self._feed_forward(layer, x_ND, ffn)
-        self._gates.record(torch.stack(opened, dim=1).unflatten(1, (-1, len(MODULES))))
+        self._gates.record(torch.stack(opened, dim=1).unflatten(1, (-1, len(modules))))
         return x_ND
 
     @property
@@ -148,20 +147,20 @@ class DecoderState:
         return columns_N, tree.mask(own.rows, own.index, self._decoder.dtype)
 
     def _attend_own(
-        self, layer: DecoderLayer, cache: KeyValues, x_ND: Tensor, own: _Open, columns_N: Tensor, bias: Tensor
+        self, layer: StepLayer, cache: KeyValues, x_ND: Tensor, own: _Open, columns_N: Tensor, bias: Tensor
     ) -> Tensor:
-        query, key_value = layer.project_own(layer.norm1(own.take(x_ND)))
+        query, key_value = layer.project_own(layer.own_norm(own.take(x_ND)))
         cache.write(own.rows.utterance_N, columns_N, key_value)
         keys, values = cache.read(bias.shape[-1])
         return own.add(x_ND, layer.own_out(attend(query, keys, values, bias, own.rows)))
 
     def _attend_source(self, index: int, x_ND: Tensor, open_: _Open) -> Tensor:
         layer = self._decoder.layers[index]
-        query = layer.source_query(layer.norm2(open_.take(x_ND)))
+        query = layer.source_query(layer.source_norm(open_.take(x_ND)))
         return open_.add(x_ND, layer.source_out(self._source.attend(index, query, open_.rows)))
 
-    def _feed_forward(self, layer: DecoderLayer, x_ND: Tensor, open_: _Open) -> Tensor:
-        return open_.add(x_ND, layer.feed_forward(layer.norm3(open_.take(x_ND))))
+    def _feed_forward(self, layer: StepLayer, x_ND: Tensor, open_: _Open) -> Tensor:
+        return open_.add(x_ND, layer.feed_forward(layer.ffn_norm(open_.take(x_ND))))
 
 
 class _Open:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from localgp.decoder.gates import GateState
+from localgp.gates.base import GatePolicy
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.local import LocalGates
 from localgp.pruning.options import DECODER_MODULES, check_gated
@@ -34,7 +35,7 @@ class StepGates:
     """
 
     @torch.no_grad()
-    def __init__(self, policy: Any, contexts: dict[str, Tensor]) -> None:
+    def __init__(self, policy: GatePolicy, contexts: dict[str, Tensor]) -> None:
         self._policy, self._contexts = policy, contexts
         self._state: Any = None
         self._folded: FoldedLocalGates | None = None

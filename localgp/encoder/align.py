@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.errors import ConfigError
+from localgp.timeline import Timeline
 
 
 def collect_contexts(
-    names: Sequence[str], given: Mapping[str, Tensor], front_BTD: Tensor, feats_BSF: Tensor
+    names: Sequence[str],
+    given: Mapping[str, Tensor],
+    front_BTD: Tensor,
+    feats_BSF: Tensor,
+    timeline: Timeline,
 ) -> dict[str, Tensor]:
     """What the gates of a batch need, by name: computed here (``front``, ``energy``) or aligned to its T frames.
 
@@ -23,7 +29,7 @@ def collect_contexts(
         if name == "front":
             collected[name] = front_BTD
         elif name == "energy":
-            collected[name] = frame_energy(feats_BSF, frames)
+            collected[name] = frame_energy(feats_BSF, frames, timeline)
         elif name in given:
             collected[name] = align_frames(given[name], frames)
         else:
@@ -50,10 +56,10 @@ def align_frames(context_BTC: Tensor, frames: int) -> Tensor:
     return context_BTC.index_select(1, index)
 
 
-def frame_energy(feats_BSF: Tensor, frames: int) -> Tensor:
-    """Mean log-mel of the feature frames under each encoder frame, (B, T).
-
-    Encoder frame t of the two 3x3 stride-2 convolutions sees the 7 feature frames from 4 t on.
-    """
+def frame_energy(feats_BSF: Tensor, frames: int, timeline: Timeline) -> Tensor:
+    """Mean log-mel of the feature frames that each encoder frame sees, (B, T); where it sees the stem's padding,
+    the nearest one stands for it."""
     energy_BS = feats_BSF.mean(-1)
-    return energy_BS.unfold(1, 7, 4).mean(-1)[:, :frames]
+    if timeline.first < 0:
+        energy_BS = F.pad(energy_BS, (-timeline.first, timeline.reach), mode="replicate")
+    return energy_BS.unfold(1, timeline.reach, timeline.stride).mean(-1)[:, :frames]

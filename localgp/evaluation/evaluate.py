@@ -115,18 +115,19 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     from localgp.build import build_model
     from localgp.contexts.cost import with_contexts
     from localgp.contexts.extract import row_contexts
+    from localgp.corpora.rows import list_tasks
     from localgp.evaluation.decode import decode_rows
     from localgp.evaluation.measured import kept_ratios, measured_gflops
     from localgp.evaluation.score import references_of, score_tasks
     from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
     from localgp.search.options import DecodeOptions
-    from localgp.training.data import list_tasks
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = resolve_device(cfg.device)
-    model, backbone = build_model(cfg)
+    model = build_model(cfg)
+    backbone = model.backbone
     load_weights(model, weights)
     dtype = resolve_precision(cfg.decode.precision, device)
     model.to(device).eval()
@@ -139,7 +140,6 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     began = time.perf_counter()
     decoded = decode_rows(
         model,
-        backbone,
         rows,
         share_of(world, tasks, rows),
         options,
@@ -170,9 +170,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
         **scores,
         **kept_ratios(decoded.gates, decoded.decoder_gates),
         "gflops": with_contexts(
-            measured_gflops(
-                model, backbone, decoded.gates, decoded.decoder_gates, lengths if model.trim else None
-            ),
+            measured_gflops(model, decoded.gates, decoded.decoder_gates, lengths if model.trim else None),
             cfg,
             lengths,
         ),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, kept_of_tokens
 from localgp.evaluation.gates_file import GateRecord
+
+if TYPE_CHECKING:
+    from localgp.model import GatedS2T
 
 
 def kept_ratios(gates: GateRecord | None, decoder_gates: DecoderGateRecord | None = None) -> dict[str, Any]:
@@ -50,8 +53,7 @@ def _rounded(value: Any) -> float:
 
 
 def measured_gflops(
-    model: Any,
-    backbone: Any,
+    model: GatedS2T,
     gates: GateRecord | None,
     decoder_gates: DecoderGateRecord | None = None,
     samples: Sequence[int] | None = None,
@@ -60,26 +62,25 @@ def measured_gflops(
     where the decoder has gates, of the decoder, averaged over best hypotheses.
 
     Args:
-        model: `localgp.model.GatedS2T`.
-        backbone: Its `localgp.backbones.owsm.model.Backbone`.
         samples: Of each utterance, where inputs are not padded (a dense encoder).
     """
-    from localgp.evaluation.flops import CONVENTION, EncoderCost, feature_frames_of, mel_bins_of
+    from localgp.backbones.cost import CONVENTION, EncoderCost
+    from localgp.gates.cost import gates_cost
 
-    config, seconds = backbone.train_config, backbone.padded_seconds
-    feature_frames, bins = feature_frames_of(config, seconds), mel_bins_of(config)
-    cost = EncoderCost.of(model.espnet.encoder, feature_frames, bins)
-    dense = cost.encoder(feature_frames)
-    gate_cost = cost.gates(model.policy)
-    pruned, length = dense, f"{seconds:g} s"
+    backbone = model.backbone
+    timeline = backbone.timeline
+    cost = EncoderCost(backbone, timeline.feature_frames(backbone.samples))
+    dense = cost.encoder()
+    gate_cost = gates_cost(model.policy, cost.frames)
+    pruned, length = dense, f"{backbone.padded_seconds:g} s"
     if samples is not None:
-        own = [feature_frames_of(config, count / backbone.sample_rate) for count in samples]
-        pruned = float(np.mean([EncoderCost.of(model.espnet.encoder, n, bins).encoder(n) for n in own]))
+        own = [EncoderCost(backbone, timeline.feature_frames(count)).encoder() for count in samples]
+        pruned = float(np.mean(own))
         length = "each utterance at its own length"
     if gates is not None:
         kept_ULM = gates.open.sum(-1).astype(np.float64)
         counted = [
-            cost.encoder(feature_frames, [dict(zip(gates.modules, layer, strict=True)) for layer in kept_LM])
+            cost.encoder([dict(zip(gates.modules, layer, strict=True)) for layer in kept_LM])
             for kept_LM in kept_ULM
         ]
         pruned = float(np.mean(counted))
@@ -95,18 +96,21 @@ def measured_gflops(
     }
 
 
-def _decoder_gflops(model: Any, frames: int, record: DecoderGateRecord | None) -> dict[str, float]:
+def _decoder_gflops(model: GatedS2T, frames: int, record: DecoderGateRecord | None) -> dict[str, float]:
     """``decoder`` and ``decoder_dense``: the same hypotheses, without their primers, with and without gates."""
-    from localgp.evaluation.decoder_flops import DecoderCost
+    from localgp.backbones.cost import DecoderCost
+    from localgp.gates.cost import gates_cost
 
-    if record is None or not len(record.lengths):
+    policy = model.decoder_policy
+    if record is None or policy is None or not len(record.lengths):
         return {}
-    cost = DecoderCost.of(model.espnet.decoder, frames)
+    cost = DecoderCost(model.backbone, frames)
     ends = np.cumsum(record.lengths)
     gated, dense = [], []
     for end, count in zip(ends, record.lengths, strict=True):
         opened = record.open[end - count : end]
-        gated.append(cost.measured(opened, record.modules) + cost.gates(model.decoder_policy, int(count)))
+        deciding = gates_cost(policy, int(count), policy.needs)
+        gated.append(cost.measured(opened, record.modules) + deciding)
         dense.append(cost.measured(np.ones_like(opened), record.modules))
     return {
         "decoder": round(float(np.mean(gated)) / 1e9, 6),

@@ -9,7 +9,6 @@ Shape legend: B utterances, N samples, T frames, D model size, Q sequences.
 
 from __future__ import annotations
 
-import copy
 import functools
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,26 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localgp.backbones.base import Backbone
+from localgp.corpora.rows import Task
 from localgp.decoder.cached import CachedDecoder
-from localgp.evaluation.decoder_flops import DecoderCost
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_encoder import DTYPES, saved_share
 from localgp.evaluation.timing_steps import PATTERNS, StepBench, endless, random_gates, timed
+from localgp.gates.cost import gates_cost
+from localgp.model import GatedS2T
 from localgp.search.beam import BeamSearch, Hypothesis
 from localgp.search.options import DecodeOptions
-from localgp.training.data import Task
 
 STEP = "step_time_ratio_vs_dense"
 PEAK = 8.0  # random output layers are flat; this far apart, the best are no matter of rounding
 
 
 def bench_decoder(
-    model: Any,
+    backbone: Backbone,
     *,
-    backbone: str,
-    notimestamps: int,
-    first_time: int,
-    last_time: int,
+    name: str,
     utterances: Sequence[int] = (1, 8),
     beam: int = 5,
     steps: int = 60,
@@ -54,9 +52,8 @@ def bench_decoder(
     """Times the beam search of a model with random weights.
 
     Args:
-        model: ``ESPnetS2TModel``; its decoder and CTC are timed on the device they are on.
-        backbone: Name for the rows.
-        notimestamps, first_time, last_time: Token ids.
+        backbone: Its decoder and CTC are timed on the device they are on.
+        name: For the rows.
         utterances: Batch sizes. ESPnet decodes one utterance at a time, so it is timed on one, and a batch of
             n is compared with n times that.
         beam: Beam size.
@@ -78,30 +75,28 @@ def bench_decoder(
         first of the gates.
     """
     rows = []
-    device = next(model.decoder.parameters()).device
-    tokens = _tokens(model, notimestamps, first_time, last_time)
-    ordinary = list(range(last_time + 1, last_time + 3))
-    primer = [model.sos, *ordinary, notimestamps]
+    device = backbone.device
+    tokens = backbone.tokenizer
+    primer = [*tokens.start, *tokens.prompt(tokens.languages[0], tokens.languages[0])]
     generator = torch.Generator().manual_seed(seed)
-    size = model.decoder.output_layer.in_features
-    memory = torch.randn(max(utterances), frames, size, generator=generator).to(device)
-    with endless(model, PEAK):
-        for name in dtypes:
-            dense = CachedDecoder(model.decoder, dtype=DTYPES[name])
+    memory = torch.randn(max(utterances), frames, backbone.shape.size, generator=generator).to(device)
+    with endless(backbone, PEAK):
+        for kind in dtypes:
+            dense = CachedDecoder(backbone, dtype=DTYPES[kind])
             for ctc_weight in ctc_weights:
                 options = DecodeOptions(beam=beam, ctc_weight=ctc_weight, maxlenratio=-steps)
-                search = BeamSearch(dense, model.ctc, options=options, **tokens)
-                reference = _EspnetSearch(model, tokens, options, DTYPES[name])
+                search = BeamSearch(backbone, options, dense)
+                reference = backbone.reference_search(options, DTYPES[kind])
                 for count in utterances:
                     compared = _against_espnet(search, reference, memory[:count], primer, espnet_repeats)
-                    row = make_row("dense", backbone, name, count, options, frames)
+                    row = make_row("dense", name, kind, count, options, frames)
                     rows.append(row | {"steps": steps} | compared)
                     progress(describe(rows[-1]))
-            bench = StepBench(model.decoder, dense, tokens, beam, steps, repeats)
+            bench = StepBench(backbone, dense, beam, steps, repeats)
             if skipped and patterns and device.type == "cpu":
                 gates = random_gates(skipped[0], seed, patterns[0])
                 for count in utterances:
-                    row = make_row("profile", backbone, name, count, DecodeOptions(beam=beam), frames)
+                    row = make_row("profile", name, kind, count, DecodeOptions(beam=beam), frames)
                     row |= {"steps": steps, "skipped": skipped[0], "decided_per": patterns[0]}
                     rows += [row | part for part in bench.profile(memory[:count], [primer] * count, gates)]
             for share in skipped:
@@ -109,7 +104,7 @@ def bench_decoder(
                     gates = random_gates(share, seed, pattern)
                     for count in utterances:
                         found = bench.against_dense(memory[:count], [primer] * count, gates)
-                        row = make_row("pruned", backbone, name, count, DecodeOptions(beam=beam), frames)
+                        row = make_row("pruned", name, kind, count, DecodeOptions(beam=beam), frames)
                         row |= {"steps": steps, "decided_per": pattern} | found | {"skipped": share}
                         rows.append(row | saved_share(row, STEP))
                         progress(describe(rows[-1]))
@@ -118,8 +113,7 @@ def bench_decoder(
 
 @torch.no_grad()
 def bench_learnt_decoder(
-    model: Any,
-    tokenizer: Any,
+    model: GatedS2T,
     speech_BN: Tensor,
     lengths_B: Tensor,
     contexts: dict[str, Tensor],
@@ -137,26 +131,27 @@ def bench_learnt_decoder(
     Both write ``steps`` tokens, so that they differ in nothing but what runs.
 
     Args:
-        model: `localgp.model.GatedS2T` with trained decoder gates, in eval mode.
-        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
+        model: With trained decoder gates, in eval mode.
         speech_BN, lengths_B, contexts: Of padded utterances, as `localgp.model.GatedS2T.encode` takes them.
         tasks: One for each utterance, in their order.
         backbone: Name for the rows, with the run's.
         utterances: Batch sizes, of the first utterances.
         dtype: Of the decoder.
     """
-    encoded = model.encode(speech_BN, lengths_B, contexts, path="packed")
+    encoded = model.packed().encode(speech_BN, lengths_B, contexts)
+    tokenizer = model.backbone.tokenizer
     prompts = [tokenizer.prompt(task.source, task.target) for task in tasks]
-    primers = [[model.espnet.sos, *prompt] for prompt in prompts]
+    primers = [[*tokenizer.start, *prompt] for prompt in prompts]
     prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=speech_BN.device)
     owner_Q = torch.arange(len(tasks), device=speech_BN.device)
     gates = model.step_gates(encoded, owner_Q, [task.name for task in tasks], prompt_Q2)
-    decoder = model.espnet.decoder
-    cost = DecoderCost.of(decoder, encoded.x.shape[1]).gates(model.decoder_policy, steps)
-    tokens = _tokens(model.espnet, tokenizer.notimestamps, tokenizer.first_time, tokenizer.last_time)
+    assert gates is not None
+    assert model.decoder_policy is not None
+    cost = gates_cost(model.decoder_policy, steps, model.decoder_policy.needs)
     rows = []
-    with endless(model.espnet):
-        bench = StepBench(decoder, CachedDecoder(decoder, dtype=DTYPES[dtype]), tokens, beam, steps, repeats)
+    with endless(model.backbone):
+        dense = CachedDecoder(model.backbone, dtype=DTYPES[dtype])
+        bench = StepBench(model.backbone, dense, beam, steps, repeats)
         for count in utterances:
             found = bench.against_dense(encoded.x[:count], primers[:count], gates, cost)
             frames = encoded.x.shape[1]
@@ -167,63 +162,12 @@ def bench_learnt_decoder(
     return rows
 
 
-def _tokens(model: Any, notimestamps: int, first_time: int, last_time: int) -> dict[str, Any]:
-    return {
-        "sos": model.sos,
-        "eos": model.eos,
-        "notimestamps": notimestamps,
-        "first_time": first_time,
-        "last_time": last_time,
-    }
-
-
-class _EspnetSearch:
-    """ESPnet's search, set up as its ``Speech2Text`` does."""
-
-    def __init__(
-        self, model: Any, tokens: dict[str, Any], options: DecodeOptions, dtype: torch.dtype
-    ) -> None:
-        from espnet.nets.batch_beam_search import BatchBeamSearch
-        from espnet.nets.scorers.ctc import CTCPrefixScorer
-        from espnet.nets.scorers.length_bonus import LengthBonus
-        from espnet2.bin.s2t_inference import ScoreFilter
-
-        self._options, self._dtype = options, dtype
-        decoder, ctc = model.decoder, model.ctc
-        if next(decoder.parameters()).dtype != dtype:  # a copy: casting back would not give the weights back
-            decoder, ctc = copy.deepcopy(decoder).to(dtype), copy.deepcopy(ctc).to(dtype)
-        vocabulary = model.decoder.output_layer.out_features
-        self._search = BatchBeamSearch(
-            beam_size=options.beam,
-            weights={
-                "decoder": 1.0 - options.ctc_weight,
-                "ctc": options.ctc_weight,
-                "length_bonus": options.length_bonus,
-                "scorefilter": 1.0,
-            },
-            scorers={
-                "decoder": decoder,
-                "ctc": CTCPrefixScorer(ctc=ctc, eos=tokens["eos"]),
-                "length_bonus": LengthBonus(vocabulary),
-                "scorefilter": ScoreFilter(vocab_size=vocabulary, **tokens),
-            },
-            sos=tokens["sos"],
-            eos=tokens["eos"],
-            vocab_size=vocabulary,
-            pre_beam_score_key=None if options.ctc_weight == 1.0 else "full",
-        ).eval()
-        self._search.to(next(decoder.parameters()).device)
-
-    @torch.no_grad()
-    def __call__(self, memory_TD: Tensor, primer: list[int]) -> list[int]:
-        """The best hypothesis's tokens."""
-        self._search.set_hyp_primer(primer)
-        found = self._search(memory_TD.to(self._dtype), maxlenratio=self._options.maxlenratio)
-        return found[0].yseq.tolist()
-
-
 def _against_espnet(
-    search: BeamSearch, espnet: _EspnetSearch, memory_BTD: Tensor, primer: list[int], repeats: int
+    search: BeamSearch,
+    espnet: Callable[[Tensor, list[int]], list[int]],
+    memory_BTD: Tensor,
+    primer: list[int],
+    repeats: int,
 ) -> dict[str, Any]:
     count, frames = memory_BTD.shape[:2]
     lengths_B = torch.full((count,), frames, device=memory_BTD.device)

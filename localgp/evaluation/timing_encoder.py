@@ -17,22 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localgp.encoder.packed import PackedEncoder
-from localgp.encoder.run import encode
-from localgp.evaluation.flops import EncoderCost
+from localgp.backbones.base import Backbone
+from localgp.backbones.cost import EncoderCost
+from localgp.encoder.packed import PackedEncoder, PackedGates
+from localgp.encoder.run import EncoderOutput
 from localgp.evaluation.timing import Paired, paired, peak_mib
 from localgp.evaluation.timing_parts import (
     INSIDE,
-    PARTS,
-    espnet_seconds,
     flop_shares,
     our_seconds,
+    parts_of,
     product_rate,
+    reference_seconds,
 )
 from localgp.gates import LocalGates, RandomGates
+from localgp.gates.base import GatePolicy
+from localgp.gates.cost import gates_cost
 from localgp.gates.folded import FoldedLocalGates
 from localgp.kernels.ragged import Ragged
-from localgp.kernels.subsampling import output_frames
+from localgp.model import GatedS2T
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODULES = ("ffn1", "attention", "ffn2")
@@ -44,10 +47,9 @@ class EncoderBench:
     """Benchmarks of one encoder.
 
     Args:
-        encoder: ESPnet's, dense, untouched; random weights will do.
-        backbone: Name for the rows.
+        backbone: Its encoder is timed; random weights will do.
+        name: For the rows.
         seconds: Of an utterance, padded.
-        bins: Mel bins of its input.
         repeats: Rounds of ours against ours.
         espnet_repeats: Rounds of ESPnet against ours.
         seed: Of inputs and gates.
@@ -56,22 +58,21 @@ class EncoderBench:
 
     def __init__(
         self,
-        encoder: Any,
+        backbone: Backbone,
         *,
-        backbone: str,
+        name: str,
         seconds: float = 30.0,
-        bins: int = 80,
         repeats: int = 5,
         espnet_repeats: int = 3,
         seed: int = 0,
         progress: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.encoder = encoder.eval()
-        self.backbone, self.repeats, self.espnet_repeats, self.seed = backbone, repeats, espnet_repeats, seed
-        self.frames = feature_frames(seconds)
-        self.seconds = seconds
-        self.device = next(encoder.parameters()).device
-        self.cost = EncoderCost.of(encoder, self.frames, bins)
+        backbone.net.eval()
+        self.model, self.backbone = backbone, name
+        self.repeats, self.espnet_repeats, self.seed = repeats, espnet_repeats, seed
+        self.frames = self._feature_frames(seconds)
+        self.seconds, self.device = seconds, backbone.device
+        self.cost = EncoderCost(backbone, self.frames)
         self.rows: list[dict[str, Any]] = []
         self._progress = progress
         self._packed: dict[str, PackedEncoder] = {}
@@ -79,34 +80,35 @@ class EncoderBench:
     def features(self, batch: int, speech: float | None = None) -> Tensor:
         """(B, S, F), noise; constant from ``speech`` seconds on."""
         generator = torch.Generator().manual_seed(self.seed)
-        feats_BSF = torch.randn(batch, self.frames, self.cost.bins, generator=generator)
+        feats_BSF = torch.randn(batch, self.frames, self.model.shape.mels, generator=generator)
         if speech is not None:
-            feats_BSF[:, feature_frames(speech) :] = SILENCE
+            feats_BSF[:, self._feature_frames(speech) :] = SILENCE
         return feats_BSF.to(self.device)
 
     def packed(self, dtype: str) -> PackedEncoder:
         """Ours, its weights laid out once for all measurements of a type."""
         if dtype not in self._packed:
             self._packed.clear()  # one type's weights at a time
-            self._packed[dtype] = PackedEncoder(self.encoder, DTYPES[dtype])
+            self._packed[dtype] = PackedEncoder(self.model, DTYPES[dtype])
         return self._packed[dtype]
 
     def espnet(self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str) -> Callable[[], Any]:
-        """ESPnet's own forward, in bf16 under autocast."""
+        """The third-party library's own forward, in bf16 under autocast."""
         lengths_B = torch.tensor(list(lengths), device=self.device)
 
         @torch.no_grad()
         def run() -> Any:
             with torch.autocast(self.device.type, dtype=DTYPES[dtype], enabled=dtype != "fp32"):
-                return self.encoder(feats_BSF, lengths_B)
+                return self.model.reference_encoder(feats_BSF, lengths_B)
 
         return run
 
     def ours(
-        self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str, policy: Any = None
+        self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str, policy: GatePolicy | None = None
     ) -> Callable[[], Any]:
         packed, ends = self.packed(dtype), list(lengths)
-        return lambda: packed(feats_BSF, ends, policy)
+        gates = None if policy is None else PackedGates(policy)
+        return lambda: packed(feats_BSF, ends, gates)
 
     def dense(self, dtype: str, batch: int, speech: float | None = None) -> None:
         """Ours against ESPnet's on the same input; with ``speech`` seconds of it, the rest constant."""
@@ -114,7 +116,7 @@ class EncoderBench:
         lengths = [self.frames] * batch
         ours, theirs = (make(feats_BSF, lengths, dtype) for make in (self.ours, self.espnet))
         times = paired({"ours": ours, "espnet": theirs}, self.espnet_repeats, self.device)
-        own, other = ours().x, theirs()[0].flatten(0, 1)
+        own, other = ours().x, theirs().flatten(0, 1)
         error = float((own - other).abs().max() / other.abs().max())
         measure = "dense" if speech is None else "padded"
         row = {
@@ -139,14 +141,15 @@ class EncoderBench:
     def ragged(self, dtype: str, parts: Sequence[float]) -> None:
         """A ragged batch, packed, against one utterance of full length times the parts' share of its FLOPs; and
         against ESPnet's padded batch."""
-        lengths = [feature_frames(part) for part in parts]
+        lengths = [self._feature_frames(part) for part in parts]
         generator = torch.Generator().manual_seed(self.seed)
-        feats_BSF = torch.randn(len(parts), max(lengths), self.cost.bins, generator=generator).to(self.device)
+        shape = len(parts), max(lengths), self.model.shape.mels
+        feats_BSF = torch.randn(shape, generator=generator).to(self.device)
         alone = self.ours(feats_BSF[:1], [max(lengths)], dtype)
         packed = self.ours(feats_BSF, lengths, dtype)
         padded = self.espnet(feats_BSF, lengths, dtype)
         times = paired({"one": alone, "packed": packed}, self.repeats, self.device)
-        costs = [EncoderCost.of(self.encoder, length, self.cost.bins).encoder(length) for length in lengths]
+        costs = [EncoderCost(self.model, length).encoder() for length in lengths]
         share = sum(costs) / max(costs)
         against = paired({"packed": packed, "espnet": padded}, self.espnet_repeats, self.device)
         row = {
@@ -162,10 +165,9 @@ class EncoderBench:
     def gates(self, dtype: str, batch: int) -> None:
         """What LocalGP itself takes (all layers' predictors and their attention to the contexts) of the dense
         encoder's time. The inputs are noise of the layers' shape: what is decided is thrown away."""
-        layout = Ragged([output_frames(self.frames)] * batch, self.device)
+        layout = Ragged([self.cost.frames] * batch, self.device)
         torch.manual_seed(self.seed)
-        size = self.encoder.output_size()
-        layers = len(self.encoder.encoders)
+        size, layers = self.cost.size, self.cost.layers
         policy = LocalGates(layers, size, MODULES, {"front": size}).to(self.device).eval()
         folded = FoldedLocalGates(policy)
         x_ND = torch.randn(layout.total, size, device=self.device)
@@ -178,7 +180,7 @@ class EncoderBench:
 
         dense = self.ours(self.features(batch), [self.frames] * batch, dtype)
         times = paired({"gates": predict, "dense": dense}, self.repeats, self.device)
-        flops = folded.flops(layout.total) / (batch * self.cost.encoder(self.frames))
+        flops = folded.flops(layout.total) / (batch * self.cost.encoder())
         row = {
             "overhead_share": round(times.ratio("gates", "dense"), 4),
             "overhead_flop_share": round(flops, 5),
@@ -193,12 +195,13 @@ class EncoderBench:
         """
         feats_BSF, lengths = self.features(1), [self.frames]
         ours = our_seconds(self.ours(feats_BSF, lengths, dtype), self.espnet_repeats)
-        theirs = espnet_seconds(self.encoder, self.espnet(feats_BSF, lengths, dtype), self.espnet_repeats)
-        shares = flop_shares(self.cost, self.frames)
-        total = sum(ours[part] for part in PARTS)
+        theirs = reference_seconds(self.model, self.espnet(feats_BSF, lengths, dtype), self.espnet_repeats)
+        shares = flop_shares(self.cost, self.model)
+        parts = parts_of(self.model)
+        total = sum(ours[part] for part in parts)
         rate = product_rate(self.cost.frames, self.cost.size, DTYPES[dtype], self.espnet_repeats)
-        fastest = self.cost.encoder(self.frames) / rate
-        for part in (*PARTS, INSIDE):
+        fastest = self.cost.encoder() / rate
+        for part in (*parts, INSIDE):
             row = make_row("profile", self.backbone, dtype, [self.seconds], self.seconds) | {
                 "part": part,
                 "seconds": round(ours[part], 5),
@@ -215,9 +218,12 @@ class EncoderBench:
                 f"{row['time_share']:.1%} of our time, {row['flop_share']:.1%} of the FLOPs"
             )
 
+    def _feature_frames(self, seconds: float) -> int:
+        return self.model.timeline.feature_frames(round(seconds * self.model.sample_rate))
+
     def _flop_ratio(self, kept: dict[str, float]) -> float:
-        pruned = self.cost.encoder(self.frames, [kept] * self.cost.layers)
-        return round(pruned / self.cost.encoder(self.frames), 4)
+        pruned = self.cost.encoder([kept] * self.cost.layers)
+        return round(pruned / self.cost.encoder(), 4)
 
     def _add(
         self,
@@ -309,18 +315,8 @@ def describe(row: dict[str, Any]) -> str:
     return f"{what}: {', '.join(figures)} (FLOPs {row['flop_ratio']}, {row['peak_mib']} MiB)"
 
 
-def feature_frames(seconds: float) -> int:
-    """Log-mel frames of so much audio: one per 10 ms, and one as the STFT is centred.
-
-    Example:
-        >>> feature_frames(30.0)
-        3001
-    """
-    return round(100 * seconds) + 1
-
-
 def bench_learnt(
-    model: Any,
+    model: GatedS2T,
     batches: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]],
     *,
     backbone: str,
@@ -333,40 +329,37 @@ def bench_learnt(
     """Trained gates on real speech against the same encoder without gates, both packed.
 
     Args:
-        model: `localgp.model.GatedS2T` with trained gates, in eval mode.
+        model: With trained gates, in eval mode.
         batches: (speech (B, N), lengths (B,), contexts) of padded utterances.
         backbone, name: Of the run, for the row.
         seconds: Of a padded utterance.
         seconds_of_audio: Of every utterance, without padding.
     """
-    device = next(model.parameters()).device
-    encoder, policy = model.espnet.encoder, model.policy
+    device, policy = model.backbone.device, model.policy
+    assert policy is not None
+    encoder, learnt = PackedEncoder(model.backbone, DTYPES[dtype]), PackedGates(policy)
     with torch.no_grad():
         inputs = [(*model.features(speech, lengths), contexts) for speech, lengths, contexts in batches]
 
     @torch.no_grad()
-    def run(gates: Any) -> list[Any]:
-        with torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "fp32"):
-            return [
-                encode(encoder, feats, ends, gates, contexts, path="packed")
-                for feats, ends, contexts in inputs
-            ]
+    def run(gates: PackedGates | None) -> list[EncoderOutput]:
+        return [encoder.encode(feats, ends, gates, contexts) for feats, ends, contexts in inputs]
 
-    times = paired({"gated": lambda: run(policy), "dense": lambda: run(None)}, repeats, device)
-    frames, bins = inputs[0][0].shape[1:]
-    cost = EncoderCost.of(encoder, frames, bins)
+    times = paired({"gated": lambda: run(learnt), "dense": lambda: run(None)}, repeats, device)
+    cost = EncoderCost(model.backbone, inputs[0][0].shape[1])
+    deciding = gates_cost(policy, cost.frames)
     pruned, count, opened = 0.0, 0, []
-    for output in run(policy):
+    for output in run(learnt):
         expanded = [
             {n: g.value.expand(output.x.shape[:2]) for n, g in layer.items()} for layer in output.gates
         ]
         opened += [value.mean() for layer in expanded for value in layer.values()]
         for b in range(len(output.x)):
             kept = [{n: float(v[b].sum()) for n, v in layer.items()} for layer in expanded]
-            pruned += cost.encoder(frames, kept) + cost.gates(policy)
+            pruned += cost.encoder(kept) + deciding
             count += 1
     row = make_row("learnt", f"{backbone} {name}", dtype, seconds_of_audio, seconds)
     row |= timed(times, "gated", "dense") | {"batch": len(inputs[0][0])}
     row["skipped"] = round(1 - float(torch.stack(opened).mean()), 4)
-    row |= against_dense(times.ratio("gated", "dense"), pruned / (count * cost.encoder(frames)))
-    return row | saved_share(row) | {"peak_mib": peak_mib(lambda: run(policy), device)}
+    row |= against_dense(times.ratio("gated", "dense"), pruned / (count * cost.encoder()))
+    return row | saved_share(row) | {"peak_mib": peak_mib(lambda: run(learnt), device)}

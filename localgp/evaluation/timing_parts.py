@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from localgp.evaluation.flops import EncoderCost
+from localgp.backbones.base import Backbone
+from localgp.backbones.cost import EncoderCost
 from localgp.evaluation.timing import paired
 from localgp.kernels.linear import Linear
 from localgp.kernels.ragged import RANGE
 
-PARTS = ("subsampling", "ffn1", "attention", "cgmlp", "merge", "ffn2", "norm")
-INSIDE = "depthwise"  # both depthwise convolutions; part of cgmlp and of merge
+STEM = "subsampling"
+INSIDE = "depthwise"  # convolutions, which are part of other parts
 
 
 def our_seconds(run: Callable[[], Any], repeats: int) -> dict[str, float]:
@@ -43,12 +44,17 @@ def our_seconds(run: Callable[[], Any], repeats: int) -> dict[str, float]:
     return _medians(rounds)
 
 
-def espnet_seconds(encoder: Any, run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Part to median seconds of a call of ESPnet's encoder."""
+def parts_of(backbone: Backbone) -> list[str]:
+    """What the time of an encoder goes to."""
+    return [STEM, *backbone.branches("encoder", 0)]
+
+
+def reference_seconds(backbone: Backbone, run: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Part to median seconds of a call of the third-party encoder."""
     run()
     rounds = []
     for _ in range(repeats):
-        with _timed(_modules(encoder)) as seconds:
+        with _timed(_modules(backbone)) as seconds:
             run()
         rounds.append(dict(seconds))
     return _medians(rounds)
@@ -63,38 +69,25 @@ def product_rate(rows: int, size: int, dtype: torch.dtype, repeats: int) -> floa
     return rows * size * 4 * size / times.median("product")
 
 
-def flop_shares(cost: EncoderCost, feature_frames: int) -> dict[str, float]:
+def flop_shares(cost: EncoderCost, backbone: Backbone) -> dict[str, float]:
     """Part to its share of the encoder's FLOPs."""
-    frames, layers = cost.frames, cost.layers
-    total = cost.encoder(feature_frames)
-    norm = frames * 5 * cost.size * layers
-    flops = {name: layers * cost.module_on(name, frames) for name in ("ffn1", "attention", "cgmlp", "ffn2")}
-    flops |= {
-        "subsampling": cost.subsampling(feature_frames),
-        "merge": layers * cost.merge() - norm,
-        "norm": norm,
-    }
-    kernels = cost.cgmlp // 2 * cost.cgmlp_kernel + 2 * cost.size * cost.merge_kernel
-    flops[INSIDE] = layers * frames * kernels
-    return {name: value / total for name, value in flops.items()}
+    flops = {STEM: float(cost.stem)} | {name: cost.part(name) for name in backbone.branches("encoder", 0)}
+    inside: list[Any] = [module for part, module in _modules(backbone) if part == INSIDE]
+    flops[INSIDE] = cost.frames * sum(module.weight.numel() for module in inside)
+    return {name: value / cost.encoder() for name, value in flops.items()}
 
 
-def _modules(encoder: Any) -> Iterator[tuple[str, nn.Module]]:
-    yield "subsampling", encoder.embed
-    for layer in encoder.encoders:
-        yield "ffn1", layer.norm_ff_macaron
-        yield "ffn1", layer.feed_forward_macaron
-        yield "attention", layer.norm_mha
-        yield "attention", layer.attn
-        yield "cgmlp", layer.norm_mlp
-        yield "cgmlp", layer.cgmlp
-        yield "merge", layer.depthwise_conv_fusion
-        yield "merge", layer.merge_proj
-        yield "ffn2", layer.norm_ff
-        yield "ffn2", layer.feed_forward
-        yield "norm", layer.norm_final
-        yield INSIDE, layer.cgmlp.csgu.conv
-        yield INSIDE, layer.depthwise_conv_fusion
+def _modules(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
+    yield STEM, backbone.stem
+    for index in range(backbone.shape.encoder_layers):
+        for name, part in backbone.branches("encoder", index).items():
+            if part.norm is not None:
+                yield name, part.norm
+            for module in part.linears if part.module is None else (part.module,):
+                yield name, module
+            for module in part.linears:
+                if isinstance(module, nn.Conv1d):
+                    yield INSIDE, module
 
 
 @contextmanager

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from localgp.encoder.run import EncoderOutput, encode
-from localgp.evaluation.decode import TaskSearches, decode_rows
+from localgp.contexts.extract import RowContexts, batch_contexts
+from localgp.corpora.rows import Task, list_tasks, padded_speech
+from localgp.encoder.run import EncoderOutput
+from localgp.evaluation.decode import decode_rows
 from localgp.evaluation.measured import kept_ratios, measured_gflops
 from localgp.evaluation.timing import Paired, paired
-from localgp.evaluation.trained import batch_contexts, padded_speech
-from localgp.model import SHORTEST_SECONDS
-from localgp.training.data import Task, list_tasks
+from localgp.model import GatedS2T
+from localgp.search.options import DecodeOptions
+from localgp.search.tasks import TaskSearches
 
 DENSE = "row01"  # what ratios are against
 
@@ -34,16 +35,15 @@ DENSE = "row01"  # what ratios are against
 class TrainedRun:
     """Attributes:
     name, seed: Of the run.
-    model, backbone: Loaded, in eval mode.
-    contexts: `localgp.contexts.extract.RowContexts` of the utterances, or None.
+    model: Loaded, in eval mode.
+    contexts: Of the utterances, or None.
     extractors: Names of the extractors that make those contexts, as keys of `bench_runs`' ``extractors``.
     """
 
     name: str
     seed: int
-    model: Any
-    backbone: Any
-    contexts: Any = None
+    model: GatedS2T
+    contexts: RowContexts | None = None
     extractors: tuple[str, ...] = ()
 
 
@@ -70,17 +70,17 @@ class RunTimer:
     Args:
         run: What is timed.
         rows: Prepared rows, all of whose tasks are decoded.
-        options: `localgp.search.options.DecodeOptions`.
+        options: How to decode.
         batch: Utterances encoded together; their tasks are decoded together, as in an evaluation.
     """
 
     @torch.inference_mode()
-    def __init__(self, run: TrainedRun, rows: Any, options: Any, batch: int) -> None:
+    def __init__(self, run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> None:
         self.run, self._model = run, run.model
-        self._device = next(run.model.parameters()).device
-        backbone = run.backbone
-        samples = round(backbone.padded_seconds * backbone.sample_rate)
-        self._searches = TaskSearches(run.model.espnet, backbone.tokenizer, options, torch.float32)
+        backbone = run.model.backbone
+        samples, self._device = backbone.samples, backbone.device
+        self._encoder = run.model.packed()
+        self._searches = TaskSearches(backbone, options, torch.float32)
         tasks_of: dict[int, list[Task]] = {}
         for task in list_tasks(rows):
             tasks_of.setdefault(task.row, []).append(task)
@@ -96,7 +96,7 @@ class RunTimer:
                 _Batch(
                     speech_BN.to(self._device),
                     ends_B.to(self._device),
-                    batch_contexts(run.contexts, items, samples, self._device),
+                    batch_contexts(run.contexts, items, samples, backbone.timeline, self._device),
                     [task for index in chunk for task in tasks_of[index]],
                     [position for position, index in enumerate(chunk) for _ in tasks_of[index]],
                 )
@@ -108,16 +108,13 @@ class RunTimer:
     def features(self) -> None:
         """Log-mel features: the same for all runs but those that do not pad."""
         for b in self._batches:
-            b.feats, b.feat_lengths = input_features(self._model, b.speech_BN, b.ends_B)
+            b.feats, b.feat_lengths = self._model.features(b.speech_BN, b.ends_B)
 
     @torch.inference_mode()
     def encoder(self) -> list[EncoderOutput]:
         """The packed encoder from features on, as its FLOPs are counted."""
-        model = self._model
         for b in self._batches:
-            b.encoded = encode(
-                model.espnet.encoder, b.feats, b.feat_lengths, model.policy, b.contexts, path="packed"
-            )
+            b.encoded = self._encoder.encode_features(b.feats, b.feat_lengths, b.contexts)
         return [b.encoded for b in self._batches if b.encoded is not None]
 
     @torch.inference_mode()
@@ -132,22 +129,10 @@ class RunTimer:
         return count
 
 
-def input_features(model: Any, speech_BN: Tensor, ends_B: Tensor) -> tuple[Tensor, Tensor]:
-    """What `localgp.model.GatedS2T.encode` gives its packed encoder."""
-    if not model.trim:
-        return model.features(speech_BN, ends_B)
-    shortest = round(SHORTEST_SECONDS * getattr(model.espnet.frontend, "fs", 16_000))
-    found = []
-    for speech_N, length in zip(speech_BN, ends_B.tolist(), strict=True):
-        end = min(max(length, shortest), speech_N.shape[0])
-        found.append(model.features(speech_N[None, :end], ends_B.new_tensor([end])))
-    return pad_sequence([feats[0] for feats, _ in found], batch_first=True), torch.cat([n for _, n in found])
-
-
 def bench_runs(
     runs: Sequence[TrainedRun],
     rows: Any,
-    options: Any,
+    options: DecodeOptions,
     *,
     corpus: str,
     extractors: dict[str, Any],
@@ -161,7 +146,7 @@ def bench_runs(
     Args:
         runs: With names that differ, on one device.
         rows: Prepared rows, the same for all.
-        options: `localgp.search.options.DecodeOptions`, the same for all.
+        options: How to decode, the same for all.
         corpus: Name for the rows.
         extractors: Key to a context's extractor.
         batch: Utterances together.
@@ -172,7 +157,7 @@ def bench_runs(
     Returns:
         A row for each run, by `make_row`.
     """
-    device = next(runs[0].model.parameters()).device
+    device = runs[0].model.backbone.device
     flops = {}
     for run in runs:  # decoding once before the clock starts: FLOPs of these utterances, and warm kernels
         flops[run.name] = _flops(run, rows, options, batch)
@@ -249,7 +234,12 @@ def make_row(
         "encoder": encoder.median(run.name),
         "decoder": decoder.median(run.name),
     }
-    row: dict[str, Any] = {"run": run.name, "seed": run.seed, "backbone": run.backbone.name, "dtype": "fp32"}
+    row: dict[str, Any] = {
+        "run": run.name,
+        "seed": run.seed,
+        "backbone": run.model.backbone.name,
+        "dtype": "fp32",
+    }
     row |= {f"{part}_seconds": round(per_minute * value, 4) for part, value in seconds.items()}
     row["total_seconds"] = round(per_minute * sum(seconds.values()), 4)
     for prefix, times in (("", encoder), ("decoder_", decoder)):
@@ -272,11 +262,10 @@ def ratio_to_dense(times: Paired, name: str) -> tuple[float | None, list[float] 
     return round(statistics.median(ratios), 4), [round(float(low), 4), round(float(high), 4)]
 
 
-def _flops(run: TrainedRun, rows: Any, options: Any, batch: int) -> dict[str, Any]:
+def _flops(run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> dict[str, Any]:
     """Of exactly what ran for these utterances: over the dense, padded encoder's and the dense decoder's."""
     decoded = decode_rows(
         run.model,
-        run.backbone,
         rows,
         list_tasks(rows),
         options,
@@ -284,11 +273,10 @@ def _flops(run: TrainedRun, rows: Any, options: Any, batch: int) -> dict[str, An
         progress=False,
         contexts=run.contexts,
     )
-    rate = run.backbone.sample_rate
+    rate = run.model.backbone.sample_rate
     lengths = [round(seconds * rate) for seconds in rows.select_columns(["seconds"])["seconds"]]
     counted = measured_gflops(
         run.model,
-        run.backbone,
         decoded.gates,
         decoded.decoder_gates,
         lengths if run.model.trim else None,

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from localgp.decoder.cached import CachedDecoder, DecoderGates, DecoderState
+from localgp.backbones.cost import DecoderCost
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import DecoderGates
 from localgp.decoder.source import SharedSource
-from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.decoder.state import DecoderState
 from localgp.search.steps import Search
 
 # A part's time does not have in it what another part takes inside of it
@@ -50,26 +52,18 @@ def step_seconds(run: Callable[[DecoderGates | None], Any], gates: DecoderGates 
 
 def step_flops(cost: DecoderCost, rows: int, tokens: int) -> dict[str, float]:
     """Part to the FLOPs of a dense step of ``rows`` hypotheses, at the mean length of outputs of ``tokens``."""
-    layers, keys = cost.layers * rows, (tokens + 1) / 2
-    reading = 2.0 * cost.frames * cost.size
-    return {
-        "self_attention": layers * cost.self_attention(1, keys),
-        "source_attention": layers * (cost.source_attention(1) - reading),
-        "source_reading": layers * reading,
-        "ffn": layers * cost.feed_forward(1),
-        "output": rows * cost.output(1),
-    }
+    found = {name: rows * cost.part(name, 1, (tokens + 1) / 2) for name in cost.modules}
+    found["source_reading"] = rows * cost.reading()
+    found["source_attention"] -= found["source_reading"]
+    return found | {"output": rows * cost.output(1)}
 
 
 def step_bytes(cost: DecoderCost, utterances: int, dtype: torch.dtype) -> dict[str, float]:
     """Part to the bytes that a dense step reads at least: weights once, source keys and values of every utterance."""
-    numbers = {
-        "self_attention": cost.layers * 4 * cost.size**2,
-        "source_attention": cost.layers * 2 * cost.size**2,
-        "source_reading": cost.layers * 2 * utterances * cost.frames * cost.size,
-        "ffn": cost.layers * 2 * cost.size * cost.ffn,
-        "output": cost.size * cost.vocabulary,
+    numbers: dict[str, float] = {
+        name: sum(layer[name].weights for layer in cost.parts) for name in cost.modules
     }
+    numbers |= {"source_reading": utterances * cost.reading(), "output": cost.size * cost.vocabulary}
     return {part: float(count * dtype.itemsize) for part, count in numbers.items()}
 
 

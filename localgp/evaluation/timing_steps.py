@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localgp.decoder.cached import MODULES, CachedDecoder, DecoderGates, GateState
-from localgp.evaluation.decoder_flops import DecoderCost
+from localgp.backbones.base import Backbone
+from localgp.backbones.cost import DecoderCost
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import DecoderGates, GateState
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_parts import product_rate
 from localgp.evaluation.timing_step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
+from localgp.pruning.options import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 
@@ -35,18 +38,15 @@ class StepBench:
     """Steps of a beam search over given utterances.
 
     Args:
-        decoder: ESPnet's ``TransformerDecoder``.
-        dense: `CachedDecoder` over it, without gates.
-        tokens: Ids that `BeamSearch` needs.
+        backbone: Whose decoder it is.
+        dense: It, laid out.
         beam: Beam size.
         steps: Tokens of every output. No hypothesis may end earlier: see `endless`.
         repeats: Rounds.
     """
 
-    def __init__(
-        self, decoder: Any, dense: CachedDecoder, tokens: dict[str, Any], beam: int, steps: int, repeats: int
-    ) -> None:
-        self._decoder, self._dense, self._tokens = decoder, dense, tokens
+    def __init__(self, backbone: Backbone, dense: CachedDecoder, beam: int, steps: int, repeats: int) -> None:
+        self._backbone, self._dense = backbone, dense
         self._beam, self._steps, self._repeats = beam, steps, repeats
 
     def against_dense(
@@ -75,7 +75,7 @@ class StepBench:
             [[self._step(memory_BTD, primers, g) for g in (None, gates)] for _ in range(self._repeats)]
         )
         dense_s, gated_s = np.median(pairs, axis=0).tolist()
-        cost = DecoderCost.of(self._decoder, memory_BTD.shape[1])
+        cost = DecoderCost(self._backbone, memory_BTD.shape[1])
         kept_LM = agreement.kept_LM
         everything_LM = np.full_like(kept_LM, self._steps)
         flops = cost.passes(self._steps, self._steps * kept_LM) + gate_flops
@@ -111,7 +111,7 @@ class StepBench:
             {part: float(np.median([one[which][part] for one in rounds])) for part in PARTS}
             for which in (0, 1)
         )
-        cost = DecoderCost.of(self._decoder, frames)
+        cost = DecoderCost(self._backbone, frames)
         flops, read = step_flops(cost, rows, self._steps), step_bytes(cost, utterances, dtype)
         per_second = product_rate(rows, cost.size, dtype, self._repeats)
         bytes_per_second = read_rate(self._repeats)
@@ -141,7 +141,7 @@ class StepBench:
     ) -> None:
         options = DecodeOptions(beam=self._beam, maxlenratio=-steps)
         lengths_B = torch.full((len(memory_BTD),), memory_BTD.shape[1], device=memory_BTD.device)
-        BeamSearch(self._dense, None, options=options, **self._tokens)(memory_BTD, lengths_B, primers, gates)
+        BeamSearch(self._backbone, options, self._dense)(memory_BTD, lengths_B, primers, gates)
 
 
 class Agreement:
@@ -217,20 +217,20 @@ def random_gates(share: float, seed: int, pattern: str = "hypothesis") -> Decode
 
 
 @contextlib.contextmanager
-def endless(model: Any, peak: float = 1.0) -> Iterator[None]:
+def endless(backbone: Backbone, peak: float = 1.0) -> Iterator[None]:
     """No hypothesis ends before its bound; undone afterwards.
 
     Args:
-        model: ``ESPnetS2TModel``.
+        backbone: With an output layer that has a bias.
         peak: Output weights are multiplied by it; a power of two, which is undone exactly.
     """
-    output = model.decoder.output_layer
-    was_training = model.decoder.training
+    output, model = backbone.output_layer, backbone.net
+    was_training = model.training
     kept = output.bias.detach().clone()
     model.eval()
     with torch.no_grad():
         output.weight.mul_(peak)
-        output.bias[model.eos] = NO_END
+        output.bias[backbone.tokenizer.eos] = NO_END
     try:
         yield
     finally:

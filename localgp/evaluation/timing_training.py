@@ -11,27 +11,27 @@ from typing import Any
 
 import torch
 
+from localgp.backbones.base import Backbone
+from localgp.backbones.cost import EncoderCost
 from localgp.encoder.run import encode
-from localgp.evaluation.flops import EncoderCost
 from localgp.evaluation.timing import paired, peak_mib
 from localgp.evaluation.timing_encoder import (
     MODULES,
     against_dense,
     describe,
-    feature_frames,
     make_row,
     saved_share,
     timed,
 )
 from localgp.gates import RandomGates
+from localgp.gates.base import GatePolicy
 
 
 def bench_training(
-    encoder: Any,
+    backbone: Backbone,
     *,
-    backbone: str,
+    name: str,
     seconds: float = 30.0,
-    bins: int = 80,
     batches: tuple[int, ...] = (1,),
     skipped: tuple[float, ...] = (0.3,),
     repeats: int = 5,
@@ -41,10 +41,9 @@ def bench_training(
     """Times forward and backward passes.
 
     Args:
-        encoder: ESPnet's; trained through the kernels it has (`localgp.model.use_fast_kernels`).
-        backbone: Name for the rows.
+        backbone: Its encoder is trained, through the kernels it has.
+        name: For the rows.
         seconds: Of an utterance.
-        bins: Mel bins of its input.
         batches: Numbers of utterances.
         skipped: Shares of frames that random gates skip in every gated module.
         repeats: Alternating rounds.
@@ -54,23 +53,23 @@ def bench_training(
     Returns:
         Rows with ``time_ratio_vs_dense`` and ``flop_ratio`` against the dense step.
     """
-    device = next(encoder.parameters()).device
-    frames = feature_frames(seconds)
-    cost = EncoderCost.of(encoder, frames, bins)
+    device, net = backbone.device, backbone.net
+    frames = backbone.timeline.feature_frames(round(seconds * backbone.sample_rate))
+    cost = EncoderCost(backbone, frames)
     generator = torch.Generator().manual_seed(seed)
-    feats_BSF = torch.randn(max(batches), frames, bins, generator=generator).to(device)
-    was_training = encoder.training
+    feats_BSF = torch.randn(max(batches), frames, backbone.shape.mels, generator=generator).to(device)
+    was_training = net.training
     rows = []
 
-    def step(batch: int, policy: Any) -> Callable[[], None]:
+    def step(batch: int, policy: GatePolicy | None) -> Callable[[], None]:
         def run() -> None:
             lengths = torch.full((batch,), frames, device=device)
-            encode(encoder, feats_BSF[:batch], lengths, policy, path="gathered").x.square().mean().backward()
-            encoder.zero_grad(set_to_none=True)
+            encode(backbone, feats_BSF[:batch], lengths, policy).x.square().mean().backward()
+            net.zero_grad(set_to_none=True)
 
         return run
 
-    encoder.train()
+    net.train()
     try:
         for batch in batches:
             for share in skipped:
@@ -78,8 +77,8 @@ def bench_training(
                 dense = step(batch, None)
                 times = paired({"gathered": gated, "dense": dense}, repeats, device)
                 kept = dict.fromkeys(MODULES, float(cost.frames - round(share * cost.frames)))
-                flops = cost.encoder(frames, [kept] * cost.layers) / cost.encoder(frames)
-                row = make_row("training", backbone, "fp32", [seconds] * batch, seconds)
+                flops = cost.encoder([kept] * cost.layers) / cost.encoder()
+                row = make_row("training", name, "fp32", [seconds] * batch, seconds)
                 row |= timed(times, "gathered", "dense") | {"skipped": share}
                 row |= against_dense(times.ratio("gathered", "dense"), flops)
                 row |= saved_share(row)
@@ -87,5 +86,5 @@ def bench_training(
                 rows.append(row)
                 progress(describe(row))
     finally:
-        encoder.train(was_training)
+        net.train(was_training)
     return rows

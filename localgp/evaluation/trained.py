@@ -5,11 +5,10 @@ Shape legend: B utterances, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError, ConfigError
@@ -17,6 +16,7 @@ from localgp.stored import read_yaml_mapping, section
 
 if TYPE_CHECKING:
     from localgp.analysis.collect import Evaluated
+    from localgp.model import GatedS2T
 
 
 def trained_config(directory: Path, weights: Path, cfg: DictConfig) -> DictConfig:
@@ -87,49 +87,11 @@ def first_seeds(cfg: DictConfig, progress: Callable[[str], None]) -> list[tuple[
     return [pair for name, pair in found.items() if cfg.bench.confs is None or name in cfg.bench.confs]
 
 
-def load_trained(trained: DictConfig, weights: Path, device: Any) -> tuple[Any, Any]:
-    """`localgp.model.GatedS2T` with its weights, in eval mode on the device, and its `Backbone`."""
+def load_trained(trained: DictConfig, weights: Path, device: Any) -> GatedS2T:
+    """A trained model with its weights, in eval mode on the device."""
     from localgp.build import build_model
     from localgp.evaluation.evaluate import load_weights
 
-    model, backbone = build_model(trained)
+    model = build_model(trained)
     load_weights(model, weights)
-    return model.to(device).eval(), backbone
-
-
-def padded_speech(items: Sequence[Mapping[str, Any]], samples: int) -> tuple[Any, Any]:
-    """Prepared rows as tensors: speech (B, N), full scale 1 and zeros behind it, and where each signal ends (B,).
-
-    Args:
-        samples: N; longer signals are cut.
-
-    Example:
-        >>> speech, ends = padded_speech([{"samples": [16384, -16384]}, {"samples": [0, 0, 0, 0, 0]}], 4)
-        >>> speech[0].tolist(), ends.tolist()
-        ([0.5, -0.5, 0.0, 0.0], [2, 4])
-    """
-    import torch
-
-    speech_BN = torch.zeros(len(items), samples)
-    ends_B = torch.zeros(len(items), dtype=torch.long)
-    for index, item in enumerate(items):
-        signal = np.asarray(item["samples"], dtype=np.float32)[:samples] / 32768.0
-        speech_BN[index, : len(signal)] = torch.from_numpy(signal)
-        ends_B[index] = len(signal)
-    return speech_BN, ends_B
-
-
-def batch_contexts(
-    contexts: Any, items: Sequence[Mapping[str, Any]], samples: int, device: Any
-) -> dict[str, Any]:
-    """What the encoder's gates see of a batch besides the speech, (B, T, C) or (B, 1, C) by name.
-
-    Args:
-        contexts: `localgp.contexts.extract.RowContexts`, or None where they see nothing more.
-    """
-    from localgp.contexts.extract import stack_contexts
-
-    if contexts is None:
-        return {}
-    stacked = stack_contexts([contexts.of(item, 0, samples) for item in items])
-    return {name: context.to(device) for name, context in stacked.items()}
+    return model.to(device).eval()

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from localgp.backbones.base import Branch
+from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.binarised import binarised_attention_scores
 from localgp.gates.gumbel import Gate
 
 
-class ControlGates(nn.Module):
+class ControlGates(GatePolicy):
     """Base of the controls: the same interface as `LocalGates`, no context, no parameters."""
-
-    needs: tuple[str, ...] = ()
 
     def __init__(self, modules: Sequence[str]) -> None:
         super().__init__()
@@ -28,7 +29,7 @@ class ControlGates(nn.Module):
     def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
         """1 where the module runs, (B, T) or (B, 1)."""
 
-    def gate(self, layer: int, x_BTD: Tensor, state: Any) -> dict[str, Gate]:
+    def gate(self, layer: int, x_BTD: Tensor, state: Any) -> Gates:
         gates = {}
         for name in self.modules_gated:
             decision = self.decide(layer, name, x_BTD, state).to(x_BTD.dtype)
@@ -102,30 +103,24 @@ class SpeechPruneGates(ControlGates):
     least are skipped, the same ones in every module and layer; no training.
 
     Args:
-        encoder: ESPnet's E-Branchformer, whose first layer's query and key weights are read when they are
-            needed, so that they are the fine-tuned ones.
+        attention: The first layer's self-attention; its weights are read when they are needed, so that they are the
+            fine-tuned ones.
     """
 
-    def __init__(self, modules: Sequence[str], target: float, encoder: Any) -> None:
+    def __init__(self, modules: Sequence[str], target: float, attention: Branch) -> None:
         super().__init__(modules)
-        self.target = target
-        self._encoder = (encoder,)  # in a tuple: the encoder is not a part of the policy
+        self.target, self._attention = target, attention
 
     def begin(self, contexts: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
     def decide(self, layer: int, name: str, x_BTD: Tensor, state: dict[str, Tensor]) -> Tensor:
-        from localgp.speechprune.attention import binarised_attention_scores
-
         if "decision" not in state:  # the first module of the first layer: x is what that layer is given
-            first = self._encoder[0].encoders[0]
+            first: Any = self._attention
+            query, key = first.linears[:2]
             with torch.no_grad():
                 scores_BT = binarised_attention_scores(
-                    first.norm_mha(x_BTD),
-                    first.attn.linear_q.weight,
-                    first.attn.linear_k.weight,
-                    first.attn.h,
-                    log=True,
+                    first.norm(x_BTD), query.weight, key.weight, first.heads, log=True
                 )
             skipped = round(self.target * int(x_BTD.shape[1]))
             least = scores_BT.argsort(dim=1, stable=True)[:, :skipped]

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.gumbel import RUN, Gate, gumbel_gate
 
 
-class GlobalGates(nn.Module):
+class GlobalGates(GatePolicy):
     """Args:
     layers: L.
     size: D.
@@ -69,7 +70,7 @@ class GlobalGates(nn.Module):
             logits, training=self.training, temperature=self.temperature, threshold=self.threshold
         )
 
-    def gate(self, layer: int, x_BTD: Tensor, state: Gate) -> dict[str, Gate]:
+    def gate(self, layer: int, x_BTD: Tensor, state: Gate) -> Gates:
         """The layer's decisions, (B, 1) each."""
         return {
             name: Gate(state.value[:, layer, m : m + 1], state.decision[:, layer, m : m + 1])

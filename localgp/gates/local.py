@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.errors import ConfigError
-from localgp.gates.gumbel import Gate, gumbel_gate
+from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.gumbel import gumbel_gate
 
 ATTENTIONS = ("dot", "cosine")
 
@@ -96,7 +97,7 @@ class LocalGatePredictor(nn.Module):
         return logits
 
 
-class LocalGates(nn.Module):
+class LocalGates(GatePolicy):
     """One `LocalGatePredictor` per layer, and the projections of the contexts they begin with.
 
     Args:
@@ -124,7 +125,7 @@ class LocalGates(nn.Module):
         super().__init__()
         if attention not in ATTENTIONS:
             raise ConfigError(f"attention is {attention!r}; valid: {', '.join(ATTENTIONS)}")
-        self.modules_gated = tuple(modules)
+        self.modules_gated, self.needs = tuple(modules), tuple(context_sizes)
         self.attention = attention
         self.temperature, self.threshold = temperature, threshold
         self.align = nn.ModuleDict(
@@ -140,11 +141,6 @@ class LocalGates(nn.Module):
             for index in range(layers)
         )
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Names of the contexts that `begin` reads."""
-        return tuple(self.align)
-
     def begin(self, contexts: dict[str, Tensor]) -> ContextMemory:
         """Keys and values of the contexts, each (B, T, size) or (B, 1, size), before the first layer."""
         memory = ContextMemory(self.attention)
@@ -153,7 +149,7 @@ class LocalGates(nn.Module):
             memory.append(key, self.context_value(key))
         return memory
 
-    def gate(self, layer: int, x_BTD: Tensor, memory: ContextMemory) -> dict[str, Gate]:
+    def gate(self, layer: int, x_BTD: Tensor, memory: ContextMemory) -> Gates:
         """Gates of one layer's modules from its input, Equation 3."""
         logits = self.layers[layer](x_BTD, memory)
         return {

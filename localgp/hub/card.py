@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from localgp import __version__
+from localgp.backbones import families
 from localgp.errors import ConfigError
 from localgp.extensions import named_in
-from localgp.hub.load import ESPNET, base_config
+from localgp.hub.load import base_config
 
 # Fine-tuned weights carry the licences of what they came from. The mini corpus and backbone are made by this code.
 _WEIGHTS = {"mini": "apache-2.0"} | {f"owsm_v3.1_{size}": "cc-by-4.0" for size in ("base", "small", "medium")}
@@ -36,7 +37,7 @@ def licence_of(config: dict[str, Any]) -> str:
 def training_command(config: dict[str, Any]) -> str:
     """The command that trains this model: the groups, and every option that differs from theirs."""
     groups = [f"corpus={_group(config, 'corpus')}", f"backbone={_group(config, 'backbone')}"]
-    if config["backbone"].get("path") == ESPNET:  # a directory of its own machine
+    if config["backbone"].get("path") in {family.KEY for family in families().values()}:  # its own machine's
         config = {**config, "backbone": {**config["backbone"], "path": "DIR"}}
     conf = f"conf={config['name']}"
     try:

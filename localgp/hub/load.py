@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from localgp.backbones.owsm.files import locate
+from localgp.backbones import families, family_of
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
 from localgp.extensions import own_contexts, permit
 from localgp.failures import remedy
@@ -33,8 +33,10 @@ from localgp.settings import Part, check
 from localgp.stored import read_yaml_mapping, short
 from localgp.weights import load_state
 
+if TYPE_CHECKING:
+    from localgp.backbones.base import Tokens
+
 CONFIG, WEIGHTS, METRICS = "localgp.yaml", "model.safetensors", "metrics.json"  # of a hub folder
-ESPNET = "espnet"  # its folder with ESPnet's configuration, BPE model and statistics
 EXTRAS, GATES = "localgp", "gates.safetensors"  # of an ESPnet archive: the folder of ours in it
 _HUB_FILES = ["*.yaml", "*.json", "*.safetensors", "*.model", "*.npz", "*.md", "*.pth", "*.txt"]
 
@@ -66,12 +68,12 @@ class Described:
 
     Attributes:
         options: How it decodes.
-        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
+        tokenizer: Its vocabulary.
         window_seconds: What it hears at once.
     """
 
     options: DecodeOptions
-    tokenizer: Any
+    tokenizer: Tokens
     window_seconds: float
 
 
@@ -81,13 +83,13 @@ def describe(source: str, gates: str = "trained", extensions: Collection[type | 
     Raises:
         LocalGPError: As `load`, but for the weights.
     """
-    from localgp.backbones.owsm.model import read_vocabulary
-
     path = _find(str(source))
     with _readable(path):
         stored = _stored(path, gates)
         permit(stored.cfg, path, extensions, own=stored.own)
-        return Described(decode_options(stored.cfg), *read_vocabulary(stored.cfg.backbone))
+        backbone = stored.cfg.backbone
+        family = family_of(str(backbone.path), str(backbone.name))
+        return Described(decode_options(stored.cfg), *family.read_vocabulary(backbone))
 
 
 def load(
@@ -114,18 +116,18 @@ def load(
 
         where = resolve_device(device)
         dtype = resolve_precision(precision, where)
-        model, backbone = build_model(stored.cfg)
-        if stored.weights is not None and not (stored.only_gates and _has_no_gates(model)):
+        model = build_model(stored.cfg)
+        gated = any(True for _ in model.gate_parameters())
+        if stored.weights is not None and (gated or not stored.only_gates):
             load_state(model, stored.weights, gates, only_gates=stored.only_gates)
         extractors = {name: build_extractor(name, stored.cfg, where) for name in needed_contexts(stored.cfg)}
-    backbone.source = stored.source or backbone.source
+    model.backbone.source = stored.source or model.backbone.source
     model.to(where).eval()
     fine_tuned = _is_fine_tuned(path)
     config = OmegaConf.to_container(stored.cfg, resolve=True) if fine_tuned else {}
     assert isinstance(config, dict)
     return Transcriber(
         model,
-        backbone,
         options,
         dtype=dtype,
         # Fine-tuning here shows a model no timestamps, and of those that the mini backbone saw it learnt too little.
@@ -135,10 +137,6 @@ def load(
         config={str(key): value for key, value in config.items()},
         metrics={} if stored.metrics is None else _metrics(stored.metrics),
     )
-
-
-def _has_no_gates(model: Any) -> bool:
-    return all(name.startswith("espnet.") for name in model.state_dict())
 
 
 @contextmanager
@@ -192,7 +190,7 @@ def _stored(path: Path | str, gates: str) -> _Stored:
         return _Stored(base_config("backbone=mini", "conf=row01"))
     if (path / CONFIG).is_file():
         cfg = stored_config(path / CONFIG, gates)
-        cfg.backbone.path, cfg.backbone.weights = literal(str(path / ESPNET)), "random"
+        cfg.backbone.path, cfg.backbone.weights = literal(str(_backbone_folder(path))), "random"
         return _Stored(cfg, path / WEIGHTS, path / METRICS, source=str(path))
     if (path / EXTRAS / "config.yaml").is_file():
         cfg = stored_config(path / EXTRAS / "config.yaml", gates)
@@ -201,10 +199,15 @@ def _stored(path: Path | str, gates: str) -> _Stored:
     if (path / "checkpoints").is_dir():
         return _stored_run(path, gates)
     _refuse_folder_of_runs(path)
-    locate(str(path))  # says what is missing
     cfg = base_config("backbone=path", "conf=row01")
     cfg.backbone.path = literal(str(path))
     return _Stored(cfg)
+
+
+def _backbone_folder(path: Path) -> Path:
+    """Of a packed folder: what builds the backbone, under the name of its family."""
+    known = [path / family.KEY for family in families().values()]
+    return next((folder for folder in known if folder.is_dir()), known[0])
 
 
 def _refuse_folder_of_runs(path: Path) -> None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from localgp import __version__
-from localgp.errors import CheckpointError, HubError
+from localgp.backbones import family_of
+from localgp.errors import CheckpointError, ConfigError, HubError
 from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.licences import licence_identifier
-from localgp.hub.load import CONFIG, ESPNET, EXTRAS, GATES, METRICS, WEIGHTS
+from localgp.hub.load import CONFIG, EXTRAS, GATES, METRICS, WEIGHTS
 from localgp.io import filled, staging, sweep
 from localgp.locks import held
 from localgp.paths import expanded
 from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section
+from localgp.weights import GATES as GATE_TENSORS
 from localgp.weights import save_weights
 
 _MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
@@ -87,6 +88,10 @@ def _pack(
             f"{run} has no {METRICS}: a card without scores says little. Evaluate it first (python -m "
             f"localgp.evaluate conf={config['name']}), or pack it as it is: --without-scores"
         )
+    if "espnet" in packed and loaded.backbone.key != "espnet":
+        raise ConfigError(
+            f"{loaded.backbone.name} is no model of ESPnet's; pack it with --format huggingface"
+        )
     if "espnet" in packed:
         _pack_espnet(loaded, config, packed["espnet"], licence, name)
     if "huggingface" in packed:
@@ -132,7 +137,8 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
         kept["corpus"] = {k: v for k, v in kept["corpus"].items() if k not in ("root", "workers", "manifest")}
     backbone = kept.get("backbone")
     if isinstance(backbone, dict) and expanded(str(backbone.get("path"))).is_dir():
-        kept["backbone"] = {**backbone, "path": ESPNET}
+        family = family_of(str(backbone["path"]), str(backbone.get("name")))
+        kept["backbone"] = {**backbone, "path": family.KEY}
     if isinstance(kept.get("contexts"), dict):
         kept["contexts"] = {name: _portable_context(section) for name, section in kept["contexts"].items()}
     return kept
@@ -152,16 +158,14 @@ def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: st
     import espnet
     import torch
 
-    from localgp.backbones.owsm.model import write_espnet_directory
-
     with staging(archive) as folder:
-        write_espnet_directory(loaded.backbone, folder)
+        loaded.backbone.save(folder)
         meta = yaml.safe_load((folder / "meta.yaml").read_text(encoding="utf-8"))
         meta |= {"espnet": espnet.__version__, "torch": str(torch.__version__), "localgp": __version__}
         (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
         extras = folder / EXTRAS
         extras.mkdir()
-        gates = {k: v for k, v in loaded.model.state_dict().items() if not k.startswith("espnet.")}
+        gates = {k: v for k, v in loaded.model.state_dict().items() if k.startswith(GATE_TENSORS)}
         if gates:
             save_weights(gates, extras / GATES)
         _write_config(config, extras / "config.yaml")
@@ -185,19 +189,9 @@ speech2text = Speech2Text(**unpack("{}", "unpacked"), lang_sym="<deu>", task_sym
 
 
 def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str, name: str) -> None:
-    from localgp.backbones.owsm.model import BPE_FILE, CONFIG_FILE, STATS_FILE
-
+    backbone = loaded.backbone
     with filled(folder) as new:
-        espnet = new / ESPNET
-        espnet.mkdir()
-        train_config = {**loaded.backbone.train_config, "bpemodel": BPE_FILE}
-        shutil.copyfile(loaded.backbone.train_config["bpemodel"], espnet / BPE_FILE)
-        stats = (train_config.get("normalize_conf") or {}).get("stats_file")
-        if stats is not None:
-            shutil.copyfile(stats, espnet / STATS_FILE)
-            train_config["normalize_conf"] = {**train_config["normalize_conf"], "stats_file": STATS_FILE}
-        text = yaml.safe_dump(train_config, allow_unicode=True, sort_keys=False)
-        (espnet / CONFIG_FILE).write_text(text, encoding="utf-8")
+        backbone.save(new / backbone.key, weights=False)
         save_weights(loaded.model.state_dict(), new / WEIGHTS)
         _write_config(config, new / CONFIG)
         _write_metrics(loaded.metrics, new / METRICS)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from localgp.kernels.linear import ROWS, takes_blocked
+from localgp.kernels.onednn import ROWS, blocked_convolution, convolution
 from localgp.kernels.ragged import RANGE, Ragged
 
 SHORT = 160_000  # bytes of an utterance and a gap; to copy and convolve more takes a CPU longer than a call
@@ -38,7 +38,9 @@ class Depthwise:
         self._weight = weight_C11K.contiguous(memory_format=torch.channels_last)
         self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self._reach = (conv.kernel_size[0] - 1) // 2
-        self._blocked = _blocked(self._weight, self._reach)
+        channels = len(self._weight)
+        shape = [1, channels, 1, ROWS]
+        self._blocked = blocked_convolution(self._weight, [0, self._reach], channels, shape)
 
     def __call__(self, x_NC: Tensor, layout: Ragged) -> Iterator[tuple[slice, Tensor]]:
         """Parts of the result, and the rows that they belong to. No later part reads these rows, so that they may be
@@ -75,9 +77,7 @@ class Depthwise:
             if self._blocked is None:
                 y_BC1T = F.conv2d(x_BC1T, self._weight, self._bias, padding=padding, groups=channels)
             else:
-                y_BC1T = torch.ops.mkldnn._convolution_pointwise(
-                    x_BC1T, self._blocked, self._bias, padding, [1, 1], [1, 1], channels, "none", [], ""
-                )
+                y_BC1T = convolution(x_BC1T, self._blocked, self._bias, padding, channels)
         return y_BC1T.squeeze(2).transpose(1, 2)
 
 
@@ -95,16 +95,3 @@ def together(lengths: Sequence[int], short: int) -> list[list[int]]:
         else:
             found.append([length])
     return found
-
-
-def _blocked(weight_C11K: Tensor, reach: int) -> Tensor | None:
-    """The weight in oneDNN's layout, or None where that is of no use."""
-    if not takes_blocked(weight_C11K):
-        return None
-    channels = weight_C11K.shape[0]
-    try:
-        return torch.ops.mkldnn._reorder_convolution_weight(
-            weight_C11K, [0, reach], [1, 1], [1, 1], channels, [1, channels, 1, ROWS]
-        )
-    except (AttributeError, RuntimeError):  # not part of PyTorch's stable interface
-        return None

@@ -7,14 +7,14 @@ same operators are called directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 749  # rows the blocked layout is chosen for: 30 s of speech
-_FUSED = {"none": ("none", ""), "relu": ("relu", ""), "swish": ("swish", ""), "gelu": ("gelu", "none")}
+from localgp.kernels.onednn import ROWS, blocked_linear, linear, linear_add
+
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu_,
@@ -49,14 +49,13 @@ class Linear:
         self._activation = activation if isinstance(activation, str) else "none"
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._blocked = blocked(self._weight, rows)
+        self._blocked = blocked_linear(self._weight, rows)
         if self._blocked is not None:
             self._weight = self._weight[:0]  # one copy is enough
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._blocked is not None:
-            name, algorithm = _FUSED[self._activation]
-            y = torch.ops.mkldnn._linear_pointwise(x, self._blocked, self._bias, name, [], algorithm)
+            y = linear(x, self._blocked, self._bias, self._activation)
         else:
             y = _PLAIN[self._activation](F.linear(x, self._weight, self._bias))
         return y if self._after is None else self._after(y)
@@ -67,27 +66,26 @@ class Linear:
             y = F.linear(x, self._weight, self._bias)
             return y if total is None else y.add_(total)
         if total is None:
-            return torch.ops.mkldnn._linear_pointwise(x, self._blocked, self._bias, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, total, self._blocked, self._bias, "add")
+            return linear(x, self._blocked, self._bias)
+        return linear_add(x, total, self._blocked, self._bias)
 
 
-def blocked(weight: Tensor, rows: int = ROWS) -> Tensor | None:
-    """The weight in oneDNN's layout for products with so many rows, or None where that is of no use."""
-    if not takes_blocked(weight):
-        return None
-    try:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-    except (AttributeError, RuntimeError):  # not part of PyTorch's stable interface
-        return None
-
-
-def takes_blocked(weight: Tensor) -> bool:
-    """Whether oneDNN computes with weights of this device and type."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+def fused(
+    linears: Sequence[nn.Linear],
+    dtype: torch.dtype,
+    activation: str | Callable[[Tensor], Tensor] = "none",
+    rows: int = ROWS,
+) -> Linear:
+    """Several linear layers of one input as one; those without a bias have zeros for it if another has one."""
+    weight = torch.cat([one.weight.detach().to(dtype) for one in linears])
+    bias = None
+    if any(one.bias is not None for one in linears):
+        parts = [
+            one.weight.new_zeros(one.out_features) if one.bias is None else one.bias.detach()
+            for one in linears
+        ]
+        bias = torch.cat([part.to(dtype) for part in parts])
+    return Linear(weight, bias, dtype, activation, rows)
 
 
 def activation_of(module: nn.Module) -> str | Callable[[Tensor], Tensor]:

@@ -11,13 +11,14 @@ Shape legend: B utterances of the call, T frames, D model size.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from localgp.decoder.cached import CachedDecoder, DecoderGates
+from localgp.backbones.base import Backbone
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import DecoderGates
 from localgp.errors import ConfigError
 from localgp.search.hypothesis import Hypothesis
 from localgp.search.options import DecodeOptions
-from localgp.search.rules import TimestampRules
 from localgp.search.steps import Search
 
 __all__ = ["BeamSearch", "Hypothesis"]
@@ -25,43 +26,34 @@ __all__ = ["BeamSearch", "Hypothesis"]
 
 class BeamSearch:
     """Args:
-    decoder: ESPnet's ``TransformerDecoder``, or a `CachedDecoder` over one (with gates, for instance).
-    ctc: ESPnet's ``CTC``; needed if ``options.ctc_weight`` is above 0.
-    sos, eos, notimestamps, first_time, last_time: Token ids.
+    backbone: Whose tokens, rules and CTC are used.
     options: How to decode.
-    blank: CTC's blank, 0 in ESPnet.
-    dtype: Type of weights, caches and products; default: the decoder's own, and a `CachedDecoder` keeps its
-        own. Given here rather than by autocast, which casts weights at every step and is off inside.
+    decoder: Its decoder, if it is laid out already; two searches can share one.
+    dtype: Type of weights, caches and products where it is laid out here; default: the decoder's own. Given here
+        rather than by autocast, which casts weights at every step and is off inside.
 
     Raises:
         ConfigError: If a CTC weight is asked for without a CTC.
 
     Example:
-        >>> search = BeamSearch(model.decoder, model.ctc, sos=1, eos=2, notimestamps=3, first_time=4,
-        ...                     last_time=1504, options=DecodeOptions(beam=5))      # doctest: +SKIP
+        >>> search = BeamSearch(backbone, DecodeOptions(beam=5))                       # doctest: +SKIP
         >>> best = [hypotheses[0] for hypotheses in search(x_BTD, lengths_B, primers)]  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        decoder: nn.Module | CachedDecoder,
-        ctc: nn.Module | None,
-        *,
-        sos: int,
-        eos: int,
-        notimestamps: int,
-        first_time: int,
-        last_time: int,
+        backbone: Backbone,
         options: DecodeOptions,
-        blank: int = 0,
+        decoder: CachedDecoder | None = None,
+        *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if options.ctc_weight > 0 and ctc is None:
+        if options.ctc_weight > 0 and backbone.ctc is None:
             raise ConfigError(f"ctc_weight is {options.ctc_weight}, but the model has no CTC; set it to 0")
-        self.decoder = decoder if isinstance(decoder, CachedDecoder) else CachedDecoder(decoder, dtype=dtype)
-        self.ctc = ctc if options.ctc_weight > 0 else None
-        self.rules = TimestampRules(sos, eos, notimestamps, first_time, last_time)
-        self.eos, self.blank, self.options = eos, blank, options
+        self.decoder = decoder or CachedDecoder(backbone, dtype=dtype)
+        self.ctc = backbone.ctc if options.ctc_weight > 0 else None
+        self.tokens, self.options = backbone.tokenizer, options
+        self.longest = backbone.shape.longest
 
     @torch.inference_mode()
     def __call__(

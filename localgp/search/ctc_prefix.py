@@ -22,10 +22,9 @@ Shape legend: N rows, U utterances, T frames, D model size, V vocabulary, K cand
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from localgp.decoder.rows import Rows
@@ -62,17 +61,19 @@ class CTCPrefixScorer:
     count as if each took a frame.
 
     Args:
-        ctc: ``espnet2.asr.ctc.CTC``.
+        ctc: CTC's output layer.
         memory_BTD: Encoder output.
         lengths_B: Its lengths; frames beyond are not looked at.
         blank: Blank's label.
         eos: Ends a hypothesis: its score is that of all frames spelling the hypothesis so far.
     """
 
-    def __init__(self, ctc: Any, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int) -> None:
+    def __init__(
+        self, ctc: nn.Linear, memory_BTD: Tensor, lengths_B: Tensor, *, blank: int, eos: int
+    ) -> None:
         # Products are computed in the encoder output's type, sums over them in fp32 or fp64.
-        self._weight_VD = ctc.ctc_lo.weight.detach().to(memory_BTD.dtype)
-        bias = ctc.ctc_lo.bias
+        self._weight_VD = ctc.weight.detach().to(memory_BTD.dtype)
+        bias = ctc.bias
         self._bias_V = None if bias is None else bias.detach().to(memory_BTD.dtype)
         self._blank, self._eos = blank, eos
         self._memory_UTD = memory_BTD

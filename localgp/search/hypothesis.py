@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from localgp.search.rules import NEVER
+from localgp.backbones.rules import NEVER
 
 END_MARGIN = -10.0  # end detection: the lengths just tried are this much worse than the best (ESPnet's D_end)
 END_LENGTHS = 3  # ... for so many successive lengths

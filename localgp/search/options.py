@@ -21,7 +21,6 @@ class DecodeOptions:
         minlenratio: Shortest output, likewise: this times the encoder's length, or -n for n tokens.
         normalize_length: Rank finished hypotheses by score per token.
         nbest: Hypotheses returned per utterance.
-        predict_time: The primer lacks ``<notimestamps>``, and time symbols are predicted by OWSM's rules.
 
     Raises:
         ConfigError: If a value is outside its range; all problems are named at once.
@@ -34,7 +33,6 @@ class DecodeOptions:
     minlenratio: float = 0.0
     normalize_length: bool = False
     nbest: int = 1
-    predict_time: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -50,10 +48,6 @@ class DecodeOptions:
         if -1.0 < self.maxlenratio < 0.0:
             problems.append(
                 f"maxlenratio is {self.maxlenratio}, valid: 0 (end detection), a positive ratio, or -n for n tokens"
-            )
-        if self.predict_time and self.ctc_weight > 0.0:
-            problems.append(
-                "predict_time with ctc_weight > 0: CTC knows no time symbols; set ctc_weight to 0"
             )
         if problems:
             raise ConfigError("decode options cannot be used: " + "; ".join(problems))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from localgp.decoder.cached import DecoderGates, DecoderState
+from localgp.backbones.rules import NEVER
+from localgp.decoder.gates import DecoderGates
 from localgp.decoder.rows import Rows
+from localgp.decoder.state import DecoderState
 from localgp.search.ctc_prefix import CTCPrefixScorer
 from localgp.search.hypothesis import Ended, Hypothesis
-from localgp.search.rules import NEVER
 from localgp.search.topk import topk_of_groups
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ class Search:
         numbers: list[int],
     ) -> None:
         options, device = parent.options, memory_STD.device
-        self._decoder, self._rules, self._options = parent.decoder, parent.rules, options
-        self._eos = parent.eos
-        self._timed = not parent.rules.never_needed(primers)
+        self._decoder, self._options = parent.decoder, options
+        self._eos, self._forbid = parent.tokens.eos, parent.tokens.rules(primers)
         lengths_S = torch.tensor(lengths, device=device)
         self._ctc = None
         if parent.ctc is not None:
@@ -59,8 +59,8 @@ class Search:
                 parent.ctc,
                 memory_STD.to(self._decoder.dtype).index_select(0, owner_U),
                 lengths_S.index_select(0, owner_U),
-                blank=parent.blank,
-                eos=parent.eos,
+                blank=parent.tokens.blank,
+                eos=self._eos,
             )
         self._state: DecoderState | None = None
         if options.ctc_weight < 1:
@@ -68,7 +68,10 @@ class Search:
                 memory_STD, lengths_S, primers, gates, numbers, owners, options.beam
             )
         frames = [lengths[owner] for owner in owners]
-        self._max_U = torch.tensor([options.max_length(n) for n in frames], device=device)
+        most = [options.max_length(n) for n in frames]
+        if parent.longest is not None:
+            most = [min(n, parent.longest - len(primer)) for n, primer in zip(most, primers, strict=True)]
+        self._max_U = torch.tensor(most, device=device)
         self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in frames], device=device)
         self._steps = int(self._max_U.max())
         primer_U = torch.tensor([len(primer) for primer in primers], device=device)
@@ -160,7 +163,7 @@ class Search:
         vocabulary = self._ctc.vocabulary  # type: ignore[union-attr]
         every_V = torch.arange(vocabulary, device=self._score_N.device)
         allowed_NK = torch.zeros(self._rows.size, vocabulary, device=self._score_N.device)
-        self._forbid(allowed_NK)
+        self._forbid(allowed_NK, self._tokens_NP, self._length_N)
         return every_V.expand(self._rows.size, -1), allowed_NK, {}
 
     def _likely_labels(self) -> tuple[Tensor, Tensor]:
@@ -169,11 +172,11 @@ class Search:
         logits_NV = self._decoder.logits(self._hidden_ND)
         normalizer_N1 = logits_NV.logsumexp(1, keepdim=True)
         if self._ctc is None:
-            self._forbid(logits_NV)
+            self._forbid(logits_NV, self._tokens_NP, self._length_N)
             logit_NK, labels_NK = topk_of_groups(logits_NV, min(beam, logits_NV.shape[1]))
             return labels_NK, logit_NK - normalizer_N1
         eos_logit_N1 = logits_NV[:, self._eos : self._eos + 1].clone()
-        self._forbid(logits_NV)
+        self._forbid(logits_NV, self._tokens_NP, self._length_N)
         count = min(int(PRE_BEAM_RATIO * beam), logits_NV.shape[1])
         logit_NK, labels_NK = topk_of_groups(logits_NV, count)
         if count < logits_NV.shape[1]:
@@ -186,12 +189,6 @@ class Search:
 
     def _last(self) -> Tensor:
         return self._tokens_NP.gather(1, (self._length_N - 1).unsqueeze(1)).squeeze(1)
-
-    def _forbid(self, scores_NV: Tensor) -> None:
-        if self._timed:
-            self._rules.apply(scores_NV, self._tokens_NP, self._length_N)
-        else:
-            self._rules.apply_simple(scores_NV)
 
     def _best(self, total_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The beam of every utterance: where in ``total_NK`` flattened, score, and whether it exists."""

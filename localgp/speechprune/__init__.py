@@ -3,7 +3,7 @@
 Learnt frame pruning (the rest of this package) decides inside the encoder, layer by layer. SpeechPrune decides
 once, between the projector and the language model, without training: phase 1 keeps the audio tokens that are
 most similar to the question (`localgp.speechprune.similarity`), phase 2 those that a binarised first-layer
-attention looks at most (`localgp.speechprune.attention`).
+attention looks at most (`localgp.gates.binarised`).
 
     waveform -> audio tower -> projector -> N audio tokens, 25 per second
                                                | phase 1: N -> 750 (30 s)

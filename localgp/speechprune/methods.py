@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from localgp.errors import ConfigError
-from localgp.speechprune.attention import SCALES, most_attended
+from localgp.gates.binarised import SCALES, most_attended
 from localgp.speechprune.similarity import FRAME, REMAINDERS, most_similar
 
 METHODS = ("both", "first", "second", "rap", "rac")
@@ -56,7 +56,7 @@ class Pruner:
         budget: Tokens that phase 1 leaves; None for as many as the audio has.
         frame: Tokens per frame of phase 1.
         remainder: See `localgp.speechprune.similarity`.
-        scale: See `localgp.speechprune.attention`.
+        scale: See `localgp.gates.binarised`.
         seed: Of the random baselines.
     """
 

@@ -8,9 +8,7 @@ Shape legend: B utterances, N samples, Q sequences, L tokens.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,37 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from localgp.backbones.base import Backbone
 from localgp.contexts.extract import RowContexts, stack_contexts
 from localgp.corpora.integrity import read_row
+from localgp.corpora.rows import Task, list_tasks
 from localgp.errors import ConfigError
-from localgp.timeline import frame_centres
 
 IGNORE = -1  # ESPnet's padding of token sequences
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to be written down for one utterance: its transcript (target == source) or a translation."""
-
-    row: int
-    source: str
-    target: str
-
-    @property
-    def name(self) -> str:
-        return self.source if self.source == self.target else f"{self.source}-{self.target}"
-
-
-def list_tasks(rows: Any, languages: Sequence[str] | None = None) -> list[Task]:
-    """All tasks of a prepared split, ASR first, restricted to ``languages`` as targets where given."""
-    tasks = []
-    columns = rows.select_columns(["language", "asr", "targets"])
-    for index, row in enumerate(columns):
-        source = row["language"]
-        if row["asr"]:
-            tasks.append(Task(index, source, source))
-        tasks += [Task(index, source, t) for t in row["targets"] if languages is None or t in languages]
-    return tasks
 
 
 class TrainingExamples(Dataset):
@@ -56,8 +30,7 @@ class TrainingExamples(Dataset):
 
     Args:
         rows: A prepared split (`localgp.corpora.prepared`).
-        tokenizer: `localgp.backbones.owsm.tokens.OwsmTokenizer`.
-        samples: N, the padded length.
+        backbone: Whose tokens, padded length and frames they are for.
         group_tasks: One example per utterance with all of its tasks, or one per task.
         init_silence: Up to this many samples of silence are put on the left, drawn per (seed, epoch, example)
             as OWSM's preprocessor does; 0 for none.
@@ -67,8 +40,7 @@ class TrainingExamples(Dataset):
     def __init__(
         self,
         rows: Any,
-        tokenizer: Any,
-        samples: int,
+        backbone: Backbone,
         *,
         group_tasks: bool,
         init_silence: int = 0,
@@ -76,7 +48,8 @@ class TrainingExamples(Dataset):
         contexts: RowContexts | None = None,
     ) -> None:
         self.contexts = contexts
-        self.rows, self.tokenizer, self.samples = rows, tokenizer, samples
+        self.rows, self.samples = rows, backbone.samples
+        self.tokenizer, self.timeline = backbone.tokenizer, backbone.timeline
         self.init_silence, self.seed = init_silence, seed
         tasks = list_tasks(rows)
         if group_tasks:
@@ -114,7 +87,7 @@ class TrainingExamples(Dataset):
                 for task in tasks
             ],
             "tasks": [task.name for task in tasks],
-            "contexts": self.contexts.of(row, offset, self.samples) if self.contexts else {},
+            "contexts": self.contexts.of(row, offset, self.samples, self.timeline) if self.contexts else {},
         }
 
 
@@ -219,19 +192,3 @@ class Collate:
             "utterance": torch.tensor([i for i, e in enumerate(examples) for _ in e["texts"]]),
             "contexts": stack_contexts([e["contexts"] for e in examples]),
         }
-
-
-def real_frames(signal_B2: Tensor, frames: int, samples: int) -> Tensor:
-    """1 for the encoder frames with signal under their centre, 0 for padding; (B, frames).
-
-    Args:
-        signal_B2: First sample of the signal, and the first after it.
-        samples: N of the padded input.
-    """
-    centre_T = _centres(frames, samples, signal_B2.device)
-    return ((centre_T >= signal_B2[:, :1]) & (centre_T < signal_B2[:, 1:])).float()
-
-
-@functools.lru_cache(maxsize=4)
-def _centres(frames: int, samples: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(frame_centres(frames, samples)).to(device)

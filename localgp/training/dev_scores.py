@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from localgp.contexts.extract import RowContexts
 from localgp.training.module import TrainingModule
 
 
@@ -15,36 +16,31 @@ class DevScores(Callback):
 
     Args:
         rows: The dev segments to decode.
-        backbone: For tokenizer and padded length.
         normalizer: Of the text before WER.
-        contexts: `localgp.contexts.extract.RowContexts` of the rows, where the gates see any.
+        contexts: Of the rows, where the gates see any.
     """
 
-    def __init__(self, rows: Any, backbone: Any, normalizer: str, contexts: Any = None) -> None:
-        self.rows, self.backbone, self.normalizer = rows, backbone, normalizer
+    def __init__(self, rows: Any, normalizer: str, contexts: RowContexts | None = None) -> None:
+        self.rows, self.normalizer = rows, normalizer
         self.contexts = contexts
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        from localgp.encoder.packed import release
+        from localgp.corpora.rows import list_tasks
         from localgp.evaluation.decode import decode_rows
         from localgp.evaluation.score import references_of, score_tasks
         from localgp.search.options import DecodeOptions
-        from localgp.training.data import list_tasks
 
         assert isinstance(module, TrainingModule)
         if not module.dev_is_finite:  # there may be nothing to decode; the module, whose turn is next, raises
             return
         decoded = decode_rows(
             module.model,
-            self.backbone,
             self.rows,
             list_tasks(self.rows),
             DecodeOptions(beam=1, maxlenratio=0.4),
             progress=False,
             contexts=self.contexts,
         )
-        model = module.model  # its weights change before the next scoring: no copy of them in between
-        release(*(m for m in (model.espnet.encoder, model.policy) if m is not None))
         references = references_of(self.rows)
         pairs = {
             task: ([references[task][i] for i in texts], list(texts.values()))

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from localgp import __version__
 from localgp.analysis.tensorboard import MaskImage
+from localgp.backbones.base import Backbone
 from localgp.build import build_model
 from localgp.contexts.extract import row_contexts
 from localgp.corpora.fits import check_fits, split_of
@@ -30,13 +31,13 @@ from localgp.errors import CheckpointError, ConfigError, CorpusError
 from localgp.failures import is_of_machine
 from localgp.io import sweep
 from localgp.locks import held
+from localgp.model import GatedS2T
 from localgp.precision import resolve_device, resolve_precision
 from localgp.run import Run, commit
 from localgp.signals import Signals, Stopped, leave_to_parent
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint, WriteInPlace
 from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough, rows_in
 from localgp.training.dev_scores import DevScores
-from localgp.training.memory import checkpoint_activations
 from localgp.training.module import TrainingModule
 from localgp.training.stop import StopAtSignal
 from localgp.training.trained_on import FILE, changed, check_data, digests_of, write_data
@@ -82,9 +83,8 @@ def _fit(
     connect(world, device.type)
     splits = first_then_others(world, lambda: load_prepared(cfg))
     train_split, dev_split = split_of(splits, "train"), split_of(splits, "dev")
-    model, backbone = build_model(cfg)
-    training = cfg.training
-    samples = round(backbone.padded_seconds * backbone.sample_rate)
+    model = build_model(cfg)
+    backbone, training = model.backbone, cfg.training
     silence = round(training.init_silence * backbone.sample_rate)
     train_rows = limit_per_language(train_split, training.limit)
     dev_rows = limit_per_language(dev_split, training.val_limit)
@@ -96,13 +96,12 @@ def _fit(
         check_data(run, digests)
     examples = TrainingExamples(
         train_rows,
-        backbone.tokenizer,
-        samples,
+        backbone,
         group_tasks=training.group_tasks,
         init_silence=silence,
         seed=cfg.seed,
     )
-    dev = TrainingExamples(dev_rows, backbone.tokenizer, samples, group_tasks=True)
+    dev = TrainingExamples(dev_rows, backbone, group_tasks=True)
     if not len(examples) or not len(dev):
         raise ConfigError("the corpus has no training or no dev examples; see `python -m localgp.prepare`")
     check_enough(len(examples), training.batch_size, world.ranks)
@@ -117,7 +116,7 @@ def _fit(
     contexts = first_then_others(world, lambda: row_contexts(cfg, *parts))
     examples.contexts = dev.contexts = contexts
 
-    strategy = build_strategy(cfg, world, device)
+    strategy = build_strategy(cfg, world, device, backbone)
     if world.is_first:  # only now: a configuration that fails above leaves no directory behind
         owned.enter_context(_held(run))
         if run.extends:
@@ -126,8 +125,7 @@ def _fit(
         write_data(run, digests)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep(run.checkpoints)
-    if training.checkpointing:
-        checkpoint_activations(model)
+    model.forget = training.checkpointing
     module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
     dtype = resolve_precision(training.precision, device)
     best = BestWeights(run.checkpoints, training.average)
@@ -141,7 +139,7 @@ def _fit(
     if progress_bar:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     if training.val_decode and cfg.trainer.strategy != "fsdp":  # decoding needs all weights in one place
-        callbacks.append(DevScores(scored_rows, backbone, cfg.evaluate.normalizer, contexts))
+        callbacks.append(DevScores(scored_rows, cfg.evaluate.normalizer, contexts))
     pictured = training.logger != "none" and cfg.trainer.strategy != "fsdp"  # as for the scores above
     if model.policy is not None and pictured and world.is_first:
         callbacks.append(MaskImage(dev_rows, backbone, contexts))
@@ -272,7 +270,7 @@ def _is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def build_strategy(cfg: DictConfig, world: World, device: torch.device) -> Any:
+def build_strategy(cfg: DictConfig, world: World, device: torch.device, backbone: Backbone) -> Any:
     """Lightning's strategy for ``trainer.strategy``.
 
     Raises:
@@ -281,7 +279,7 @@ def build_strategy(cfg: DictConfig, world: World, device: torch.device) -> Any:
     if cfg.trainer.strategy == "fsdp":
         if device.type != "cuda":
             raise ConfigError("trainer.strategy=fsdp needs GPUs; use trainer.strategy=ddp on CPUs")
-        return _fsdp()
+        return _fsdp(backbone)
     if world.ranks == 1:
         return "auto"
     from lightning.pytorch.strategies import DDPStrategy
@@ -293,14 +291,12 @@ def build_strategy(cfg: DictConfig, world: World, device: torch.device) -> Any:
     )
 
 
-def _fsdp() -> Any:
-    from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
-    from espnet.nets.pytorch_backend.transformer.positionwise_feed_forward import PositionwiseFeedForward
-    from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+def _fsdp(backbone: Backbone) -> Any:
     from lightning.pytorch.strategies import FSDPStrategy
 
-    # With gates a layer's modules are called one by one, so these, and not the layer, are what is sharded.
-    units = {PositionwiseFeedForward, MultiHeadedAttention, ConvolutionalGatingMLP}
+    # A layer's parts are called one by one, so these, and not the layer, are what is sharded.
+    parts = [*backbone.branches("encoder", 0).values(), *backbone.branches("decoder", 0).values()]
+    units = {type(part.module) for part in parts if part.module is not None}
     return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full")
 
 
@@ -379,8 +375,8 @@ def build_logger(name: str, directory: Path) -> Any:
 def banner(
     cfg: DictConfig,
     run: Run,
-    backbone: Any,
-    model: Any,
+    backbone: Backbone,
+    model: GatedS2T,
     device: torch.device,
     dtype: torch.dtype,
     max_steps: int,

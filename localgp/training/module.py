@@ -1,4 +1,4 @@
-"""The training step: ESPnet's loss plus the sparsity loss, as a LightningModule."""
+"""The training step: the model's own loss plus the sparsity loss, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import NonFiniteError
+from localgp.gates.base import GatePolicy
 from localgp.gates.loss import kept_ratio, kept_ratios, sparsity_loss
 from localgp.model import GatedS2T, Losses
 from localgp.run import Run
-from localgp.training.data import real_frames
 from localgp.training.schedule import build_optimizer
 from localgp.training.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
 
@@ -54,12 +54,9 @@ class TrainingModule(L.LightningModule):
         losses = self.model.losses(encoded, batch)
         # A batch counts its sequences' mean; processes may have different numbers of them.
         attention = losses.attention * weight_among_ranks(len(batch["text"]))
-        total = losses.total + (1 - self.model.espnet.ctc_weight) * (attention - losses.attention)
-        terms: dict[str, Any] = {
-            "loss_ctc": losses.ctc.detach(),
-            "loss_att": attention.detach(),
-            "accuracy": losses.accuracy,
-        }
+        total = losses.total + losses.attention_weight * (attention - losses.attention)
+        terms: dict[str, Any] = {} if losses.ctc is None else {"loss_ctc": losses.ctc.detach()}
+        terms |= {"loss_att": attention.detach(), "accuracy": losses.accuracy}
         if encoded.gates and _learns(self.model.policy):
             frames_BT = self._counted_frames(encoded, batch)
             sparsity = sparsity_loss(
@@ -72,7 +69,6 @@ class TrainingModule(L.LightningModule):
             total = total + self.cfg.pruning.sparsity_weight * sparsity
             terms["loss_sparsity"] = sparsity.detach()
         if losses.decoder_gates and _learns(self.model.decoder_policy):
-            assert losses.tokens is not None
             # Its own loss with the same target: one ratio over both sides would let the decoder, which is nearly
             # free to prune, buy the encoder's share.
             sparsity = sparsity_loss(
@@ -141,7 +137,7 @@ class TrainingModule(L.LightningModule):
     def _counted_frames(self, encoded: EncoderOutput, batch: dict[str, Any]) -> Tensor:
         batch_size, frames = encoded.x.shape[:2]
         if self.cfg.pruning.sparsity_frames == "real":
-            return real_frames(batch["signal"], frames, batch["speech"].shape[1])
+            return self.model.backbone.timeline.real(batch["signal"], frames)
         return encoded.x.new_ones(batch_size, frames)
 
     @torch.no_grad()
@@ -151,7 +147,7 @@ class TrainingModule(L.LightningModule):
             return {}
         batch_size, frames = encoded.x.shape[:2]
         every = torch.ones(batch_size, frames, device=encoded.x.device)
-        real = real_frames(batch["signal"], frames, batch["speech"].shape[1])
+        real = self.model.backbone.timeline.real(batch["signal"], frames)
         kept = {}
         for name in encoded.gates[0]:
             decisions = torch.stack(
@@ -231,14 +227,14 @@ def resumable(cfg: DictConfig) -> str:
     return "There is no checkpoint yet: the next run starts from step 0."
 
 
-def _learns(policy: Any) -> bool:
+def _learns(policy: GatePolicy | None) -> bool:
     return policy is not None and any(True for _ in policy.parameters())
 
 
 @torch.no_grad()
 def kept_tokens(losses: Losses) -> dict[str, Tensor]:
     """Share of the decoder's real tokens for which a kind of module runs, over all layers."""
-    if not losses.decoder_gates or losses.tokens is None:
+    if not losses.decoder_gates:
         return {}
     tokens = losses.tokens
     return {
@@ -257,10 +253,9 @@ def kept_by_layer(encoded: EncoderOutput, losses: Losses) -> dict[str, Tensor]:
     for k, gates in enumerate(encoded.gates, 1):
         for name, gate in gates.items():
             shares[f"kept/{name}/layer{k}"] = kept_ratio(gate.decision.expand_as(every), every)
-    if losses.tokens is not None:
-        for k, gates in enumerate(losses.decoder_gates, 1):
-            for name, gate in gates.items():
-                shares[f"kept/decoder.{name}/layer{k}"] = kept_ratio(gate.decision, losses.tokens)
+    for k, gates in enumerate(losses.decoder_gates, 1):
+        for name, gate in gates.items():
+            shares[f"kept/decoder.{name}/layer{k}"] = kept_ratio(gate.decision, losses.tokens)
     return shares
 
 

@@ -64,7 +64,7 @@ def build_optimizer(model: GatedS2T, training: DictConfig, max_steps: int) -> di
     Raises:
         ConfigError: For an optimizer or a schedule that does not exist.
     """
-    groups = [{"params": [p for p in model.espnet.parameters() if p.requires_grad], "lr": training.lr}]
+    groups = [{"params": [p for p in model.backbone.net.parameters() if p.requires_grad], "lr": training.lr}]
     gates = list(model.gate_parameters())
     if gates:
         groups.append({"params": gates, "lr": training.gate_lr})

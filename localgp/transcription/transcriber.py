@@ -19,11 +19,13 @@ from localgp.contexts.extract import place as place_context
 from localgp.contexts.extract import stack_contexts
 from localgp.corpora.audio import decode
 from localgp.corpora.languages import name_of
+from localgp.corpora.rows import Task
+from localgp.decoder.train import decode_tokens
+from localgp.encoder.run import EncoderOutput
 from localgp.errors import AudioError, ConfigError
-from localgp.evaluation.decode import TaskSearches
+from localgp.model import GatedS2T, PackedModel
 from localgp.search.options import DecodeOptions
-from localgp.timeline import frame_centres
-from localgp.training.data import Task
+from localgp.search.tasks import TaskSearches
 from localgp.transcription.detection import detection_warnings
 from localgp.transcription.formats import Transcript
 from localgp.transcription.gates import GateMasks
@@ -38,8 +40,7 @@ Source = str | Path | np.ndarray | Tensor
 
 class Transcriber:
     """Args:
-    model: `localgp.model.GatedS2T` in eval mode, on its device.
-    backbone: Its `localgp.backbones.owsm.model.Backbone`.
+    model: In eval mode, on its device; its weights are laid out for inference when they are first needed.
     options: How to decode.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
     windows: How it walks through a long recording unless told otherwise, ``timestamps`` or ``pauses``.
@@ -57,8 +58,7 @@ class Transcriber:
 
     def __init__(
         self,
-        model: Any,
-        backbone: Any,
+        model: GatedS2T,
         options: DecodeOptions,
         *,
         dtype: torch.dtype = torch.float32,
@@ -68,6 +68,7 @@ class Transcriber:
         config: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> None:
+        backbone = model.backbone
         self.model, self.backbone, self.options, self.dtype = model, backbone, options, dtype
         self.windows = windows
         self.extractors = extractors or {}
@@ -79,10 +80,9 @@ class Transcriber:
         self._times = TimeTokens(
             tokenizer.first_time,
             tokenizer.last_time,
-            self.window_seconds / (tokenizer.last_time - tokenizer.first_time),
+            self.window_seconds / max(1, tokenizer.last_time - tokenizer.first_time),
         )
-        first = tokenizer.token_list.index(f"<{tokenizer.languages[0]}>")
-        self._language_ids = slice(first, first + len(tokenizer.languages))
+        self._packed: PackedModel | None = None
         self._searches: dict[DecodeOptions, TaskSearches] = {}
 
     @property
@@ -210,7 +210,7 @@ class Transcriber:
         for window in cut_at_pauses(samples_N, self.sample_rate, self.window_seconds):
             encoded = self._encode([samples_N[window.first : window.last]])
             frames = encoded.x.shape[1]
-            centres_T = frame_centres(frames, self.window_seconds * self.sample_rate)
+            centres_T = self.backbone.timeline.centres(frames)
             signal = int((centres_T < window.last - window.first).sum())
             times.append(torch.from_numpy((window.first + centres_T[:signal]) / self.sample_rate))
             for name in encoded.gates[0]:
@@ -269,19 +269,19 @@ class Transcriber:
             tasks.append(Task(row, name_of(job.language), name_of(target)))
         if options not in self._searches:
             self._searches = {  # one set of prepared weights at a time
-                options: TaskSearches(self.model.espnet, self.backbone.tokenizer, options, self.dtype)
+                options: TaskSearches(self.backbone, options, self.dtype)
             }
         gates = partial(self.model.step_gates, encoded) if self.model.decoder_policy is not None else None
         found = self._searches[options](
             encoded.x, encoded.lengths, range(len(tasks)), tasks, timestamps=picked[0][0].timed, gates=gates
         )
-        eos = self.model.espnet.eos
+        eos = self.backbone.tokenizer.eos
         for (job, window), written in zip(picked, found, strict=True):
             tokens = written.tokens
             job.accept(window, tokens[: tokens.index(eos)] if eos in tokens else tokens)
 
-    def _encode(self, pieces: Sequence[np.ndarray]) -> Any:
-        samples = round(self.window_seconds * self.sample_rate)
+    def _encode(self, pieces: Sequence[np.ndarray]) -> EncoderOutput:
+        samples = self.backbone.samples
         pieces = [piece_N[:samples] for piece_N in pieces]
         padded_BN = np.zeros((len(pieces), samples), dtype=np.float32)
         for row, piece_N in enumerate(pieces):
@@ -290,9 +290,9 @@ class Transcriber:
         ends = [len(piece_N) if self.model.trim else samples for piece_N in pieces]
         lengths_B = torch.tensor(ends, device=self.device)
         contexts = self._contexts(pieces, samples)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            speech_BN = torch.from_numpy(padded_BN).to(self.device)
-            return self.model.encode(speech_BN, lengths_B, contexts, path="packed")
+        if self._packed is None:
+            self._packed = self.model.packed(self.dtype)
+        return self._packed.encode(torch.from_numpy(padded_BN).to(self.device), lengths_B, contexts)
 
     def _contexts(self, pieces: Sequence[np.ndarray], samples: int) -> dict[str, Tensor] | None:
         """What the gates see besides the speech, extracted from each window by itself, as in training."""
@@ -300,7 +300,9 @@ class Transcriber:
             return None
         contexts = [
             {
-                name: place_context(extractor.extract(piece_N), extractor.step, 0, samples)
+                name: place_context(
+                    extractor.extract(piece_N), extractor.step, 0, samples, self.backbone.timeline
+                )
                 for name, extractor in self.extractors.items()
             }
             for piece_N in pieces
@@ -308,19 +310,21 @@ class Transcriber:
         return {name: value.to(self.device) for name, value in stack_contexts(contexts).items()}
 
     def _detect(self, memory_TD: Tensor, job: Job) -> None:
-        """OWSM's own language identification: the language token it predicts after ``<sos>``."""
-        espnet = self.model.espnet
-        start = torch.full((1, 1), espnet.sos, device=self.device)
-        logp_1V, _ = espnet.decoder.batch_score(start, [None], memory_TD.unsqueeze(0).float())
-        probability_V = logp_1V[0, self._language_ids].float().softmax(-1)
+        """The model's own language identification: the language token it predicts first."""
+        tokens = self.backbone.tokenizer
+        start_1L = torch.tensor([tokens.start], device=self.device)
+        frames_1, count_1 = (
+            torch.tensor([n], device=self.device) for n in (len(memory_TD), len(tokens.start))
+        )
+        memory_1TD = memory_TD.unsqueeze(0).float()
+        logits_1LV = decode_tokens(self.backbone, memory_1TD, frames_1, start_1L, count_1).logits
+        probability_V = logits_1LV[0, -1, tokens.language_ids].float().softmax(-1)
         best = int(probability_V.argmax())
         job.language, job.language_probability = self.languages[best], float(probability_V[best])
         job.warnings += detection_warnings(self.languages, probability_V.tolist())
 
     def _code(self, language: str) -> str:
-        """``de`` to ``deu``, checked."""
-        tokenizer = self.backbone.tokenizer
-        return tokenizer.token_list[tokenizer.prompt(language, language)[0]][1:-1]
+        return self.backbone.tokenizer.code(language)
 
     def _transcript(self, source: Source, job: Job, src: str | None, tgt: str | None) -> Transcript:
         # A recording without any sound has no language of its own.

@@ -20,15 +20,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from localgp.backbones.owsm.model import build_model, read_train_config
+from localgp.backbones import open_backbone
+from localgp.backbones.base import Backbone
+from localgp.backbones.cost import DecoderCost, EncoderCost
 from localgp.build import build_decoder_policy, build_policy
 from localgp.cli import CONF_DIR
 from localgp.decoder.train import decode_tokens
 from localgp.encoder.run import encode
-from localgp.evaluation.decoder_flops import DecoderCost
-from localgp.evaluation.flops import EncoderCost, feature_frames_of
 from localgp.evaluation.table import format_table
-from localgp.model import use_fast_kernels
+from localgp.gates.cost import gates_cost
 
 TOKENS = 60  # of a sequence, prompt included
 WORKSPACE_GIB = 1.5
@@ -40,30 +40,28 @@ UTILISATION = 0.35  # of that peak, assumed
 class _Step(nn.Module):
     """One training forward from features to loss terms, as `localgp.model` does it, for shapes."""
 
-    def __init__(self, espnet: Any, cfg: Any) -> None:
+    def __init__(self, backbone: Backbone, cfg: Any) -> None:
         super().__init__()
-        self.espnet = espnet
-        self.policy = build_policy(cfg, espnet.encoder)
-        size = espnet.encoder.output_size()
-        self.decoder_policy = build_decoder_policy(cfg, len(espnet.decoder.decoders), size)
+        self.backbone, self.net = backbone, backbone.net
+        self.policy = build_policy(cfg, backbone)
+        self.decoder_policy = build_decoder_policy(cfg, backbone)
 
     def forward(self, feats_BSF: Tensor, tokens_BL: Tensor) -> Tensor:
         batch, frames = feats_BSF.shape[:2]
         device = feats_BSF.device
         contexts = {name: _context(self.policy, name, batch) for name in getattr(self.policy, "needs", ())}
         lengths = torch.full((batch,), frames, device=device)
-        encoded = encode(self.espnet.encoder, feats_BSF, lengths, self.policy, contexts, path="masked")
+        encoded = encode(self.backbone, feats_BSF, lengths, self.policy, contexts, path="masked")
         given = {
             name: _context(self.decoder_policy, name, batch)
             for name in getattr(self.decoder_policy, "needs", ())
         }
         counts = torch.full((batch,), tokens_BL.shape[1], device=device)
         policy = self.decoder_policy
-        decoded = decode_tokens(
-            self.espnet.decoder, encoded.x, encoded.lengths, tokens_BL, counts, policy, given
-        )
+        decoded = decode_tokens(self.backbone, encoded.x, encoded.lengths, tokens_BL, counts, policy, given)
         attention = decoded.logits.float().log_softmax(-1).sum()
-        ctc = self.espnet.ctc.ctc_lo(encoded.x).float().log_softmax(-1).sum()
+        assert self.backbone.ctc is not None
+        ctc = self.backbone.ctc(encoded.x).float().log_softmax(-1).sum()
         return attention + ctc
 
 
@@ -102,15 +100,15 @@ def estimate(overrides: list[str]) -> list[list[str]]:
     """Rows: batch x accumulation, memory in GiB, and minutes per 1,000 updates on each GPU."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("config", overrides=["backbone=owsm_v3.1_medium", *overrides])
-    config = read_train_config(cfg.backbone)
     with torch.device("meta"):
-        step = _Step(build_model(config), cfg).train()
-    use_fast_kernels(step.espnet)
-    frames = feature_frames_of(config, float(config["preprocessor_conf"]["speech_length"]))
+        backbone = open_backbone({**cfg.backbone, "weights": "random"})
+        step = _Step(backbone, cfg).train()
+    backbone.use_fast_kernels()
+    frames = backbone.timeline.feature_frames(backbone.samples)
     parameters = sum(p.numel() for p in step.parameters())
-    cost = EncoderCost.of(step.espnet.encoder, frames, 80)
-    forward = cost.encoder(frames) + cost.gates(step.policy)
-    decoder = DecoderCost.of(step.espnet.decoder, cost.frames)
+    cost = EncoderCost(backbone, frames)
+    forward = cost.encoder() + gates_cost(step.policy, cost.frames)
+    decoder = DecoderCost(backbone, cost.frames)
     forward += sum(decoder.terms(TOKENS).values()) + cost.frames * cost.size * decoder.vocabulary  # and CTC
     one = saved_bytes(step, frames, 1) / 2  # bf16 autocast holds most of them in half of fp32's bytes
     rows = []

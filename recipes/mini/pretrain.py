@@ -23,13 +23,9 @@ from network import Pretraining, make_fast_on_cpu
 from scoring import score
 from speech import SpeechSet, synthesize, write_statistics
 
-from localgp.backbones.owsm.model import (
-    Backbone,
-    assemble,
-    build_model,
-    load_backbone,
-    write_espnet_directory,
-)
+from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.files import write_espnet_directory
+from localgp.backbones.owsm.model import OwsmBackbone, assemble, load_backbone
 from localgp.backbones.owsm.shapes import DIMENSIONS, train_config
 from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list, special_symbols, train_bpe
 from localgp.corpora.mini.grammar import draw_sentence
@@ -69,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_backbone(args: argparse.Namespace, speech: SpeechSet) -> Backbone:
+def make_backbone(args: argparse.Namespace, speech: SpeechSet) -> OwsmBackbone:
     """BPE model, statistics and a randomly initialised model; or the model to start from."""
     if args.start_from:
         return load_backbone({"name": "mini", "path": str(args.start_from), "weights": "pretrained"})
@@ -125,7 +121,7 @@ def save_state(
 
 
 def train(
-    args: argparse.Namespace, backbone: Backbone, speech: SpeechSet, dev: SpeechSet, batches: Batches
+    args: argparse.Namespace, backbone: OwsmBackbone, speech: SpeechSet, dev: SpeechSet, batches: Batches
 ) -> float:
     """Trains encoder and decoder in place; returns the seconds it took, those before an interruption included."""
     tokens = backbone.tokenizer.token_list
@@ -134,8 +130,8 @@ def train(
         [{code: [tokens[i] for i in ids] for code, ids in texts.items()} for texts in batches.tokens],
         [item["language"] for item in speech.items],
     )
-    network = Pretraining(backbone.model, len(speech.symbols), batches, guides).train()
-    make_fast_on_cpu(backbone.model)
+    network = Pretraining(backbone.net, len(speech.symbols), batches, guides).train()
+    make_fast_on_cpu(backbone.net)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -176,7 +172,7 @@ def train(
             if step >= args.encoder_steps:
                 print(json.dumps({"step": step + 1, **score(backbone, dev, per_language=20)}), flush=True)
                 if args.preview:
-                    write_espnet_directory(backbone, args.preview, half=True)
+                    write_espnet_directory(backbone.net, backbone.train_config, args.preview, half=True)
             saved = marked = time.perf_counter()
             counted = step + 1
     return before + time.perf_counter() - began
@@ -209,9 +205,9 @@ def main() -> None:
         )
         print(f"{name}: {len(sets[name])} utterances, {sets[name].starts[-1] / 360000:.1f} h", flush=True)
     backbone = make_backbone(args, sets["train"])
-    print(f"{sum(p.numel() for p in backbone.model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    print(f"{sum(p.numel() for p in backbone.net.parameters()) / 1e6:.2f} M parameters", flush=True)
     if args.random:
-        write_espnet_directory(backbone, args.export, half=True)
+        write_espnet_directory(backbone.net, backbone.train_config, args.export, half=True)
         return
     dimensions = DIMENSIONS["mini"]
     batches = Batches(
@@ -223,7 +219,7 @@ def main() -> None:
         seed=args.seed,
     )
     seconds = train(args, backbone, sets["train"], sets["dev_core"], batches)
-    write_espnet_directory(backbone, args.export, half=True)
+    write_espnet_directory(backbone.net, backbone.train_config, args.export, half=True)
     scores: dict[str, Any] = {
         name: score(backbone, sets[name], per_language=100) for name in ("dev_core", "dev_full")
     }

@@ -14,21 +14,21 @@ import torch
 from speech import EDGE, MELS, SILENCE, SpeechSet
 from torch import Tensor
 
-from localgp.backbones.owsm.model import Backbone
+from localgp.backbones.owsm.model import OwsmBackbone
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 
 
 @torch.inference_mode()
 def score(
-    backbone: Backbone, speech: SpeechSet, *, per_language: int, batch_size: int = 30
+    backbone: OwsmBackbone, speech: SpeechSet, *, per_language: int, batch_size: int = 30
 ) -> dict[str, Any]:
     """WER and BLEU by task with greedy decoding of input padded to the backbone's length.
 
     Args:
         per_language: Utterances of each language, from the front.
     """
-    model, training = backbone.model, backbone.model.training
+    model, training = backbone.net, backbone.net.training
     model.eval()
     chosen: list[int] = []
     for language in sorted({item["language"] for item in speech.items}):
@@ -74,32 +74,22 @@ def score(
     }
 
 
-def _encode(backbone: Backbone, speech: SpeechSet, indices: list[int]) -> Tensor:
+def _encode(backbone: OwsmBackbone, speech: SpeechSet, indices: list[int]) -> Tensor:
     frames = round(backbone.padded_seconds * 100) + 1
     feats_BFM = np.full((len(indices), frames, MELS), SILENCE, np.float32)
     for row, index in enumerate(indices):
         span = slice(speech.starts[index] + EDGE, speech.starts[index + 1])
         feats_BFM[row, : span.stop - span.start] = speech.feats[span]
     lengths = torch.full((len(indices),), frames)
-    feats, _ = backbone.model.normalize(torch.from_numpy(feats_BFM), lengths)
-    return backbone.model.encoder(feats, lengths)[0]
+    feats, _ = backbone.net.normalize(torch.from_numpy(feats_BFM), lengths)
+    return backbone.net.encoder(feats, lengths)[0]
 
 
 def _greedy(
-    backbone: Backbone, encoded_QTD: Tensor, primers: list[list[int]], limit: int = 90
+    backbone: OwsmBackbone, encoded_QTD: Tensor, primers: list[list[int]], limit: int = 90
 ) -> list[list[int]]:
     """The likeliest token at each step."""
-    tokenizer = backbone.tokenizer
-    search = BeamSearch(
-        backbone.model.decoder,
-        None,
-        sos=tokenizer.sos,
-        eos=tokenizer.eos,
-        notimestamps=tokenizer.notimestamps,
-        first_time=tokenizer.first_time,
-        last_time=tokenizer.last_time,
-        options=DecodeOptions(beam=1, maxlenratio=limit / encoded_QTD.shape[1]),
-    )
+    search = BeamSearch(backbone, DecodeOptions(beam=1, maxlenratio=limit / encoded_QTD.shape[1]))
     lengths = torch.full((len(primers),), encoded_QTD.shape[1])
     found = search(encoded_QTD, lengths, primers)
     return [

@@ -116,7 +116,7 @@ def _frame_phones(phones: list[tuple[float, float, str]], frames: int, symbols: 
 
 def make_log_mel() -> Any:
     """ESPnet's front end as a function of samples; returns (F, M) float32."""
-    from localgp.backbones.owsm.model import quiet_espnet
+    from localgp.backbones.owsm.components import quiet_espnet
 
     with quiet_espnet():
         from espnet2.asr.frontend.default import DefaultFrontend

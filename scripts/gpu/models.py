@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localgp.backbones.owsm.model import build_encoder, load_backbone, read_train_config
-from localgp.encoder.run import encode
+from localgp.backbones import open_backbone
+from localgp.backbones.base import Backbone
+from localgp.encoder.packed import PackedEncoder, PackedGates
+from localgp.encoder.run import EncoderOutput
+from localgp.encoder.run import encode as run_encoder
 from localgp.gates import LocalGates
+from localgp.gates.base import GatePolicy
 from localgp.gates.control import ControlGates
 from localgp.gates.gumbel import RUN, Gate
 
@@ -24,19 +28,32 @@ def described(name: str, weights: str = "random") -> dict[str, str]:
     return {"name": name, "path": "embedded" if name == "mini" else f"espnet/{name}", "weights": weights}
 
 
-def random_encoder(name: str, device: str) -> Any:
+def random_backbone(name: str, device: str) -> Backbone:
     """A published shape with random weights, made on the device."""
     torch.manual_seed(0)
     with torch.device(device):
-        encoder = build_encoder(read_train_config(described(name)))
-    return encoder.to(device).eval()
-
-
-def mini(device: str) -> Any:
-    """The embedded backbone with its trained weights."""
-    backbone = load_backbone(described("mini", "pretrained"))
-    backbone.model.to(device).eval()
+        backbone = open_backbone(described(name))
+    backbone.net.to(device).eval()
     return backbone
+
+
+def mini(device: str) -> Backbone:
+    """The embedded backbone with its trained weights."""
+    backbone = open_backbone(described("mini", "pretrained"))
+    backbone.net.to(device).eval()
+    return backbone
+
+
+def encode(
+    backbone: Backbone, feats_BSF: Tensor, lengths_B: Tensor, policy: Any = None, *, path: str
+) -> EncoderOutput:
+    """By any of the three paths, in the type that autocast says."""
+    if path != "packed":
+        return run_encoder(backbone, feats_BSF, lengths_B, policy, path=path)
+    device = feats_BSF.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    gates = None if policy is None else PackedGates(policy)
+    return PackedEncoder(backbone, dtype).encode(feats_BSF, lengths_B, gates)
 
 
 def features(batch: int, device: str, frames: int = WINDOW, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -59,28 +76,31 @@ class FixedGates(ControlGates):
 
 
 def local_gates(
-    encoder: Any, feats_BSF: Tensor, lengths_B: Tensor, share: float, attention: str = "dot"
+    backbone: Backbone, feats_BSF: Tensor, lengths_B: Tensor, share: float, attention: str = "dot"
 ) -> LocalGates:
     """LocalGP's gates over the context ``front`` with random heads, that close ``share`` of these frames."""
-    size = encoder.output_size()
+    size, layers = backbone.shape.size, backbone.shape.encoder_layers
     torch.manual_seed(1)
-    gates = LocalGates(len(encoder.encoders), size, MODULES, {"front": size}, bias=0.0, attention=attention)
+    gates = LocalGates(layers, size, MODULES, {"front": size}, bias=0.0, attention=attention)
     for layer in gates.layers:
         for head in layer.heads.values():  # type: ignore[union-attr, operator]
             nn.init.normal_(head.weight, std=size**-0.5)
     gates = gates.to(feats_BSF.device).eval()
     with torch.no_grad():
-        encode(encoder, feats_BSF, lengths_B, _Calibrating(gates, share), path="gathered")
+        run_encoder(backbone, feats_BSF, lengths_B, _Calibrating(gates, share), path="gathered")
     return gates
 
 
-class _Calibrating(nn.Module):
+class _Calibrating(GatePolicy):
     """Sets the heads' biases layer by layer, each from what the layers before it let through."""
 
     def __init__(self, gates: LocalGates, share: float) -> None:
         super().__init__()
         self._gates, self._share = gates, share
-        self.needs, self.begin = gates.needs, gates.begin
+        self.needs = gates.needs
+
+    def begin(self, contexts: dict[str, Tensor]) -> Any:
+        return self._gates.begin(contexts)
 
     def gate(self, layer: int, x_BTD: Tensor, memory: Any) -> dict[str, Gate]:
         predictor: Any = self._gates.layers[layer]

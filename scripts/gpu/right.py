@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gpu.boxed import Found
-from gpu.models import MODULES, FixedGates, features, local_gates, mini, random_encoder
-from localgp.encoder.run import EncoderOutput, encode
+from gpu.models import MODULES, FixedGates, encode, features, local_gates, mini, random_backbone
+from localgp.encoder.run import EncoderOutput
 from localgp.errors import ConfigError
 from localgp.gates import GlobalGates, RandomGates
 
@@ -25,7 +25,7 @@ ENCODERS = (("mini", 801), ("owsm_v3.1_small", 3001), ("owsm_v3.1_medium", 3001)
 
 def environment(found: Found) -> None:
     """What this machine is, and whether Triton compiles here."""
-    from localgp.kernels import gather_norm
+    from localgp.kernels.rows import gather_norm
 
     properties = torch.cuda.get_device_properties(0)
     found.say(
@@ -68,7 +68,7 @@ def interpreted(found: Found) -> None:
 
 
 def _kernels(found: Found, device: str, sizes: Sequence[int], counts: Sequence[int]) -> None:
-    from localgp.kernels import gather_norm_reference, scatter_add_reference
+    from localgp.kernels.rows import gather_norm_reference, scatter_add_reference
     from localgp.kernels.triton_rows import gather_norm, scatter_add
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -104,29 +104,32 @@ def _kernels(found: Found, device: str, sizes: Sequence[int], counts: Sequence[i
 def paths(found: Found) -> None:
     """Masked, gathered and packed, and ESPnet's own forward, in fp32 and bf16."""
     for name, frames in ENCODERS:
-        encoder = mini("cuda").model.encoder if name == "mini" else random_encoder(name, "cuda")
+        backbone = mini("cuda") if name == "mini" else random_backbone(name, "cuda")
         inputs = features(2, "cuda", frames)
-        global_ = GlobalGates(len(encoder.encoders), encoder.output_size(), [*MODULES, "cgmlp"]).cuda().eval()
+        global_ = (
+            GlobalGates(backbone.shape.encoder_layers, backbone.shape.size, [*MODULES, "cgmlp"]).cuda().eval()
+        )
         policies: dict[str, Any] = {
             "dense": None,
             "random": RandomGates(MODULES, 0.3).eval(),
             "global": global_,
-            "local": local_gates(encoder, *inputs, 0.3),
-            "local cosine": local_gates(encoder, *inputs, 0.3, "cosine"),
+            "local": local_gates(backbone, *inputs, 0.3),
+            "local cosine": local_gates(backbone, *inputs, 0.3, "cosine"),
         }
+        encoder: Any = backbone.net.encoder
         positions = encoder.embed.out[1].pe
         dtype, kept = positions.dtype, positions.clone()
         for kind, policy in policies.items():
-            masked = encode(encoder, *inputs, policy, path="masked")
+            masked = encode(backbone, *inputs, policy, path="masked")
             for path in ("gathered", "packed"):
-                ours = encode(encoder, *inputs, policy, path=path)
+                ours = encode(backbone, *inputs, policy, path=path)
                 found.near(f"{name} {kind} fp32 {path} against masked", relative(ours.x, masked.x), FP32)
                 if policy is not None:
                     found.near(f"{name} {kind} fp32 {path}, other decisions", _differing(ours, masked), 1e-3)
             if policy is None:
                 found.near(f"{name} fp32 packed against ESPnet", relative(ours.x, encoder(*inputs)[0]), FP32)
             with torch.autocast("cuda", torch.bfloat16):
-                halves = {path: encode(encoder, *inputs, policy, path=path) for path in ("masked", "packed")}
+                halves = {path: encode(backbone, *inputs, policy, path=path) for path in ("masked", "packed")}
             errors = {path: _typical(half.x, masked.x) for path, half in halves.items()}
             if kind in ("dense", "random"):  # what is learnt decides otherwise near its threshold, in bf16
                 found.near(f"{name} {kind} bf16 packed", errors["packed"], BF16)
@@ -146,10 +149,10 @@ def against_cpu(found: Found) -> None:
     """The embedded model here and on the CPU: states, and what LocalGP decides."""
     outputs = []
     for device in ("cpu", "cuda"):
-        encoder = mini(device).model.encoder
+        backbone = mini(device)
         inputs = features(3, device, 801)
-        policy = local_gates(mini("cpu").model.encoder, *features(3, "cpu", 801), 0.3).to(device)
-        outputs.append({path: encode(encoder, *inputs, policy, path=path) for path in ("masked", "packed")})
+        policy = local_gates(mini("cpu"), *features(3, "cpu", 801), 0.3).to(device)
+        outputs.append({path: encode(backbone, *inputs, policy, path=path) for path in ("masked", "packed")})
     for path, there in outputs[0].items():
         here = outputs[1][path]
         found.near(f"{path}: states", relative(here.x, there.x), FP32)
@@ -161,11 +164,11 @@ def against_cpu(found: Found) -> None:
 def ragged(found: Found) -> None:
     """Utterances of different lengths together and alone, one of a single frame, and one in which nothing runs."""
     for name in ("mini", "owsm_v3.1_small"):
-        encoder = mini("cuda").model.encoder if name == "mini" else random_encoder(name, "cuda")
+        backbone = mini("cuda") if name == "mini" else random_backbone(name, "cuda")
         lengths = [3001, 1203, 7, 402, 398]
         feats, _ = features(len(lengths), "cuda")
         generator = torch.Generator().manual_seed(5)
-        layers = len(encoder.encoders)
+        layers = backbone.shape.encoder_layers
         decisions = {
             module: (torch.rand(layers, len(lengths), 749, generator=generator) < 0.7).float()
             for module in MODULES
@@ -177,12 +180,12 @@ def ragged(found: Found) -> None:
             for dtype, limit in ((torch.float32, FP32), (torch.bfloat16, BF16)):
                 policy: Any = None
                 if kind == "local":
-                    policy = local_gates(encoder, *features(1, "cuda"), 0.3)
+                    policy = local_gates(backbone, *features(1, "cuda"), 0.3)
                 with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                     if kind == "fixed":
                         # One utterance at a time is asked for, in their order
                         policy = _Sliced(decisions, lengths)
-                    together = encode(encoder, feats, torch.tensor(lengths).cuda(), policy, path="packed")
+                    together = encode(backbone, feats, torch.tensor(lengths).cuda(), policy, path="packed")
                     worst, flipped = 0.0, 0.0
                     for b, length in enumerate(lengths):
                         if kind == "fixed":
@@ -191,7 +194,7 @@ def ragged(found: Found) -> None:
                             }
                             policy = FixedGates(cut).eval()
                         alone = encode(
-                            encoder,
+                            backbone,
                             feats[b : b + 1, :length],
                             torch.tensor([length]).cuda(),
                             policy,
@@ -214,7 +217,7 @@ def ragged(found: Found) -> None:
                     found.near(f"{what}: together against alone", worst, limit)
                     found.near(f"{what}: other decisions", flipped, 1e-3)
         try:
-            encode(encoder, feats, torch.tensor([3001, 3, 7, 400, 9]).cuda(), path="packed")
+            encode(backbone, feats, torch.tensor([3001, 3, 7, 400, 9]).cuda(), path="packed")
             found.true(f"{name}: an empty utterance is refused", False)
         except ConfigError as error:
             found.true(f"{name}: an empty utterance is refused", "feature frames" in str(error))

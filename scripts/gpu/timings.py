@@ -18,9 +18,10 @@ from torch import Tensor
 
 from gpu.boxed import Found
 from gpu.counted import count
-from gpu.models import MODULES, described, features, local_gates, random_encoder
+from gpu.models import MODULES, features, local_gates, random_backbone
 from gpu.whole import DECODER_MODULES
-from localgp.encoder.packed import PackedEncoder
+from localgp.backbones.base import Backbone
+from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_decoder import bench_decoder
@@ -71,17 +72,17 @@ def encoders(name: str) -> Callable[[Found], None]:
 
     @torch.no_grad()
     def run(found: Found) -> None:
-        encoder = random_encoder(name, "cuda")
-        packed = PackedEncoder(encoder, BF16)
+        backbone = random_backbone(name, "cuda")
+        packed = PackedEncoder(backbone, BF16)
         for batch in BATCHES:
             feats_BSF, lengths_B = features(batch, "cuda")
             runs = {
                 "dense": _ours(packed, feats_BSF),
-                "espnet": _espnet(encoder, feats_BSF, lengths_B),
+                "espnet": _espnet(backbone, feats_BSF, lengths_B),
                 "random 30 %": _ours(packed, feats_BSF, RandomGates(MODULES, 0.3).eval()),
             }
             for share in SHARES:
-                policy = local_gates(encoder, feats_BSF[:4], lengths_B[:4], share)
+                policy = local_gates(backbone, feats_BSF[:4], lengths_B[:4], share)
                 runs[f"local {share:.0%}".replace("%", " %")] = _ours(packed, feats_BSF, policy)
             for what, figures in compare(runs).items():
                 found.say(f"encode {name} x{batch} {what}", **figures)
@@ -91,15 +92,16 @@ def encoders(name: str) -> Callable[[Found], None]:
 
 def _ours(packed: PackedEncoder, feats_BSF: Tensor, policy: Any = None) -> Callable[[], Any]:
     lengths = [feats_BSF.shape[1]] * len(feats_BSF)
-    return lambda: packed(feats_BSF, lengths, policy)
+    gates = None if policy is None else PackedGates(policy)
+    return lambda: packed(feats_BSF, lengths, gates)
 
 
-def _espnet(encoder: Any, feats_BSF: Tensor, lengths_B: Tensor) -> Callable[[], Any]:
+def _espnet(backbone: Backbone, feats_BSF: Tensor, lengths_B: Tensor) -> Callable[[], Any]:
     """As its ``Speech2Text`` runs it."""
 
     def run() -> Any:
         with torch.autocast("cuda", BF16):
-            return encoder(feats_BSF, lengths_B)
+            return backbone.reference_encoder(feats_BSF, lengths_B)
 
     return run
 
@@ -108,17 +110,10 @@ def decoder(name: str) -> Callable[[Found], None]:
     """Steps of a beam search of 5 over 749 frames: ESPnet, ours dense, and with gates closed at random."""
 
     def run(found: Found) -> None:
-        from localgp.backbones.owsm.model import load_backbone
-
-        with torch.device("cuda"):
-            backbone = load_backbone(described(name))
-        tokenizer = backbone.tokenizer
+        backbone = random_backbone(name, "cuda")
         rows = bench_decoder(
-            backbone.model.to("cuda").eval(),
-            backbone=name,
-            notimestamps=tokenizer.notimestamps,
-            first_time=tokenizer.first_time,
-            last_time=tokenizer.last_time,
+            backbone,
+            name=name,
             utterances=BATCHES,
             steps=20,
             ctc_weights=(0.0,),
@@ -134,34 +129,34 @@ def decoder(name: str) -> Callable[[Found], None]:
                 if value is not None and key not in ("measure", "backbone")
             }
             found.say(f"decoder {name} {row['measure']} x{row['utterances']}", **kept)
-        for kind, figures in _steps(backbone.model).items():
+        for kind, figures in _steps(backbone).items():
             found.say(f"decoder {name} a step of 1 utterance, {kind}", **figures)
 
     return run
 
 
-def _steps(espnet: Any) -> dict[str, dict[str, float]]:
+def _steps(backbone: Backbone) -> dict[str, dict[str, float]]:
     """Launches and waits of a step: of a search of 21 tokens less one of a single token."""
     from localgp.decoder.cached import CachedDecoder
     from localgp.decoder.step_gates import StepGates
     from localgp.search.beam import BeamSearch
     from localgp.search.options import DecodeOptions
 
-    size = espnet.decoder.output_layer.in_features
-    layers = len(espnet.decoder.decoders)
+    size, layers = backbone.shape.size, backbone.shape.decoder_layers
     local = LocalGates(layers, size, DECODER_MODULES, {"front": size}).cuda().eval()
     memory_BTD = torch.randn(1, 749, size, device="cuda")
-    dense = CachedDecoder(espnet.decoder, dtype=BF16)
-    tokens = {"sos": espnet.sos, "eos": espnet.eos, "notimestamps": 4, "first_time": 5, "last_time": 6}
+    dense = CachedDecoder(backbone, dtype=BF16)
+    tokens = backbone.tokenizer
+    primer = [*tokens.start, *tokens.prompt(tokens.languages[0], tokens.languages[0])]
 
     def search(steps: int, gated: bool) -> Callable[[], Any]:
         options = DecodeOptions(beam=5, maxlenratio=-steps)
-        beam = BeamSearch(dense, None, options=options, **tokens)
+        beam = BeamSearch(backbone, options, dense)
         lengths_B = torch.tensor([749], device="cuda")
 
         def run() -> Any:
             gates = StepGates(local, {"front": memory_BTD.mean(1, keepdim=True)}) if gated else None
-            return beam(memory_BTD, lengths_B, [[espnet.sos, 7, 8, 4]], gates)
+            return beam(memory_BTD, lengths_B, [primer], gates)
 
         return run
 
@@ -180,20 +175,19 @@ def training(name: str) -> Callable[[Found], None]:
     """Forward and backward pass and fused AdamW of the encoder, batch 4 of 30 s, as fine-tuning runs it."""
 
     def run(found: Found) -> None:
-        from localgp.model import use_fast_kernels
-
-        encoder = random_encoder(name, "cuda")
-        use_fast_kernels(encoder)
+        backbone = random_backbone(name, "cuda")
+        backbone.use_fast_kernels()
+        encoder: Any = backbone.net.encoder
         feats_BSF, lengths_B = features(4, "cuda")
-        encoder.train()
-        size, layers = encoder.output_size(), len(encoder.encoders)
+        backbone.net.train()
+        size, layers = backbone.shape.size, backbone.shape.encoder_layers
         local = LocalGates(layers, size, MODULES, {"front": size}, bias=0.85).cuda().train()  # 30 % skipped
         optimizer = torch.optim.AdamW([*encoder.parameters(), *local.parameters()], lr=1e-6, fused=True)
 
         def step(policy: Any, path: str) -> Callable[[], None]:
             def once() -> None:
                 with torch.autocast("cuda", BF16):
-                    output = encode(encoder, feats_BSF, lengths_B, policy, path=path)
+                    output = encode(backbone, feats_BSF, lengths_B, policy, path=path)
                     loss = output.x.float().square().mean()
                     for gates in output.gates:
                         loss = loss + sum(gate.decision.mean() for gate in gates.values())

@@ -14,12 +14,11 @@ from torch import nn
 
 from gpu.boxed import Found
 from gpu.counted import waits
-from gpu.models import MODULES, features, mini
+from gpu.models import MODULES, encode, features, mini
 from gpu.right import FP32, relative
-from localgp.decoder.cached import CachedDecoder
-from localgp.encoder.run import encode
+from localgp.backbones.base import Backbone
 from localgp.gates import LocalGates
-from localgp.model import GatedS2T, use_fast_kernels
+from localgp.model import GatedS2T
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 
@@ -27,35 +26,33 @@ STEPS = 40
 DECODER_MODULES = ("self_attention", "source_attention", "ffn")
 
 
-def gated(espnet: Any, bias: float = 0.5) -> GatedS2T:
+def gated(backbone: Backbone, bias: float = 0.5) -> GatedS2T:
     """LocalGP in encoder and decoder, open for about 60 % of what comes."""
     torch.manual_seed(2)
-    size = espnet.encoder.output_size()
+    size = backbone.shape.size
     sides = (
-        (len(espnet.encoder.encoders), MODULES, {"front": size}),
-        (len(espnet.decoder.decoders), DECODER_MODULES, {"front": size}),
+        (backbone.shape.encoder_layers, MODULES, {"front": size}),
+        (backbone.shape.decoder_layers, DECODER_MODULES, {"front": size}),
     )
     policies = [LocalGates(layers, size, modules, sizes, bias=bias) for layers, modules, sizes in sides]
     for policy in policies:
         for layer in policy.layers:
             for head in layer.heads.values():  # type: ignore[union-attr, operator]
                 nn.init.normal_(head.weight, std=size**-0.5)
-    return GatedS2T(espnet, *policies).to(next(espnet.parameters()).device).eval()
+    return GatedS2T(backbone, *policies).to(backbone.device).eval()
 
 
 @torch.no_grad()
 def decoding(found: Found) -> None:
     """Tokens and scores of the beam search here and on the CPU, without gates and with LocalGP's."""
     backbone = mini("cpu")
-    model = gated(backbone.model)
+    model = gated(backbone)
     lengths_B = torch.tensor([801, 400, 799, 650])
-    encoded = encode(model.espnet.encoder, features(4, "cpu", 801)[0], lengths_B, path="packed")
-    tokenizer, espnet = backbone.tokenizer, model.espnet
-    tokens = {name: getattr(espnet, name) for name in ("sos", "eos")}
-    tokens |= {name: getattr(tokenizer, name) for name in ("notimestamps", "first_time", "last_time")}
+    encoded = encode(backbone, features(4, "cpu", 801)[0], lengths_B, path="packed")
+    tokenizer = backbone.tokenizer
     tasks = [("deu", "deu"), ("deu", "fra"), ("fra", "fra"), ("ita", "ita")]
     prompts = [tokenizer.prompt(*task) for task in tasks]
-    primers = [[espnet.sos, *prompt] for prompt in prompts]
+    primers = [[*tokenizer.start, *prompt] for prompt in prompts]
     results: dict[str, dict[str, Any]] = {}
     for device in ("cpu", "cuda"):
         model.to(device)
@@ -67,8 +64,7 @@ def decoding(found: Found) -> None:
             for ctc_weight in (0.0, 0.3):
                 for kind in ("dense", "gated"):
                     options = DecodeOptions(beam=5, ctc_weight=ctc_weight, maxlenratio=-STEPS)
-                    decoder = CachedDecoder(espnet.decoder, dtype=dtype)
-                    search = BeamSearch(decoder, espnet.ctc, options=options, **tokens)
+                    search = BeamSearch(backbone, options, dtype=dtype)
                     gates = None
                     if kind == "gated":
                         gates = model.step_gates(here, owner, [f"{a}-{b}" for a, b in tasks], prompt_Q2)
@@ -86,21 +82,17 @@ def decoding(found: Found) -> None:
 
 
 def training(found: Found) -> None:
-    """Three steps: dense as on the CPU; gated on both paths and in bf16, with the prepared weights following."""
+    """Three steps: dense as on the CPU; gated on both paths and in bf16, and packed afterwards."""
     losses = {device: list(_dense_losses(device)) for device in ("cpu", "cuda")}
     apart = max(abs(a - b) / abs(a) for a, b in zip(losses["cpu"], losses["cuda"], strict=True))
     found.near("dense: losses against the CPU's, relative", apart, 1e-3)
     for path, precision in (("masked", "fp32"), ("gathered", "fp32"), ("masked", "bf16")):
         name = f"{path} {precision}"
-        espnet = mini("cuda").model
-        use_fast_kernels(espnet)
-        model = gated(espnet).train()
+        backbone = mini("cuda")
+        backbone.use_fast_kernels()
+        model = gated(backbone).train()
         module, optimizer = _module(model, path)
         inputs = features(2, "cuda", 801)
-        model.eval()
-        with torch.no_grad():
-            encode(espnet.encoder, *inputs, model.policy, path="packed")  # lays weights out
-        model.train()
         terms, batch = [], _batch("cuda")
         with waits() as waited:
             for step in range(3):
@@ -119,16 +111,14 @@ def training(found: Found) -> None:
         found.say(f"{name}: parameters without gradient", count=len(without), some=without[:4])
         model.eval()
         with torch.no_grad():
-            packed, masked = (
-                encode(espnet.encoder, *inputs, model.policy, path=p) for p in ("packed", "masked")
-            )
-        found.near(f"{name}: packed follows the fused optimizer", relative(packed.x, masked.x), FP32)
+            packed, masked = (encode(backbone, *inputs, model.policy, path=p) for p in ("packed", "masked"))
+        found.near(f"{name}: packed after the fused optimizer", relative(packed.x, masked.x), FP32)
 
 
 def _dense_losses(device: str) -> Iterator[float]:
-    espnet = mini(device).model
-    use_fast_kernels(espnet)
-    module, optimizer = _module(GatedS2T(espnet).train(), "masked")
+    backbone = mini(device)
+    backbone.use_fast_kernels()
+    module, optimizer = _module(GatedS2T(backbone).train(), "masked")
     for step in range(3):
         loss = module.training_step(_batch(device), step)
         loss.backward()

@@ -42,7 +42,7 @@ def read_values(directory: Path) -> int:
     check_launch(cfg, {}, multirun=False)
     decode_options(cfg)
     Run(cfg)
-    build_policy(cfg, _encoder())
+    build_policy(cfg, _backbone())
     return 0
 
 
@@ -63,11 +63,10 @@ def _expected_keys() -> set[str]:
 
 
 @cache
-def _encoder() -> Any:
-    from localgp.backbones.owsm.files import locate, read_config
-    from localgp.backbones.owsm.model import build_encoder
+def _backbone() -> Any:
+    from localgp.backbones import open_backbone
 
-    return build_encoder(read_config(locate("embedded", need_weights=False)))
+    return open_backbone({"name": "mini", "path": "embedded", "weights": "random"})
 
 
 TARGETS = {"config": Target(make_config, read_values, ("config.yaml",), {"config.yaml": damage_yaml})}

@@ -13,8 +13,8 @@ from mutate.target import Target
 
 def tiny_espnet(directory: Path) -> None:
     """An OWSM-style model of a few thousand parameters."""
-    from localgp.backbones.owsm.files import locate, read_config
-    from localgp.backbones.owsm.model import assemble, build_model, write_espnet_directory
+    from localgp.backbones.owsm.build import build_model
+    from localgp.backbones.owsm.files import locate, read_config, write_espnet_directory
 
     config = read_config(locate("embedded", need_weights=False))
     small = {
@@ -31,7 +31,7 @@ def tiny_espnet(directory: Path) -> None:
         "linear_units": 8,
         "num_blocks": 1,
     }
-    write_espnet_directory(assemble(build_model(config), config, "tiny", "made here"), directory)
+    write_espnet_directory(build_model(config), config, directory)
 
 
 def read_espnet(directory: Path) -> int:

@@ -31,7 +31,7 @@ def tiny_run(directory: Path) -> None:
     cfg = base_config("conf=row05", "backbone=path", f"backbone.path={directory / 'backbone'}", "device=cpu")
     from omegaconf import OmegaConf
 
-    model, _ = build_model(cfg)
+    model = build_model(cfg)
     (directory / "checkpoints").mkdir()
     save_weights(model.state_dict(), directory / "checkpoints" / "model.safetensors")
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

@@ -6,9 +6,14 @@ the first one can be built. Here a class is imported when a configuration names 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from localgp.caches import give_numba_a_cache
 from localgp.errors import BackboneError
 from localgp.failures import remedy
 
@@ -87,8 +92,11 @@ def component_class(component: str, name: Any) -> Any:
             f"config.yaml: {component}: {name!r} is unknown to ESPnet's S2T task; valid: {', '.join(known)}"
         )
     module, _, kind = known[name].rpartition(".")
+    import torch
+
     try:
-        return getattr(import_module(module), kind)
+        with torch.device("cpu"):  # whatever the model is built on: a module may have constants
+            return getattr(import_module(module), kind)
     except Exception as error:  # an optional package that is missing, or whatever its import raises
         if remedy(error) is not None:
             raise
@@ -96,3 +104,17 @@ def component_class(component: str, name: Any) -> Any:
             f"config.yaml: {component}: {name} cannot be imported here ({type(error).__name__}: {error}); the model is "
             "not at fault: install what is missing"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet_espnet() -> Iterator[None]:
+    """Keeps ESPnet's import from printing (it looks for optional packages that no S2T model needs), and what it
+    imports from failing where the user has no home (`localgp.caches`)."""
+    give_numba_a_cache()
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(previous)

@@ -6,20 +6,34 @@ configuration names the BPE model and the feature statistics relative to the roo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from localgp.errors import BackboneError
+from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, train_config
+from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
+from localgp.errors import BackboneError, ConfigError, LocalGPError
+from localgp.failures import remedy
 from localgp.hub.download import HUB_ID, download
+from localgp.io import staging
 from localgp.paths import expanded
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = ("pretrained", "random")
+CONFIG_FILE, BPE_FILE, STATS_FILE, WEIGHTS_FILE = (
+    "config.yaml",
+    "bpe.model",
+    "feats_stats.npz",
+    "valid.acc.ave.pth",
+)
 EMBEDDED = Path(__file__).parent / "mini"
 _PATTERNS = ["*.yaml", "*.pth", "*.model", "*.npz", "*.txt"]  # of a hub repository; training plots are left
 
@@ -190,3 +204,121 @@ def _resolve(files: ModelFiles, named: str | None, key: str, what: str) -> Path:
     raise BackboneError(
         f"{files.config} names {what} {named!r} ({key}), and it is not there; copy it to {' or to '.join(places)}"
     )
+
+
+def read_files(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], ModelFiles | None]:
+    """ESPnet's configuration of a backbone, as `localgp.backbones.open_backbone` takes it, and its files; None for
+    random weights."""
+    if cfg["weights"] not in WEIGHTS:
+        raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
+    if cfg["weights"] == "random":
+        return read_train_config(cfg), None
+    files = locate(str(cfg["path"]))
+    return read_config(files), files
+
+
+def read_vocabulary(cfg: Mapping[str, Any]) -> tuple[OwsmTokenizer, float]:
+    """Tokenizer and seconds of input of a backbone whose weights are left unread."""
+    with explained(cfg):
+        config, _ = read_files(cfg)
+        return OwsmTokenizer(config["token_list"], Path(config["bpemodel"])), padded_seconds(config)
+
+
+def padded_seconds(config: Mapping[str, Any]) -> float:
+    """What an ESPnet configuration pads every input to; OWSM's 30 s where it does not say."""
+    return float((config.get("preprocessor_conf") or {}).get("speech_length", 30))
+
+
+@contextlib.contextmanager
+def explained(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Makes an error of ours of whatever a model's files raise."""
+    try:
+        yield
+    except (LocalGPError, MemoryError):
+        raise
+    except Exception as error:
+        # The directory is somebody's YAML, NumPy and SentencePiece files, and ESPnet builds from any of it: what a
+        # wrong value raises, and where, is open. A failure of the machine has its own message.
+        if remedy(error) is not None:
+            raise
+        raise BackboneError(
+            f"{cfg['path']}: config.yaml, or a file it names, is damaged or of another kind of model "
+            f"({type(error).__name__}: {error}); copy the whole model again"
+        ) from error
+
+
+def read_train_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The ESPnet configuration of a backbone, without its weights and, for the names in `DIMENSIONS`, without
+    any download: a directory given as ``path`` goes first, then the shape known by name."""
+    path, name = str(cfg["path"]), str(cfg["name"])
+    if path == "embedded" or expanded(path).is_dir() or name not in DIMENSIONS:
+        return read_config(locate(path, need_weights=False))
+    bpe = EMBEDDED / BPE_FILE
+    text = [piece for piece in bpe_pieces(bpe) if not is_special(piece)]
+    tokens = placeholder_token_list(DIMENSIONS[name], text)
+    return train_config(DIMENSIONS[name], tokens, str(bpe), None)
+
+
+def write_espnet_directory(
+    net: Any, train_config: Mapping[str, Any], directory: Path, *, half: bool = False, weights: bool = True
+) -> None:
+    """Writes a model as ESPnet keeps it: ``config.yaml``, ``valid.acc.ave.pth``, ``bpe.model``,
+    ``feats_stats.npz``, ``meta.yaml``. Paths inside ``config.yaml`` are relative to the directory, which can be
+    moved; see `espnet_arguments` for ESPnet's own tools.
+
+    Args:
+        net: ``ESPnetS2TModel``.
+        train_config: Its config.yaml, paths resolved.
+        directory: Appears complete or not at all; other files of an existing directory stay in it.
+        half: Parameters in fp16; statistics stay in fp32.
+        weights: Write the checkpoint, and ``meta.yaml``, which names it.
+    """
+    config = {**train_config, "bpemodel": BPE_FILE}
+    with staging(directory) as folder:
+        shutil.copyfile(train_config["bpemodel"], folder / BPE_FILE)
+        stats = (config.get("normalize_conf") or {}).get("stats_file")
+        if stats is not None:
+            shutil.copyfile(stats, folder / STATS_FILE)
+            config["normalize_conf"] = {**config["normalize_conf"], "stats_file": STATS_FILE}
+        text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if weights:
+            _write_weights(net, folder, half)
+        directory.mkdir(exist_ok=True)
+        for file in sorted(folder.iterdir(), key=lambda p: p.name == CONFIG_FILE):  # config.yaml goes last
+            os.replace(file, directory / file.name)
+
+
+def _write_weights(net: Any, directory: Path, half: bool) -> None:
+    import torch
+
+    state = {key: value.detach().cpu() for key, value in net.state_dict().items()}
+    if half:
+        parameters = dict(net.named_parameters())
+        state = {key: value.half() if key in parameters else value for key, value in state.items()}
+    meta = {"files": {"s2t_model_file": WEIGHTS_FILE}, "yaml_files": {"s2t_train_config": CONFIG_FILE}}
+    (directory / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+    torch.save(state, directory / WEIGHTS_FILE)
+
+
+def espnet_arguments(path: str | Path, work_directory: Path) -> dict[str, str]:
+    """Arguments for ``espnet2.bin.s2t_inference.Speech2Text``, which takes the paths inside ``config.yaml`` as
+    they stand and so relative to where it runs.
+
+    Args:
+        path: What `load_backbone` takes.
+        work_directory: A copy of ``config.yaml`` with absolute paths is written here.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> arguments = espnet_arguments("embedded", Path(mkdtemp()))
+        >>> sorted(arguments)
+        ['s2t_model_file', 's2t_train_config']
+    """
+    files = locate(str(path))
+    work_directory.mkdir(parents=True, exist_ok=True)
+    config = work_directory / CONFIG_FILE
+    config.write_text(
+        yaml.safe_dump(read_config(files), allow_unicode=True, sort_keys=False), encoding="utf-8"
+    )
+    return {"s2t_train_config": str(config), "s2t_model_file": str(files.weights)}

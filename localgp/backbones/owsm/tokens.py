@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localgp.corpora.languages import find, like
 from localgp.errors import BackboneError, ConfigError
+
+if TYPE_CHECKING:
+    from localgp.backbones.base import Forbid
 
 TIME_RESOLUTION = 0.02  # seconds between timestamp symbols
 HEAD, TAIL = ("<blank>", "<unk>"), ("<sos>", "<eos>", "<sop>")
@@ -141,6 +144,8 @@ class OwsmTokenizer:
         self.first_time, self.last_time = self._ids[times[0]], self._ids[times[-1]]
         between = slice(self._ids["<nospeech>"] + 1, self._ids["<asr>"])
         self.languages = [token[1:-1] for token in self.token_list[between]]  # ISO 639-3
+        self.language_ids = [self._ids[f"<{language}>"] for language in self.languages]
+        self.start = [self.sos]
 
     @classmethod
     def embedded(cls) -> OwsmTokenizer:
@@ -183,7 +188,7 @@ class OwsmTokenizer:
         Raises:
             ConfigError: A language that this model does not have.
         """
-        source, written = self._code(language), self._code(target)
+        source, written = self.code(language), self.code(target)
         task = "<asr>" if written == source else f"<st_{written}>"
         if task not in self._ids:
             targets = like(target, [t[4:-1] for t in self.token_list if t.startswith("<st_")])
@@ -193,9 +198,21 @@ class OwsmTokenizer:
         ids = [self._ids[f"<{source}>"], self._ids[task]]
         return ids if timestamps else [*ids, self.notimestamps]
 
-    def _code(self, language: str) -> str:
+    def code(self, language: str) -> str:
+        """ISO 639-3, from whatever `localgp.corpora.languages.canonical` takes.
+
+        Raises:
+            ConfigError: A language that this model does not have.
+        """
         code = find(language, self.languages)
         if code is None:
             known = ", ".join(like(language, self.languages))
             raise ConfigError(f"unknown language {language!r}: this model has {known}")
         return code
+
+    def rules(self, primers: list[list[int]]) -> Forbid:
+        """OWSM's on time symbols."""
+        from localgp.backbones.rules import TimestampRules
+
+        times = TimestampRules(self.sos, self.eos, self.notimestamps, self.first_time, self.last_time)
+        return times.of(primers)

@@ -1,4 +1,4 @@
-"""OWSM's rules on time symbols, as ESPnet's ``ScoreFilter`` has them, for all rows at once.
+"""What may follow in an output: rules on time symbols, as ESPnet's ``ScoreFilter`` has them, for all rows at once.
 
 With ``<notimestamps>`` in the primer, time symbols are forbidden. Without it, an utterance is a sequence of
 ``<start> text <end>``: it begins with a time, times do not go back, and only a complete pair may be followed by
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from localgp.backbones.base import Forbid
 
 NEVER = float("-inf")
 
@@ -30,11 +32,11 @@ class TimestampRules:
     first_time: int
     last_time: int
 
-    def never_needed(self, primers: list[list[int]]) -> bool:
-        """Whether time symbols are forbidden in every utterance."""
-        return all(self.notimestamps in primer for primer in primers)
+    def of(self, primers: list[list[int]]) -> Forbid:
+        """For utterances that begin so: where times are forbidden in all of them, that is all there is to do."""
+        return self.forbid_times if all(self.notimestamps in primer for primer in primers) else self.apply
 
-    def apply_simple(self, scores_NV: Tensor) -> None:
+    def forbid_times(self, scores_NV: Tensor, tokens_NP: Tensor, length_N: Tensor) -> None:
         """Forbids time symbols, in place."""
         scores_NV[:, self.first_time : self.last_time + 1] = NEVER
 

@@ -1,0 +1,98 @@
+"""Searches for tasks: what is to be written of which utterance.
+
+Shape legend: B utterances, T encoder frames, D model size, Q sequences, P tokens, L layers, M gated modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from localgp.backbones.base import Backbone
+from localgp.corpora.rows import Task
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import DecoderGates
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
+
+
+@dataclass(frozen=True)
+class Written:
+    """Attributes:
+    tokens: Of the best hypothesis, without its prompt; eos may follow.
+    open_PLM: Which decoder modules ran in the pass that wrote each of them; None without gates.
+    """
+
+    tokens: list[int]
+    open_PLM: Tensor | None = None
+
+
+GatesFor = Callable[[Tensor, Sequence[str], Tensor], DecoderGates | None]
+"""``gates(owner_Q, tasks, prompt_Q2)``: the decoder's gates for a call of the search, or None
+(`localgp.model.GatedS2T.step_gates` of an encoder output)."""
+
+
+class TaskSearches:
+    """One beam search for transcripts and one for translations.
+
+    A CTC head, where a model has one, writes the transcript whatever the task, so ``ctc_weight`` is used for
+    transcripts alone; translations are decoded by attention.
+
+    Args:
+        backbone: Its weights are read now.
+        options: How to decode.
+        dtype: Arithmetic of the decoder.
+    """
+
+    def __init__(self, backbone: Backbone, options: DecodeOptions, dtype: torch.dtype) -> None:
+        self._tokens = backbone.tokenizer
+        decoder = CachedDecoder(backbone, dtype=dtype)
+        self._transcripts = BeamSearch(backbone, options, decoder)
+        self._translations = self._transcripts
+        if options.ctc_weight > 0:
+            self._translations = BeamSearch(backbone, replace(options, ctc_weight=0.0), decoder)
+
+    def __call__(
+        self,
+        memory_BTD: Tensor,
+        lengths_B: Tensor,
+        owners: Sequence[int],
+        tasks: Sequence[Task],
+        *,
+        timestamps: bool = False,
+        gates: GatesFor | None = None,
+    ) -> list[Written]:
+        """The best hypothesis of each task.
+
+        Args:
+            owners: Row of ``memory_BTD`` that each task belongs to.
+            timestamps: Predict times too, by attention alone: CTC knows none.
+            gates: Where the decoder has gates, what gives them.
+        """
+        found_of: list[Written] = [Written([])] * len(tasks)
+        kinds: dict[int, list[int]] = {}
+        for index, task in enumerate(tasks):
+            kinds.setdefault(id(self._search_for(task, timestamps)), []).append(index)
+        for indices in kinds.values():
+            rows = [owners[i] for i in indices]
+            prompts = [
+                self._tokens.prompt(tasks[i].source, tasks[i].target, timestamps=timestamps) for i in indices
+            ]
+            primers = [[*self._tokens.start, *prompt] for prompt in prompts]
+            search = self._search_for(tasks[indices[0]], timestamps)
+            decide = None
+            if gates is not None:
+                prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=memory_BTD.device)
+                owner_Q = torch.tensor(rows, device=memory_BTD.device)
+                decide = gates(owner_Q, [tasks[i].name for i in indices], prompt_Q2)
+            found = search(memory_BTD, lengths_B, primers, decide, rows)
+            for index, nbest, primer in zip(indices, found, primers, strict=True):
+                if nbest:
+                    found_of[index] = Written(nbest[0].tokens[len(primer) :], nbest[0].open_PLM)
+        return found_of
+
+    def _search_for(self, task: Task, timestamps: bool) -> BeamSearch:
+        return self._translations if timestamps or task.source != task.target else self._transcripts
