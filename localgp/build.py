@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from localgp.errors import ConfigError, refuse
-from localgp.pruning.options import decoder_problems, encoder_problems, padding_problems
+from localgp.pruning import decoder_problems, encoder_problems, padding_problems
 
 if TYPE_CHECKING:
     from localgp.backbones.base import Backbone, Side

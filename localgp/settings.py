@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.errors import refuse
 from localgp.extensions import KNOWN_CONTEXTS, own_contexts
-from localgp.pruning.options import decoder_problems, encoder_problems, padding_problems
+from localgp.pruning import decoder_problems, encoder_problems, padding_problems
 from localgp.rules import (
     AMOUNT,
     BOOLEAN,

@@ -14,7 +14,7 @@ from localgp.decoder.gates import DecoderGates, GateState
 from localgp.decoder.rows import Rows
 from localgp.decoder.state import DecoderState
 from localgp.errors import BackboneError
-from localgp.pruning.options import DECODER_MODULES as MODULES
+from localgp.pruning import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 from tests.conftest import make_backbone, make_encoder

@@ -21,7 +21,7 @@ from localgp.evaluation.decoder_gates_file import (
 from localgp.evaluation.measured import kept_ratios
 from localgp.gates import Gate, GlobalGates, LocalGates, OpenGates
 from localgp.model import GatedS2T
-from localgp.pruning.options import DECODER_MODULES as MODULES
+from localgp.pruning import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 from tests.conftest import make_backbone, make_encoder

@@ -19,7 +19,7 @@ from localgp.evaluation.decoder_gates_file import read_decoder_gates
 from localgp.evaluation.evaluate import evaluate
 from localgp.flops import DECODER_TOKENS, count
 from localgp.model import GatedS2T
-from localgp.pruning.options import DECODER_MODULES
+from localgp.pruning import DECODER_MODULES
 from localgp.training.fit import fit
 from tests.test_config import CONFS, composed
 

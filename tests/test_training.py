@@ -12,7 +12,7 @@ import torch
 from localgp.errors import BackboneError, CheckpointError, NonFiniteError
 from localgp.gates import LocalGates
 from localgp.model import GatedS2T
-from localgp.pruning.options import DECODER_MODULES as MODULES
+from localgp.pruning import DECODER_MODULES as MODULES
 from localgp.training import module as training_module
 from localgp.training.callbacks import _memory_mib
 from localgp.training.dev_scores import DevScores

@@ -23,10 +23,14 @@ class Family(Protocol):
     Attributes:
         KEY: Its `Backbone.key`.
         NAMES: Published models, by the name of their configuration.
+        PARTS: Of an encoder's layer, what can be gated.
+        WHOLE: Of these, what sees its neighbours, and is gated per utterance.
     """
 
     KEY: str
     NAMES: tuple[str, ...]
+    PARTS: tuple[str, ...]
+    WHOLE: tuple[str, ...]
 
     def recognises(self, directory: Path) -> bool:
         """Whether a directory holds a model of this family."""

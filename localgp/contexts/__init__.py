@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from localgp.errors import ConfigError
 from localgp.extensions import own_contexts
-from localgp.pruning.options import ENCODER_CONTEXTS
+from localgp.pruning import ENCODER_CONTEXTS
 
 PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
 

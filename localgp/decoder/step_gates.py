@@ -17,7 +17,7 @@ from localgp.decoder.gates import GateState
 from localgp.gates.base import GatePolicy
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.local import LocalGates
-from localgp.pruning.options import DECODER_MODULES, check_gated
+from localgp.pruning import DECODER_MODULES, check_gated
 
 
 class StepGates:

@@ -19,7 +19,7 @@ from torch import Tensor
 from localgp.backbones.base import Backbone
 from localgp.encoder.run import Masked
 from localgp.gates.base import GatePolicy, Gates
-from localgp.pruning.options import check_gated
+from localgp.pruning import check_gated
 
 
 class DecoderOutput(NamedTuple):

@@ -30,7 +30,7 @@ from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
 from localgp.kernels.plan import LayerPlan
 from localgp.kernels.ragged import RANGE, Ragged
-from localgp.pruning.options import check_gated
+from localgp.pruning import check_gated
 from localgp.timeline import Timeline
 
 Decide = Callable[[int, Tensor], dict[str, Tensor]]

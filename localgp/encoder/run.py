@@ -18,7 +18,7 @@ from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered,
 from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
 from localgp.kernels.plan import only_per_utterance
-from localgp.pruning.options import check_gated
+from localgp.pruning import check_gated
 
 
 class EncoderOutput(NamedTuple):

@@ -26,7 +26,7 @@ from localgp.decoder.gates import DecoderGates, GateState
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_parts import product_rate
 from localgp.evaluation.timing_step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
-from localgp.pruning.options import DECODER_MODULES as MODULES
+from localgp.pruning import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 

@@ -10,7 +10,6 @@ from torch import nn
 from localgp.errors import ConfigError
 from localgp.extensions import make
 from localgp.gates.base import GatePolicy
-from localgp.pruning.options import ENCODER_MODULES
 
 _KEY = "pruning.encoder"
 _COMPUTED = ("front", "energy")  # contexts that the encoder makes itself
@@ -33,8 +32,9 @@ def build_own(path: str, offered: Mapping[str, Any]) -> GatePolicy:
         f"it has no {name}(...)" for name in ("begin", "gate") if not callable(getattr(policy, name, None))
     ]
     gated = getattr(policy, "modules_gated", None)
-    if not gated or not set(gated) <= set(ENCODER_MODULES):
-        wrong.append(f"modules_gated is {gated!r}, valid: some of {', '.join(ENCODER_MODULES)}")
+    parts = offered["backbone"].part_names("encoder")
+    if not gated or not set(gated) <= set(parts):
+        wrong.append(f"modules_gated is {gated!r}, valid: some of {', '.join(parts)}")
     contexts = [*offered["context_sizes"], *_COMPUTED]
     needs = getattr(policy, "needs", None)
     if needs is None or not set(needs) <= set(contexts):

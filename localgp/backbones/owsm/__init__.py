@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from localgp.backbones.owsm.tokens import OwsmTokenizer
 
 KEY = "espnet"
+PARTS = ("ffn1", "attention", "cgmlp", "ffn2")
+WHOLE = ("cgmlp",)
 NAMES = ("mini", "owsm_v3.1_base", "owsm_v3.1_small", "owsm_v3.1_medium")
 
 

@@ -8,19 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from localgp.backbones import families
 from localgp.errors import ConfigError
 from localgp.extensions import is_dotted, own_contexts
 
 ENCODER_POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
 DECODER_POLICIES = ("local", "global", "open")
-ENCODER_MODULES = ("ffn1", "attention", "cgmlp", "ffn2")
-DECODER_MODULES = ("self_attention", "source_attention", "ffn")
+DECODER_MODULES = ("self_attention", "source_attention", "ffn")  # of every family
 ENCODER_CONTEXTS = ("front", "spk", "event")
 DECODER_CONTEXTS = ("front", "task", "lang2vec")
 PADDINGS = ("full", "none")
 
 
-def check_gated(gated: Iterable[str], valid: Sequence[str] = ENCODER_MODULES) -> None:
+def encoder_modules(*, whole: bool = False) -> list[str]:
+    """Parts of an encoder's layer that can be gated, of all families; with ``whole`` those that are gated per utterance
+    or not at all. Which a backbone has is known when it is there."""
+    names = [name for family in families().values() for name in (family.WHOLE if whole else family.PARTS)]
+    return list(dict.fromkeys(names))
+
+
+def check_gated(gated: Iterable[str], valid: Sequence[str]) -> None:
     """Raises:
     ConfigError: A gate of a module that is not there, which would do nothing.
     """
@@ -39,16 +46,17 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     modules, seen = list(pruning.get("encoder_modules", ())), list(pruning.get("context", ()))
     if not is_dotted(policy):
         yield from _unknown("encoder", policy, ENCODER_POLICIES, " or a class of your own as module.Class")
-    yield from _not_among("encoder_modules", modules, ENCODER_MODULES)
+    yield from _not_among("encoder_modules", modules, encoder_modules())
     yield from _not_among("context", seen, (*ENCODER_CONTEXTS, *own_contexts(contexts)))
     if policy is None:
         return
     if not modules:
-        yield f"pruning.encoder_modules is []; valid: one or more of {', '.join(ENCODER_MODULES)}"
-    if "cgmlp" in modules and policy not in ("global", "open") and not is_dotted(policy):
+        yield f"pruning.encoder_modules is []; valid: one or more of {', '.join(encoder_modules())}"
+    whole = [name for name in modules if name in encoder_modules(whole=True)]
+    if whole and policy not in ("global", "open") and not is_dotted(policy):
         yield (
-            "pruning.encoder_modules has cgmlp, whose convolution needs neighbouring frames: it cannot be gated "
-            "frame by frame (paper, section 3.2); leave it out"
+            f"pruning.encoder_modules has {', '.join(whole)}, whose convolution needs neighbouring frames: it cannot "
+            "be gated frame by frame (paper, section 3.2); leave it out"
         )
     if policy == "global" and seen != ["front"]:
         yield f"pruning.context is {seen}; GlobalGP pools [front] and nothing else"
