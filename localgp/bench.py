@@ -178,12 +178,13 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     import numpy as np
     from omegaconf import OmegaConf
 
+    from localgp.analysis.reloaded import first_seeds
     from localgp.contexts.extract import build_extractor, needed_contexts, row_contexts
     from localgp.corpora.fits import split_of
     from localgp.corpora.prepared import load_prepared
     from localgp.errors import ConfigError
     from localgp.evaluation.timing_runs import TrainedRun, bench_runs
-    from localgp.evaluation.trained import first_seeds, load_trained, trained_config
+    from localgp.evaluation.trained import load_trained, trained_config
     from localgp.search.options import DecodeOptions
 
     wanted, device = cfg.bench, _device(cfg)

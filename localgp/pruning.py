@@ -16,6 +16,7 @@ ENCODER_POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
 DECODER_POLICIES = ("local", "global", "open")
 DECODER_MODULES = ("self_attention", "source_attention", "ffn")  # of every family
 ENCODER_CONTEXTS = ("front", "spk", "event")
+PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
 DECODER_CONTEXTS = ("front", "task", "lang2vec")
 PADDINGS = ("full", "none")
 

@@ -11,13 +11,13 @@ from localgp.analysis.analyze import analyze
 from localgp.analysis.gate_counts import GateCounts, frames_in, speech_frames
 from localgp.analysis.gate_statistics import agreement, rank_auc, relation, word_rates
 from localgp.analysis.sources import Truth, read_truth
-from localgp.analysis.spectrogram import band_centres, frame_levels, log_mel
-from localgp.analysis.tensorboard import MaskImage, mask_picture
 from localgp.analysis.tokens import compare, token_summary, token_tests, typical_tokens
 from localgp.errors import CheckpointError, ConfigError, CorpusError
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, read_decoder_gates, write_decoder_gates
 from localgp.evaluation.gates_file import GateRecord
+from localgp.spectrogram import band_centres, frame_levels, log_mel
 from localgp.timeline import frame_centres
+from localgp.training.mask_image import MaskImage, mask_picture
 from tests.analysis_helpers import FRAMES, LAYERS, MODULES, SECONDS, shared_place
 
 STEP = 0.04

@@ -17,7 +17,7 @@ from localgp.evaluation.decode import Decoded
 from localgp.evaluation.gates_file import GateRecord
 from localgp.evaluation.share import merge_decoded, share_of
 from localgp.training.data import StepBatches, Task
-from localgp.training.world import World, check_launch, world_from
+from localgp.world import World, check_launch, world_from
 from tests.scripts_as_modules import script
 
 
@@ -118,7 +118,7 @@ def _sparsity(rank, port, out):
     """In a process: the sparsity loss of a half of a batch, and its gradient as DDP would average it."""
     from localgp.gates.gumbel import Gate
     from localgp.gates.loss import sparsity_loss
-    from localgp.training.world import sum_over_ranks
+    from localgp.world import sum_over_ranks
 
     if port is not None:
         torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

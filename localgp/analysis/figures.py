@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from localgp.analysis.sources import Truth
-from localgp.analysis.spectrogram import HOP, SAMPLE_RATE, band_centres, log_mel
 from localgp.analysis.study import PROPERTIES, Study
 from localgp.analysis.style import BLUE, FAINT, INK, MARKERS, ORANGE, SERIES, pyplot
+from localgp.spectrogram import HOP, SAMPLE_RATE, band_centres, log_mel
 
 
 def _layer_ticks(axes: Any, layers: int) -> None:

@@ -45,7 +45,7 @@ def agreement(
 ) -> Agreement:
     """Args:
     speech_UT: True speech, `localgp.analysis.gate_counts.speech_frames`.
-    levels_UT: dB, `localgp.analysis.spectrogram.frame_levels`.
+    levels_UT: dB, `localgp.spectrogram.frame_levels`.
     """
     speech, pause = counts.regions.index("speech"), counts.regions.index("pause")
     true_LM = counts.open_ULMR[..., speech].sum(0)

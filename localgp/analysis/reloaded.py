@@ -5,7 +5,7 @@ Shape legend: U utterances, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
+from localgp.analysis.collect import Evaluated, collect, in_order
 from localgp.analysis.sources import Utterances
 from localgp.corpora.integrity import read_row
 from localgp.corpora.rows import padded_speech
-from localgp.errors import CorpusError
+from localgp.errors import ConfigError, CorpusError
 from localgp.evaluation.gates_file import GateRecord
-from localgp.evaluation.trained import load_trained
+from localgp.evaluation.trained import load_trained, weights_of
+from localgp.stored import section
 
 if TYPE_CHECKING:
     import torch
@@ -93,3 +95,34 @@ def reload(
     chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int))
     rows = utterances.rows.select([utterances.index[record.utt_ids[u]] for u in chosen])
     return Reloaded(load_trained(cfg, weights, resolve_device(cfg.device)), rows, chosen)
+
+
+def first_seeds(cfg: DictConfig, progress: Callable[[str], None]) -> list[tuple[Evaluated, Path]]:
+    """Every experiment of ``bench.confs`` on the configured corpus and backbone: its evaluated run of the lowest seed,
+    and the weights that were evaluated.
+
+    Raises:
+        ConfigError: One that is asked for has not been evaluated.
+        CheckpointError: None has been.
+    """
+    found: dict[str, tuple[Evaluated, Path]] = {}
+    for run in in_order(collect(Path(cfg.exp_dir))):
+        if (run.corpus, run.backbone) != (cfg.corpus.name, cfg.backbone.name) or run.name in found:
+            continue
+        given = section(run.metrics, "asked").get("checkpoint")
+        weights = Path(given) if given else weights_of(run.path)
+        if weights.is_file():
+            found[run.name] = run, weights
+        else:
+            progress(f"left out: {run.key}, whose weights {weights} are not there")
+    missing = [name for name in cfg.bench.confs or () if name not in found]
+    where = f"under {cfg.exp_dir} on corpus {cfg.corpus.name} with backbone {cfg.backbone.name}"
+    remedy = "train and evaluate it (python -m localgp.train, python -m localgp.evaluate)"
+    if not found:
+        raise ConfigError(f"no evaluated run with its weights {where}; {remedy}")
+    if missing:
+        raise ConfigError(
+            f"bench.confs: {', '.join(missing)} not among the evaluated runs {where}: {', '.join(found)}; {remedy}, or "
+            "leave bench.confs out for all there are"
+        )
+    return [pair for name, pair in found.items() if cfg.bench.confs is None or name in cfg.bench.confs]

@@ -14,9 +14,9 @@ from localgp.analysis.collect import Evaluated
 from localgp.analysis.gate_counts import GateCounts, speech_frames
 from localgp.analysis.gate_statistics import Agreement, Relation, agreement, relation, word_rates
 from localgp.analysis.sources import Utterances, find_utterances
-from localgp.analysis.spectrogram import frame_levels
 from localgp.errors import CheckpointError
 from localgp.evaluation.gates_file import GateRecord, read_gates
+from localgp.spectrogram import frame_levels
 from localgp.stored import section
 
 PROPERTIES = {"word_rate": "words per second of speech", "snr_db": "signal-to-noise ratio, dB"}

@@ -21,8 +21,8 @@ import numpy as np
 
 from localgp.analysis.collect import Evaluated
 from localgp.analysis.sources import SAMPLE_RATE, Utterances, read_hypotheses
-from localgp.analysis.spectrogram import HOP, band_centres, log_mel
 from localgp.analysis.study import Study, inner_pause
+from localgp.spectrogram import HOP, band_centres, log_mel
 
 _BIT_RATE = 32_000  # of the embedded sound: 4 kB a second
 _RANGE_DB = 60.0  # of the spectrogram

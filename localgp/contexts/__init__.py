@@ -10,8 +10,6 @@ from localgp.errors import ConfigError
 from localgp.extensions import own_contexts
 from localgp.pruning import ENCODER_CONTEXTS
 
-PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
-
 
 def context_shape(name: str, cfg: DictConfig) -> Any:
     """Dimensions of an extractor, with ``size`` and ``flops(samples)``; no weights are needed for published ones."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from localgp.download import HUB_ID, download
 from localgp.errors import LocalGPError
-from localgp.hub.download import HUB_ID, download
 from localgp.paths import expanded
 
 MINI = Path(__file__).parent / "mini"

@@ -80,7 +80,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     from localgp.corpora.integrity import rows_digest
     from localgp.corpora.prepared import limit_per_language, load_prepared
     from localgp.evaluation.results import Identity, asked_of, find, save, settle, tag_of
-    from localgp.training.world import connect, first_then_others, gather_to_first, world_from
+    from localgp.world import connect, first_then_others, gather_to_first, world_from
 
     run = Run(cfg)
     weights = weights_of(run)

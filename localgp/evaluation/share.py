@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from localgp.corpora.rows import Task
 from localgp.evaluation.decode import Decoded
 from localgp.evaluation.decoder_gates_file import join_records
-from localgp.training.data import Task
-from localgp.training.world import World
+from localgp.world import World
 
 
 def share_of(world: World, tasks: Sequence[Task], rows: Any) -> list[Task]:

@@ -5,17 +5,15 @@ Shape legend: B utterances, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from localgp.errors import CheckpointError, ConfigError
-from localgp.stored import read_yaml_mapping, section
+from localgp.errors import CheckpointError
+from localgp.stored import read_yaml_mapping
 
 if TYPE_CHECKING:
-    from localgp.analysis.collect import Evaluated
     from localgp.model import GatedS2T
 
 
@@ -52,39 +50,6 @@ def trained_config(directory: Path, weights: Path, cfg: DictConfig) -> DictConfi
 
 def weights_of(directory: Path) -> Path:
     return directory / "checkpoints" / "model.safetensors"
-
-
-def first_seeds(cfg: DictConfig, progress: Callable[[str], None]) -> list[tuple[Evaluated, Path]]:
-    """Every experiment of ``bench.confs`` on the configured corpus and backbone: its evaluated run of the lowest seed,
-    and the weights that were evaluated.
-
-    Raises:
-        ConfigError: One that is asked for has not been evaluated.
-        CheckpointError: None has been.
-    """
-    from localgp.analysis.collect import collect, in_order
-
-    found: dict[str, tuple[Evaluated, Path]] = {}
-    for run in in_order(collect(Path(cfg.exp_dir))):
-        if (run.corpus, run.backbone) != (cfg.corpus.name, cfg.backbone.name) or run.name in found:
-            continue
-        given = section(run.metrics, "asked").get("checkpoint")
-        weights = Path(given) if given else weights_of(run.path)
-        if weights.is_file():
-            found[run.name] = run, weights
-        else:
-            progress(f"left out: {run.key}, whose weights {weights} are not there")
-    missing = [name for name in cfg.bench.confs or () if name not in found]
-    where = f"under {cfg.exp_dir} on corpus {cfg.corpus.name} with backbone {cfg.backbone.name}"
-    remedy = "train and evaluate it (python -m localgp.train, python -m localgp.evaluate)"
-    if not found:
-        raise ConfigError(f"no evaluated run with its weights {where}; {remedy}")
-    if missing:
-        raise ConfigError(
-            f"bench.confs: {', '.join(missing)} not among the evaluated runs {where}: {', '.join(found)}; {remedy}, or "
-            "leave bench.confs out for all there are"
-        )
-    return [pair for name, pair in found.items() if cfg.bench.confs is None or name in cfg.bench.confs]
 
 
 def load_trained(trained: DictConfig, weights: Path, device: Any) -> GatedS2T:

@@ -9,10 +9,10 @@ from collections.abc import Collection
 from typing import Any
 
 from localgp.backbones.cost import norm_cost
-from localgp.contexts import PER_UTTERANCE
 from localgp.gates.base import GatePolicy
 from localgp.gates.global_ import GlobalGates
 from localgp.gates.local import LocalGates
+from localgp.pruning import PER_UTTERANCE
 
 
 def gates_cost(policy: GatePolicy | None, rows: int, once: Collection[str] = PER_UTTERANCE) -> float:

@@ -26,7 +26,7 @@ def kept_ratios(
     """`kept_ratio` of each gate.
 
     Args:
-        total: Sums over the processes of a run (`localgp.training.world.sum_over_ranks`), so that the batch is
+        total: Sums over the processes of a run (`localgp.world.sum_over_ranks`), so that the batch is
             that of all of them; None for this one's alone. Called once.
     """
     run = torch.stack([(gate * frames_BT).sum() for gate in gates])

@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from localgp.backbones import families, family_of
+from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
 from localgp.extensions import own_contexts, permit
 from localgp.failures import remedy
 from localgp.hub.archive import is_archive, unpacked
-from localgp.hub.download import HUB_ID, download
 from localgp.parts import with_parts
 from localgp.paths import expanded, literal
 from localgp.search.options import DecodeOptions

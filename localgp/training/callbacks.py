@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback
 
 from localgp.io import naming, write_atomically, written
 from localgp.training.module import TrainingModule
-from localgp.training.world import mean_over_ranks
 from localgp.weights import save_weights
+from localgp.world import mean_over_ranks
 
 _DUE = "localgp_dev_scoring_due"  # of a checkpoint: its step's scoring is still to be done
 

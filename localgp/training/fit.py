@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from localgp import __version__
-from localgp.analysis.tensorboard import MaskImage
 from localgp.backbones.base import Backbone
 from localgp.build import build_model
 from localgp.contexts.extract import row_contexts
@@ -38,10 +37,11 @@ from localgp.signals import Signals, Stopped, leave_to_parent
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint, WriteInPlace
 from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough, rows_in
 from localgp.training.dev_scores import DevScores
+from localgp.training.mask_image import MaskImage
 from localgp.training.module import TrainingModule
 from localgp.training.stop import StopAtSignal
 from localgp.training.trained_on import FILE, changed, check_data, digests_of, write_data
-from localgp.training.world import World, check_launch, connect, first_then_others, from_first
+from localgp.world import World, check_launch, connect, first_then_others, from_first
 
 
 def fit(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:

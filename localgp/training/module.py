@@ -17,7 +17,7 @@ from localgp.gates.loss import kept_ratio, kept_ratios, sparsity_loss
 from localgp.model import GatedS2T, Losses
 from localgp.run import Run
 from localgp.training.schedule import build_optimizer
-from localgp.training.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
+from localgp.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from localgp.signals import Signals, Stopped, requeue
 from localgp.training.callbacks import ResumeCheckpoint
-from localgp.training.world import highest_over_ranks
+from localgp.world import highest_over_ranks
 
 
 class StopAtSignal(Callback):

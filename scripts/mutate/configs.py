@@ -28,7 +28,7 @@ def read_values(directory: Path) -> int:
     from localgp.run import Run
     from localgp.settings import check
     from localgp.stored import read_yaml_mapping
-    from localgp.training.world import check_launch
+    from localgp.world import check_launch
 
     read_yaml_mapping(directory / "config.yaml")
     cfg = OmegaConf.create(read_yaml_mapping(directory / "config.yaml"))

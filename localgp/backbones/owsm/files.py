@@ -19,9 +19,9 @@ import yaml
 
 from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, train_config
 from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
+from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
-from localgp.hub.download import HUB_ID, download
 from localgp.io import staging
 from localgp.paths import expanded
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from localgp.analysis.spectrogram import log_mel
 from localgp.backbones.base import Backbone
 from localgp.contexts.extract import RowContexts, stack_contexts
 from localgp.corpora.integrity import read_row
+from localgp.spectrogram import log_mel
 
 _OPEN, _CLOSED, _LINE = (230, 159, 0), (255, 255, 255), (120, 120, 120)
 _FRAME_PIXELS, _LAYER_PIXELS, _GAP_PIXELS = 4, 8, 4
