@@ -297,6 +297,39 @@ def test_more_damage_than_sound_is_refused(tmp_path):
         decode(joined(tmp_path, "b.m4a", content))
 
 
+def test_random_damage_ends_in_a_recording_or_an_error(tmp_path):
+    """Bytes changed, taken out and put in, half of them in the header: no crash, no other error, no endless sound."""
+    generator = np.random.default_rng(7)
+    short = SIGNAL[: RATE // 2]
+    soundfile.write(tmp_path / "a.wav", short, RATE)
+    soundfile.write(tmp_path / "f.wav", short, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "a.flac", short, RATE)
+    for name, codec in (("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.mkv", "aac"), ("a.aac", "aac")):
+        encode(tmp_path / name, short[None], codec, "mono")
+    encode(tmp_path / "a.ogg", short[None], "libopus", "mono", 48_000)
+    encode(tmp_path / "c8.m4a", np.stack([short] * 8), "aac", "7.1")
+    originals = sorted(tmp_path.iterdir())
+    ended = {"read": 0, "refused": 0}
+    for case in range(180):
+        original = originals[case % len(originals)]
+        content = bytearray(original.read_bytes())
+        for _ in range(generator.choice([1, 2, 10])):
+            place = generator.integers(generator.choice([60, 600, len(content)]))
+            size = int(generator.choice([1, 4, 100]))
+            noise = [generator.bytes(size), b"", bytes(size), b"\xff" * size][generator.integers(4)]
+            content[place : place + size * generator.integers(2)] = noise
+        path = joined(tmp_path, f"case{original.suffix}", content)
+        try:
+            recording = decode(path)
+        except UnreadableAudio:
+            ended["refused"] += 1
+        else:
+            ended["read"] += 1
+            assert 0 < len(recording.samples) < 3600 * RATE
+            assert not np.abs(recording.samples[np.isfinite(recording.samples)]).max(initial=0.0) > 1.0
+    assert min(ended.values()) > 20
+
+
 # --- wav headers and float samples
 
 

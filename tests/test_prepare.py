@@ -94,7 +94,10 @@ def test_options_and_files_that_matter_make_another_one(tmp_path):
     write_audio(tmp_path / "corpus" / "de" / "audios" / "de.test.m4a", tone(6.1), 22_050)
     paths.add(prepare(corpus_config(tmp_path)).path)
     assert len(paths) == 4
-    same = [prepare(corpus_config(tmp_path, o)).fresh for o in ("corpus.workers=2", "seed=7")]
+    same = [
+        prepare(corpus_config(tmp_path, o)).fresh
+        for o in ("corpus.workers=2", "corpus.languages=[deu,FR,it-CH]")
+    ]
     (tmp_path / "corpus").rename(tmp_path / "moved")
     same.append(prepare(corpus_config(tmp_path, f"corpus.root={tmp_path / 'moved'}")).fresh)
     assert same == [False, False, False]
