@@ -211,9 +211,11 @@ def _transcribe(
             index = chosen[number]
             if isinstance(result, Transcript):
                 for warning in result.warnings:
-                    if warning not in warned:  # what holds for every file is said once
-                        print(f"warning: {result.source}: {warning}", file=sys.stderr)
-                    warned.add(warning)
+                    if warning in warned:
+                        continue
+                    print(f"warning: {result.source}: {warning}", file=sys.stderr)
+                    if warning.startswith("this model "):  # it holds for every file and is said once
+                        warned.add(warning)
             if isinstance(result, AudioError):
                 if not args.keep_going:
                     raise result

@@ -243,6 +243,18 @@ def test_what_holds_for_every_file_is_said_once(loaded, recordings, capsys):
     assert capsys.readouterr().err.count("takes every recording for one of them") == 1
 
 
+def test_what_was_mended_is_said_of_each_recording(loaded, tmp_path, capsys):
+    speech_N = (0.1 * np.sin(np.arange(16_000) / 10)).astype(np.float32)
+    for name in ("a.wav", "b.wav"):
+        write_audio(tmp_path / name, np.stack([speech_N, -speech_N], axis=1), 16_000)
+    names = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    assert command(*names, "--src", "FR", "--beam", "1", "--maxlenratio", "0.1", "--format", "json") == 0
+    printed = capsys.readouterr()
+    for name in names:
+        assert f"warning: {name}: channel 2 of 2 is left out" in printed.err
+    assert printed.out.count("channel 2 of 2 is left out") == 2
+
+
 def test_models_that_know_no_times_are_not_asked_for_them(model, recordings):
     file = str(recordings / "long.m4a")
     assert model.windows == "pauses"

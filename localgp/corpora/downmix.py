@@ -85,7 +85,8 @@ def _opposed(samples_NC: np.ndarray, weight_C: np.ndarray) -> list[int]:
     mean_C = samples_NC.mean(axis=0, dtype=np.float64)
     power_C = np.array([np.vdot(samples_NC[:, c], samples_NC[:, c]) for c in range(samples_NC.shape[1])])
     power_C = power_C / len(samples_NC) - mean_C**2
-    loudest = max(live, key=lambda channel: power_C[channel])
+    # Of equals, which rounding tells apart, the first.
+    loudest = next((c for c in live if power_C[c] > 0.98 * power_C[live].max()), live[0])
     opposed = []
     for channel in live:
         common = np.vdot(samples_NC[:, loudest], samples_NC[:, channel]) / len(samples_NC)

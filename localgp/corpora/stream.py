@@ -119,6 +119,12 @@ class _File(io.FileIO):
             return -1
 
 
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    # After the last packet PyAV stumbles over streams that appeared behind the file's beginning.
+    with contextlib.suppress(IndexError):
+        yield from container.demux(stream)
+
+
 class _Reader:
     """Frames to one mono signal, as they come.
 
@@ -170,7 +176,7 @@ class _Reader:
         """What can be decoded; packets that cannot are counted."""
         import av
 
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             if not packet.size:
                 continue  # to the decoder it would be the end of everything
             try:
