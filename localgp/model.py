@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from localgp.backbones.base import Backbone
 from localgp.contexts.lang2vec import LanguageVectors
-from localgp.decoder.step_gates import StepGates
+from localgp.decoder.gates import StepGates
 from localgp.decoder.train import decode_tokens
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import EncoderOutput, encode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localgp.errors import CheckpointError
 from localgp.io import written
@@ -38,7 +38,7 @@ def mismatches(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor
 
 
 def load_state(
-    model: Any,
+    model: torch.nn.Module,
     path: Path,
     gates: str = "trained",
     *,

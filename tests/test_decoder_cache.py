@@ -149,28 +149,6 @@ def test_all_closed_leaves_the_embedding() -> None:
     torch.testing.assert_close(hidden, decoder.embed(torch.tensor(PRIMER[-1:]), position, len(PRIMER)))
 
 
-@torch.no_grad()
-def test_gate_memory_follows_the_beams() -> None:
-    """Gates that sum the layer's inputs over a hypothesis's tokens find the sum of its own tokens."""
-    sums: dict[int, Tensor] = {}
-
-    def summing(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
-        if layer == 0:
-            first = int(state.position_N.max()) < len(PRIMER)
-            before = torch.zeros_like(x_ND) if first else state.memory["sum"]
-            state.memory["sum"] = sums[0] = before + x_ND
-        return {}
-
-    model = make_model(0)
-    decoder = CachedDecoder(model.backbone)
-    memory, lengths = make_memory(0, [8])
-    state, _ = decoder.start(memory, lengths, [PRIMER], summing)
-    state.step(torch.tensor([10, 11]), torch.tensor([0, 0]), Rows(torch.tensor([0, 0]), 1))
-    state.step(torch.tensor([12, 13]), torch.tensor([1, 1]), Rows(torch.tensor([0, 0]), 1))
-    embedded = model.decoder.embed(torch.tensor([[*PRIMER, 11, 13]]))[0]
-    torch.testing.assert_close(sums[0][1], embedded[len(PRIMER) - 1 :].sum(0))
-
-
 def test_dead_columns_are_dropped() -> None:
     """One of five hypotheses survives each step, so the cache holds little more than its history."""
     decoder = CachedDecoder(make_model(0).backbone)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from localgp.backbones.cost import DecoderCost
 from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import StepGates
 from localgp.decoder.rows import Rows
-from localgp.decoder.step_gates import StepGates
 from localgp.decoder.train import decode_tokens
 from localgp.evaluation.decoder_gates_file import (
     DecoderGateRecord,

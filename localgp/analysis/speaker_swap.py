@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +19,11 @@ from localgp.analysis.sources import Utterances
 from localgp.analysis.stored_analysis import stored_analysis
 from localgp.analysis.tables import Table
 from localgp.evaluation.gates_file import GateRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from localgp.contexts.extract import RowContexts
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,9 @@ def speaker_swap(
     )
 
 
-def _decide(again: Reloaded, contexts: Any, modules: Sequence[str], dtype: Any) -> np.ndarray:
+def _decide(
+    again: Reloaded, contexts: RowContexts | None, modules: Sequence[str], dtype: torch.dtype
+) -> np.ndarray:
     """The gates as an evaluation decides them, bool (U, L, M, T)."""
     import torch
 

@@ -1,14 +1,24 @@
-"""What decides which decoder module runs on which row, and what it may know.
+"""What decides which decoder module runs on which row, what it may know, and a gate policy asked token by token.
 
-Shape legend: N rows (tokens being decoded), D model size, P passes, L layers, M gated modules.
+The decoder's predictors look at a token's own layer inputs and at its sequence's context, so asking them row by row
+gives every token the gates that it has when all tokens are there at once.
+
+Shape legend: N rows (tokens being decoded), Q sequences of the call, D model size, C context size, P passes, L layers,
+M gated modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from localgp.gates.base import GatePolicy
+from localgp.gates.folded import FoldedLocalGates
+from localgp.gates.local import LocalGates
+from localgp.pruning import DECODER_MODULES, check_gated
 
 DecoderGates = Callable[[int, Tensor, "GateState"], dict[str, Tensor]]
 """``gates(layer, x_ND, state)``: module name to boolean (N,), True where the module runs; a module that is not
@@ -21,8 +31,6 @@ class GateState:
     Attributes:
         utterance_N: Utterance of each row, as numbered in the call of the search (not among those left).
         position_N: Position of the row's token, counted from the start of the primer.
-        memory: Row-aligned tensors that the gates may keep; they follow the beams. In the primer's pass the
-            rows are the primer's tokens, and each utterance continues from its last one.
         history_NPLM: What ran so far: True where a module M of layer L ran in the pass that wrote the P-th token
             after the primer. Its first pass is that of the primer's last token.
     """
@@ -30,13 +38,11 @@ class GateState:
     def __init__(self, utterance_N: Tensor, position_N: Tensor) -> None:
         self.utterance_N = utterance_N
         self.position_N = position_N
-        self.memory: dict[str, Tensor] = {}
         self.history_NPLM: Tensor | None = None
 
     def follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
         self.utterance_N = utterance_N
         self.position_N = self.position_N.index_select(0, parents_N)
-        self.memory = {name: value.index_select(0, parents_N) for name, value in self.memory.items()}
         if self.history_NPLM is not None:
             self.history_NPLM = self.history_NPLM.index_select(0, parents_N)
 
@@ -45,3 +51,42 @@ class GateState:
         new = open_NLM.unsqueeze(1)
         known = self.history_NPLM
         self.history_NPLM = new if known is None else torch.cat([known, new], dim=1)
+
+
+class StepGates:
+    """`DecoderGates` of one call of the search.
+
+    LocalGP's predictors are folded (`localgp.gates.folded`) and its contexts projected once, not at every token.
+
+    Args:
+        policy: `LocalGates`, `GlobalGates` or a control, in eval mode.
+        contexts: What the policy needs, name to (Q, 1, C).
+
+    Example:
+        >>> gates = StepGates(model.decoder_policy, contexts)                      # doctest: +SKIP
+        >>> search(memory_BTD, lengths_B, primers, gates)                          # doctest: +SKIP
+    """
+
+    @torch.no_grad()
+    def __init__(self, policy: GatePolicy, contexts: dict[str, Tensor]) -> None:
+        self._policy, self._contexts = policy, contexts
+        self._state: Any = None
+        self._folded: FoldedLocalGates | None = None
+        if type(policy) is LocalGates:
+            self._folded = FoldedLocalGates(policy)
+            self._projected = self._folded.project([contexts[name].squeeze(1) for name in policy.needs])
+
+    @torch.no_grad()
+    def __call__(self, layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        rows = state.utterance_N
+        if self._folded is not None:
+            if layer == 0:  # a new token: its memory of earlier layers begins empty
+                own = [[part.index_select(0, rows) for part in pair] for pair in self._projected]
+                self._state = self._folded.remember(own, len(rows))
+            return dict(zip(self._folded.modules, self._folded.gate(layer, x_ND, self._state), strict=True))
+        if layer == 0:
+            contexts = {name: value.index_select(0, rows) for name, value in self._contexts.items()}
+            self._state = self._policy.begin(contexts)
+        gates = self._policy.gate(layer, x_ND.unsqueeze(1), self._state)
+        check_gated(gates, DECODER_MODULES)
+        return {name: gate.mask.squeeze(1) for name, gate in gates.items()}

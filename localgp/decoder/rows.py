@@ -4,7 +4,8 @@ A row is a token being decoded: (utterance, hypothesis) in a step, (utterance, p
 Linear layers run on the N rows as they are. Attention shares an utterance's keys among its rows, so there the
 rows stand in a grid of U utterances x W slots; utterances may have fewer than W rows.
 
-Shape legend: N rows, U utterances, W slots (the most rows of an utterance).
+Shape legend: N rows, U utterances, W slots (the most rows of an utterance), C columns or frames, D model size, H heads,
+K size of a head.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -92,3 +94,10 @@ class Rows:
         """(U, W, ...) to (N, ...)."""
         flat = x_UW.reshape(self.utterances * self.width, *x_UW.shape[2:])
         return flat if self.full else flat.index_select(0, self.cell_N)
+
+
+def attend(query_NHK: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
+    """Attention of every row to its utterance's keys (U, H, C, K); (N, D)."""
+    query_UHWK = rows.to_grid(query_NHK).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(query_UHWK, keys, values, attn_mask=bias)
+    return rows.from_grid(attended.transpose(1, 2).flatten(2))

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localgp.decoder.attend import attend
-from localgp.decoder.rows import Rows
+from localgp.decoder.rows import Rows, attend
 from localgp.kernels.onednn import blocked_convolution, convolution, takes_convolutions
 
 CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)

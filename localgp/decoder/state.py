@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.blocks import StepLayer
-from localgp.decoder.attend import attend
 from localgp.decoder.cache import KeyValues, TokenTree
 from localgp.decoder.gates import DecoderGates, GateState
-from localgp.decoder.rows import Rows
+from localgp.decoder.rows import Rows, attend
 from localgp.decoder.source import SharedSource, without_gaps
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,8 +18,11 @@ from localgp.run import Run, commit
 from localgp.stored import run_config, section
 from localgp.weights import load_state
 
+if TYPE_CHECKING:
+    from torch.nn import Module
 
-def load_weights(model: Any, path: Path) -> None:
+
+def load_weights(model: Module, path: Path) -> None:
     """Raises:
     CheckpointError: If the file is missing, damaged or of another model.
     """

@@ -5,7 +5,7 @@ Shape legend: L layers, M gated modules, T encoder frames, F mel bands, H x W x 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from localgp.backbones.base import Backbone
 from localgp.contexts.extract import RowContexts, stack_contexts
 from localgp.corpora.integrity import read_row
+from localgp.model import GatedS2T
 from localgp.spectrogram import log_mel
 
 _OPEN, _CLOSED, _LINE = (230, 159, 0), (255, 255, 255), (120, 120, 120)
@@ -45,7 +46,7 @@ class MaskImage(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
             return
-        model: Any = module.model
+        model = cast(GatedS2T, module.model)
         speech = torch.from_numpy(self.speech).to(module.device).unsqueeze(0)
         lengths = torch.full((1,), speech.shape[1], device=module.device)
         with torch.inference_mode():

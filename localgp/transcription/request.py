@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from localgp.errors import ConfigError, refuse
+
+if TYPE_CHECKING:
+    from localgp.backbones.base import Tokens
 
 WINDOWS = ("timestamps", "pauses")
 
 
 def check_request(
-    tokenizer: Any,
+    tokenizer: Tokens,
     window_seconds: float,
     *,
     src: str | None = None,
@@ -22,7 +25,7 @@ def check_request(
     """Arguments as of `localgp.transcription.transcriber.Transcriber.transcribe_each`.
 
     Args:
-        tokenizer: The model's `localgp.backbones.owsm.tokens.OwsmTokenizer`.
+        tokenizer: The model's.
         window_seconds: What it hears at once.
 
     Returns:

@@ -138,7 +138,7 @@ def decoder(name: str) -> Callable[[Found], None]:
 def _steps(backbone: Backbone) -> dict[str, dict[str, float]]:
     """Launches and waits of a step: of a search of 21 tokens less one of a single token."""
     from localgp.decoder.cached import CachedDecoder
-    from localgp.decoder.step_gates import StepGates
+    from localgp.decoder.gates import StepGates
     from localgp.search.beam import BeamSearch
     from localgp.search.options import DecodeOptions
 
