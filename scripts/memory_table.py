@@ -71,8 +71,9 @@ def decoder_layer(dimensions: Any) -> nn.Module:
 def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
     """Bytes of one utterance with one decoder sequence: per layer, checkpointed or not, and outside of layers."""
     from localgp.backbones.owsm.components import quiet_espnet
-    from localgp.backbones.owsm.layers import run_encoder_layer
+    from localgp.backbones.owsm.layers import run_decoder_layer, run_encoder_layer
     from localgp.backbones.owsm.shapes import DIMENSIONS
+    from localgp.decoder.train import MaskedTokens
     from localgp.encoder.run import Masked
 
     d = DIMENSIONS[name]
@@ -95,25 +96,30 @@ def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
 
         return run
 
-    encode = autocast(lambda: run_encoder_layer(layer, x, mask, Masked({})))
-    decode = autocast(lambda: decoder(text, text_mask, x, mask)[0])
+    def kept(run: Masked, decoding: bool) -> int:
+        """What autograd saves of a layer, without what is left of its weights."""
+        if decoding:
+            call = autocast(lambda: run_decoder_layer(decoder, text, text_mask, x, mask, run))
+        else:
+            call = autocast(lambda: run_encoder_layer(layer, x, mask, run))
+        parameters = list((decoder if decoding else layer).parameters())
+        return max(0, saved_bytes(call, parameters) - cast_weights * sum(p.numel() for p in parameters))
+
     cast_weights = element if dtype != torch.float32 else 0  # autocast saves its copy of each weight
-    layer_weights = sum(p.numel() for p in layer.parameters()) * cast_weights
-    decoder_weights = sum(p.numel() for p in decoder.parameters()) * cast_weights
     hidden = d.size * 4
     return {
-        "encoder layer": max(0, saved_bytes(encode, list(layer.parameters())) - layer_weights),
-        "decoder layer": max(0, saved_bytes(decode, list(decoder.parameters())) - decoder_weights),
-        # Checkpointed: the inputs of the parts and the layer's own sums.
-        "encoder layer, checkpointed": 7 * frames * hidden,
-        "decoder layer, checkpointed": tokens * hidden,
+        "encoder layer": kept(Masked({}), False),
+        "decoder layer": kept(MaskedTokens({}), True),
+        # Besides what autograd saves between the parts, checkpointing keeps their inputs: of cgMLP it is attention's.
+        "encoder layer, checkpointed": kept(Masked({}, forget=True), False) + 3 * frames * hidden,
+        "decoder layer, checkpointed": kept(MaskedTokens({}, forget=True), True) + 3 * tokens * hidden,
         # The subsampling's two convolutions with their ReLUs, the 50,002-way outputs with log-softmax and gradient.
         "subsampling": 2 * element * d.size * (1499 * 39 + frames * 19) * d.padded_seconds / 30,
         "ctc output": frames * d.vocabulary * (element + 2 * 4),
         "decoder output": tokens * d.vocabulary * (element + 2 * 4),
         "encoder layers": d.encoder_layers,
         "decoder layers": d.decoder_layers,
-        "largest layer": max(0, saved_bytes(encode, list(layer.parameters())) - layer_weights),
+        "largest layer": kept(Masked({}), False),
     }
 
 

@@ -169,7 +169,7 @@ def test_kept_ratio_of_every_gate():
     tokens = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     written = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
     zero = torch.zeros(())
-    losses = Losses(zero, zero, zero, 0.0, [{"ffn": Gate(written, written)}], tokens)
+    losses = Losses(zero, zero, 1.0, 0.0, None, [{"ffn": Gate(written, written)}], tokens)
     assert kept_by_layer(encoded, losses) == pytest.approx(
         {
             "kept/ffn1/layer1": 0.3,
