@@ -17,7 +17,7 @@ from localgp.conf_files import CONF_DIR
 from localgp.errors import ConfigError, LocalGPError
 from localgp.failures import remedy
 from localgp.settings import SCHEMAS, check
-from localgp.signals import Signals, Stopped
+from localgp.signals import Signals, Stopped, requeue
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -100,7 +100,8 @@ def reported(debug: bool = False) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         if str(stopped):
-            print(stopped, file=sys.stderr)
+            again = f"; {requeue()}" if stopped.signum == signal.SIGUSR1 else ""
+            print(f"{stopped}{again}", file=sys.stderr)
         sys.exit(stopped.status)
     except LocalGPError as error:
         if debug:

@@ -105,6 +105,15 @@ def test_slurms_warning_is_taken_under_slurm_alone():
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
+def test_slurms_warning_puts_the_job_back_into_the_queue(monkeypatch, capsys):
+    monkeypatch.setattr("localgp.cli.requeue", lambda: "job 7 is back in the queue")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(SystemExit) as ended, reported():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert capsys.readouterr().err.endswith("; job 7 is back in the queue\n")
+
+
 def test_a_job_is_put_back_into_the_queue(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     job = {"SLURM_JOB_ID": "7"}

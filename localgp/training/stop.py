@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from localgp.signals import Signals, Stopped, requeue
+from localgp.signals import Signals, Stopped
 from localgp.training.callbacks import ResumeCheckpoint
 from localgp.world import highest_over_ranks
 
@@ -59,6 +58,4 @@ class StopAtSignal(Callback):
         if not trainer.is_global_zero:
             raise Stopped(signum, "")
         said = f"the same command goes on from step {step} of {trainer.max_steps}"
-        if signum == signal.SIGUSR1:
-            said += f"; {requeue()}"
         raise Stopped(signum, said)
