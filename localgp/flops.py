@@ -107,7 +107,7 @@ def count_decoder(cfg: DictConfig, cost: DecoderCost, policy: GatePolicy | None)
     if not isinstance(policy, GlobalGates):  # a share of the tokens, in every layer
         pruned = cost.terms(DECODER_TOKENS, kept)
     saved = sum(pruned[name] - dense[name] for name in cfg.pruning.decoder_modules)
-    return {**dense, "saved by gates": saved, "gates": gates_cost(policy, DECODER_TOKENS, policy.needs)}
+    return {**dense, "saved by gates": saved, "gates": gates_cost(policy, DECODER_TOKENS, decoder=True)}
 
 
 def against_paper(

@@ -109,7 +109,7 @@ def _decoder_gflops(model: GatedS2T, frames: int, record: DecoderGateRecord | No
     gated, dense = [], []
     for end, count in zip(ends, record.lengths, strict=True):
         opened = record.open[end - count : end]
-        deciding = gates_cost(policy, int(count), policy.needs)
+        deciding = gates_cost(policy, int(count), decoder=True)
         gated.append(cost.measured(opened, record.modules) + deciding)
         dense.append(cost.measured(np.ones_like(opened), record.modules))
     return {

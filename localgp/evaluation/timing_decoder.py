@@ -146,8 +146,7 @@ def bench_learnt_decoder(
     owner_Q = torch.arange(len(tasks), device=speech_BN.device)
     gates = model.step_gates(encoded, owner_Q, [task.name for task in tasks], prompt_Q2)
     assert gates is not None
-    assert model.decoder_policy is not None
-    cost = gates_cost(model.decoder_policy, steps, model.decoder_policy.needs)
+    cost = gates_cost(model.decoder_policy, steps, decoder=True)
     rows = []
     with endless(model.backbone):
         dense = CachedDecoder(model.backbone, dtype=DTYPES[dtype])

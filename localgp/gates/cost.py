@@ -5,7 +5,6 @@ fvcore counts matrix products and not our element-wise form of some, so LocalGP'
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from localgp.backbones.cost import norm_cost
@@ -15,14 +14,14 @@ from localgp.gates.local import LocalGates
 from localgp.pruning import PER_UTTERANCE
 
 
-def gates_cost(policy: GatePolicy | None, rows: int, once: Collection[str] = PER_UTTERANCE) -> float:
+def gates_cost(policy: GatePolicy | None, rows: int, *, decoder: bool = False) -> float:
     """LocalGP at every row (frame or token), GlobalGP once per utterance or sequence, the controls nothing; FLOPs.
 
     Args:
-        once: Contexts that are one vector. A decoder's all are.
+        decoder: Whose contexts are one vector each; the biases of their alignment are counted, as they always were.
     """
     if isinstance(policy, LocalGates):
-        return _local(policy, rows, once)
+        return _local(policy, rows, decoder)
     if isinstance(policy, GlobalGates):  # averaging over time is not counted by fvcore
         parts: Any = policy.predictor
         norm, hidden, out = parts[0], parts[1], parts[3]
@@ -31,7 +30,7 @@ def gates_cost(policy: GatePolicy | None, rows: int, once: Collection[str] = PER
     return float(counted(rows)) if callable(counted) else 0.0
 
 
-def _local(policy: LocalGates, rows: int, once: Collection[str]) -> float:
+def _local(policy: LocalGates, rows: int, decoder: bool) -> float:
     """Products with keys and values, heads, the values' projections (one per layer but the last), and for each context
     its alignment to D and its value's projection, once where it is one vector."""
     contexts, modules, layers = len(policy.needs), len(policy.modules_gated), len(policy.layers)
@@ -40,6 +39,7 @@ def _local(policy: LocalGates, rows: int, once: Collection[str]) -> float:
     each += layers * modules * 2 * size + (layers - 1) * size**2
     total = rows * each
     for name, align in policy.align.items():
-        times = 1 if name in once else rows
-        total += times * (sum(p.numel() for p in align.parameters() if p.ndim == 2) + size**2)
+        times = 1 if decoder or name in PER_UTTERANCE else rows
+        products = sum(p.numel() for p in align.parameters() if decoder or p.ndim == 2)
+        total += times * (products + size**2)
     return float(total)
