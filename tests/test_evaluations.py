@@ -8,6 +8,9 @@ import shutil
 
 import pytest
 
+from localgp.analysis.collect import Evaluated, group, read_run
+from localgp.analysis.evaluations import evaluations_table
+from localgp.analysis.markdown import results
 from localgp.evaluation.results import Identity, asked_of, comparable, find, save, stored, tag_of
 from localgp.evaluation.table import describe_evaluation, scores_table
 from localgp.run import Run
@@ -213,3 +216,67 @@ def test_a_damaged_evaluation_is_made_again(run, damage):
     (run.path / "evaluations" / tag / "metrics.json").write_text(damage)
     assert find(run.path, tag, asked_of(composed("conf=row05", "decode.beam=4")), OWN) is None
     assert evaluate(run) == leading(run)
+
+
+# --- in a report
+
+
+def at(place, name, seed, metrics):
+    return Evaluated(place / "mini" / "mini" / name / f"seed{seed}", "mini", "mini", name, seed, metrics)
+
+
+def scored(split="test", whole=True, beam=5, data="d1", utterances=9):
+    return {
+        "wer": {"average": 10.0}, "bleu": {}, "kept": {}, "decode": {"beam": beam, "batch": beam},
+        "data": {"corpus": "mini", "split": split, "utterances": utterances, "whole_split": whole},
+        "evaluation": {"data": data},
+    }  # fmt: skip
+
+
+def test_a_report_leads_with_the_whole_test_set(tmp_path):
+    made = [scored("dev"), scored("dev", whole=False), scored(whole=False), scored()]
+    labels = [label for label, _ in group([at(tmp_path, "row01", n, m) for n, m in enumerate(made)])]
+    assert [label.partition(", 9")[0] for label in labels] == [
+        "mini, whole test set",
+        "mini, whole dev set",
+        "mini, part of the test set",
+        "mini, part of the dev set",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (scored(beam=1), "row05 (beam 1)"),
+        (scored(data="d234567890"), "row05 (data d2345678)"),
+        (scored(data=None), "row05"),
+    ],
+)
+def test_seeds_that_were_scored_otherwise_are_not_averaged(tmp_path, other, name):
+    runs = [at(tmp_path, "row05", n, scored()) for n in (1, 2)] + [at(tmp_path, "row05", 3, other)]
+    (groups,) = group(runs).values()
+    assert {g.name: [run.seed for run in g.runs] for g in groups} == (
+        {"row05": [1, 2], name: [3]} if name != "row05" else {"row05": [1, 2, 3]}
+    )
+
+
+def test_a_report_has_every_evaluation(run):
+    for beam in (1, 2, 8):
+        evaluate(run, f"decode.beam={beam}", wer=10.0 + beam)
+    evaluate(run, "evaluate.limit=3", whole=False)
+    evaluate(run)
+    evaluate(run, "evaluate.split=dev", identity=Identity("w0", "w0", "d1"))  # of weights that have gone
+    evaluate(run, "decode.beam=1", wer=11.0)
+    found = read_run(run.path)
+    table = evaluations_table([found])
+    assert table.header == ["run", "scored", "beam", "WER", "BLEU", "skipped", "leads"]
+    assert [row[1:4] for row in table.rows] == [
+        ["test set, whole, 9 utterances", "4", "10.0"],
+        ["test set, whole, 9 utterances", "1", "11.0"],
+        ["test set, whole, 9 utterances", "2", "12.0"],
+        ["test set, whole, 9 utterances", "8", "18.0"],
+        ["test set, first 3 per language, 3 utterances", "4", "10.0"],
+    ]
+    assert [row[-1] for row in table.rows] == ["yes", "", "", "", ""]
+    text = results([found])
+    assert text.index("whole test set") < text.index("## All evaluations") < text.index("## The paper's")

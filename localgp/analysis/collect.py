@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localgp.errors import CheckpointError
-from localgp.stored import read_metrics
+from localgp.evaluation.table import varying
+from localgp.stored import read_metrics, section
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,43 @@ def data_label(metrics: dict[str, Any]) -> str:
 
 
 def group(runs: Sequence[Evaluated]) -> dict[tuple[str, str], list[Group]]:
-    """(data label, backbone) to groups: the paper's rows by number, each before its variants, then ours."""
-    tables: dict[tuple[str, str], dict[str, list[Evaluated]]] = {}
-    for run in runs:
-        table = tables.setdefault((data_label(run.metrics), run.backbone), {})
-        table.setdefault(run.name, []).append(run)
-    return {
-        key: [
-            Group(name, tuple(sorted(table[name], key=lambda run: run.seed)))
-            for name in sorted(table, key=_place)
+    """(data label, backbone) to groups: the paper's rows by number, each before its variants, then ours.
+
+    The whole test set of each corpus comes first. What was scored on other data under the same label, or decoded in
+    another way than most of its table, is a group of its own that says so.
+    """
+    tables: dict[tuple[str, str], list[Evaluated]] = {}
+    for run in sorted(runs, key=_first_the_whole_test_set):
+        tables.setdefault((data_label(run.metrics), run.backbone), []).append(run)
+    found = {}
+    for key, table in tables.items():
+        groups: dict[str, list[Evaluated]] = {}
+        for run, said in zip(table, _differing(table), strict=True):
+            groups.setdefault(f"{run.name} ({said})" if said else run.name, []).append(run)
+        found[key] = [
+            Group(name, tuple(sorted(groups[name], key=lambda run: run.seed)))
+            for name in sorted(groups, key=_place)
         ]
-        for key, table in sorted(tables.items())
-    }
+    return found
+
+
+def _first_the_whole_test_set(run: Evaluated) -> tuple[Any, ...]:
+    data = run.metrics["data"]
+    return run.corpus, not data["whole_split"], data["split"] != "test", data_label(run.metrics), run.backbone
+
+
+def _differing(table: Sequence[Evaluated]) -> list[str]:
+    """In which decode options, or on which data, each run was evaluated otherwise than most of them."""
+    names = varying([run.metrics for run in table])
+    said = [{name: str(run.metrics["decode"].get(name, "-")) for name in names} for run in table]
+    data = [section(run.metrics, "evaluation").get("data") for run in table]
+    if (
+        len({digest for digest in data if digest}) > 1
+    ):  # an evaluation that has not stored any may be of either
+        for one, digest in zip(said, data, strict=True):
+            one["data"] = str(digest)[:8] if digest else "not stored"
+    usual = Counter(tuple(one.items()) for one in said).most_common(1)[0][0]
+    return [", ".join(f"{k} {v}" for k, v in one.items() if (k, v) not in usual) for one in said]
 
 
 def in_order(runs: Sequence[Evaluated]) -> list[Evaluated]:

@@ -9,6 +9,8 @@ from typing import Any
 from localgp.analysis.benchmarks import Benchmark
 from localgp.analysis.collect import Evaluated, Group, group
 from localgp.analysis.context_effect import CONTEXT_EFFECT, TITLE
+from localgp.analysis.evaluations import EVALUATIONS, evaluations_table
+from localgp.analysis.evaluations import TITLE as EVERY
 from localgp.analysis.significance import SIGNIFICANCE
 from localgp.analysis.speed import speed_section
 from localgp.analysis.tables import Table, kept, paper_table, scores, short_scores, side_by_side
@@ -53,6 +55,9 @@ def results(
             parts += [f"### {TITLE}", contexts[label, backbone].markdown(), CONTEXT_EFFECT]
         if tests and (label, backbone) in tests:
             parts += ["### Differences by task", SIGNIFICANCE, tests[label, backbone].markdown()]
+    every = evaluations_table(runs)
+    if every is not None:
+        parts += [f"## {EVERY}", EVALUATIONS, every.markdown()]
     parts += [
         "## The paper's, on Europarl-ST v1.1 with OWSM-v3.1-medium",
         ORIENTATION,

@@ -13,6 +13,8 @@ from localgp.analysis.benchmarks import COMMANDS, Benchmark, read_benchmarks
 from localgp.analysis.bootstrap import Scores
 from localgp.analysis.collect import Evaluated, Group, collect, group, in_order
 from localgp.analysis.context_effect import CONTEXT_EFFECT, TITLE, context_effect
+from localgp.analysis.evaluations import EVALUATIONS, evaluations_table
+from localgp.analysis.evaluations import TITLE as EVERY
 from localgp.analysis.gates_section import gates_section
 from localgp.analysis.html import Page, caption, details, viewer
 from localgp.analysis.markdown import (
@@ -116,6 +118,11 @@ def build_page(
             "pause between words first; hypotheses mark words that are wrong and words that are missing."
         )
         page.raw(viewer({"palette": palette(), "sets": sets}))
+    every = evaluations_table(runs)
+    if every is not None:
+        page.section(EVERY)
+        page.raw(every.html())
+        page.raw(caption(EVALUATIONS))
     bench_parts(page, benchmarks)
     page.section("The paper's Table 1")
     page.text("Europarl-ST v1.1 with OWSM-v3.1-medium, as printed there. " + ORIENTATION)
