@@ -11,8 +11,18 @@ import pytest
 from localgp.analysis.collect import Evaluated, group, read_run
 from localgp.analysis.evaluations import evaluations_table
 from localgp.analysis.markdown import results
-from localgp.evaluation.results import Identity, asked_of, comparable, find, save, stored, tag_of
+from localgp.evaluation.results import (
+    Identity,
+    asked_of,
+    comparable,
+    find,
+    save,
+    scores_of,
+    stored,
+    tag_of,
+)
 from localgp.evaluation.table import describe_evaluation, scores_table
+from localgp.io import file_digest
 from localgp.run import Run
 from tests.test_config import composed as compose
 
@@ -216,6 +226,25 @@ def test_a_damaged_evaluation_is_made_again(run, damage):
     (run.path / "evaluations" / tag / "metrics.json").write_text(damage)
     assert find(run.path, tag, asked_of(composed("conf=row05", "decode.beam=4")), OWN) is None
     assert evaluate(run) == leading(run)
+
+
+def test_a_packed_model_has_the_scores_of_its_own_weights(run):
+    weights = run.path / "model.safetensors"
+    weights.write_bytes(b"now")
+    own = file_digest(weights)
+    evaluate(run, "evaluate.checkpoint=a/step2.safetensors", identity=Identity("w9", own, "d1"))
+    lead = json.loads((run.path / "metrics.json").read_text())
+    assert scores_of(run.path, weights, lead) == {}, "of a checkpoint alone"
+    evaluate(run, "evaluate.limit=3", whole=False, identity=Identity(own, own, "d1"))
+    lead = json.loads((run.path / "metrics.json").read_text())
+    assert lead["evaluation"]["weights"] == "w9"
+    assert scores_of(run.path, weights, lead)["evaluation"]["tag"] == "test-first3"
+    evaluate(run, identity=Identity(own, own, "d1"))
+    lead = json.loads((run.path / "metrics.json").read_text())
+    assert scores_of(run.path, weights, lead) == lead
+    weights.write_bytes(b"trained again")
+    assert scores_of(run.path, weights, lead) == {}
+    assert scores_of(run.path, weights, {"wer": {}}) == {"wer": {}}, "an evaluation that stored no digest"
 
 
 # --- in a report

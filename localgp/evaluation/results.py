@@ -26,7 +26,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
-from localgp.io import filled, staging, write_atomically
+from localgp.io import file_digest, filled, staging, write_atomically
 from localgp.locks import held
 from localgp.search.options import DecodeOptions
 from localgp.stored import read_metrics, run_config, section
@@ -95,7 +95,7 @@ def tag_of(asked: Mapping[str, Any], run: Path, identity: Identity) -> str:
         parts.append(f"first{asked['limit']}")
     parts += [f"{k}{v}" for k, v in deciding(asked)["decode"].items() if v != plain.get(k)]
     normalizer = asked.get("normalizer")
-    if normalizer not in (None, section(stored, "evaluate").get("normalizer", normalizer)):
+    if normalizer not in (None, section(stored, "evaluate").get("normalizer", "none")):
         parts.append(f"normalizer_{normalizer}")
     if identity.weights != identity.own and asked.get("checkpoint"):
         parts.append(f"{Path(str(asked['checkpoint'])).stem}_{str(identity.weights)[:8]}")
@@ -167,6 +167,24 @@ def comparable(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         return identity.weights, identity.data, data["split"], data["utterances"]
 
     return [other for other in stored(run) if scored(other) == scored(metrics)]
+
+
+def scores_of(run: Path, weights: Path, lead: dict[str, Any]) -> dict[str, Any]:
+    """The leading one of a run's evaluations of certain weights; empty where there is none.
+
+    Args:
+        lead: The run's metrics.json, which may be of other weights, as a checkpoint's or those of before.
+    """
+    digest = file_digest(weights)
+
+    def fits(metrics: Mapping[str, Any]) -> bool:
+        found = Identity.of(metrics).weights
+        return found == digest or (found is None and not (metrics.get("asked") or {}).get("checkpoint"))
+
+    if not lead or fits(lead):
+        return lead
+    others = [metrics for metrics in stored(run) if fits(metrics)]
+    return max(others, key=lambda m: _rank(m, Identity(own=digest), stale=False), default={})
 
 
 def settle(run: Path, newest: Mapping[str, Any]) -> None:

@@ -80,12 +80,16 @@ def _pack(
     name: str,
     without_scores: bool,
 ) -> None:
+    from localgp.evaluation.results import scores_of
     from localgp.hub.load import load
 
     loaded = load(str(run), device="cpu")
+    lead = loaded.metrics
+    loaded.metrics = scores_of(run, run / "checkpoints" / WEIGHTS, lead)
     if not loaded.metrics and not without_scores:
+        lacking = f"{METRICS} is of other weights than its own" if lead else f"it has no {METRICS}"
         raise CheckpointError(
-            f"{run} has no {METRICS}: a card without scores says little. Evaluate it first (python -m "
+            f"{run}: {lacking}, and a card without scores says little. Evaluate it first (python -m "
             f"localgp.evaluate conf={config['name']}), or pack it as it is: --without-scores"
         )
     if "espnet" in packed and loaded.backbone.key != "espnet":
