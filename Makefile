@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_SEGMENTS ?= 60# test segments per language that the demo scores
 
-.PHONY: demo install test gpu lint clean
+.PHONY: demo install test gpu lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m localgp.prepare corpus=mini
@@ -26,7 +26,14 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-gpu: $(VENV)/.installed
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --site-dir site
+
+gpu: $(VENV)/.installed-dev
 	$(BIN)/python scripts/gpu_check.py --out gpu_check.json
 
 lint: $(VENV)/.installed-dev

@@ -12,7 +12,7 @@ from localgp.cli import entry_point
 
 
 def main(cfg: DictConfig) -> None:
-    from localgp.analysis.analyze import analyze
+    from localgp.report.analyze import analyze
 
     text, files = analyze(cfg)
     print(text)

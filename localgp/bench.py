@@ -53,14 +53,16 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     from localgp.corpora.rows import list_tasks
     from localgp.evaluation.timing_decoder import bench_decoder, bench_learnt_decoder, describe
     from localgp.evaluation.timing_encoder import DTYPES
-    from localgp.evaluation.timing_goals import decoder_goals
+    from localgp.evaluation.timing_goals import decoder_goals, peer_goals
+    from localgp.evaluation.timing_peers import bench_decoder_peers
     from localgp.evaluation.timing_steps import PATTERNS
 
     wanted, device, rows = cfg.bench, _device(cfg), []
     _check_choices(wanted, {"dtypes": tuple(DTYPES), "patterns": PATTERNS})
-    for name in wanted.backbones:
+    for name in _backbones(cfg):
+        backbone = _backbone(cfg, name, device)
         rows += bench_decoder(
-            _random_backbone(name, device),
+            backbone,
             name=name,
             utterances=list(wanted.utterances),
             beam=wanted.beam,
@@ -71,6 +73,15 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             dtypes=list(wanted.dtypes),
             repeats=wanted.repeats,
             espnet_repeats=wanted.espnet_repeats,
+            progress=_progress,
+        )
+        rows += bench_decoder_peers(
+            backbone,
+            name=name,
+            peers=[peer for peer in wanted.peers if peer in backbone.peers],
+            utterances=list(wanted.utterances),
+            beams=[1, wanted.beam],
+            repeats=wanted.repeats,
             progress=_progress,
         )
     if wanted.run is not None:
@@ -91,41 +102,57 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         )
         for row in rows[-len(wanted.utterances) :]:
             _progress(describe(row))
-    return rows, decoder_goals(rows)
+    ours = [row for row in rows if not row["measure"].startswith("peer")]
+    return rows, [*decoder_goals(ours), *peer_goals(rows)]
 
 
 def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and goals of the packed encoder (`localgp.evaluation.timing_encoder`)."""
     from localgp.evaluation.timing_encoder import DTYPES, MEASURES, EncoderBench, bench_learnt, describe
-    from localgp.evaluation.timing_goals import encoder_goals
+    from localgp.evaluation.timing_goals import encoder_goals, peer_goals
+    from localgp.evaluation.timing_peers import bench_encoder_peers
 
     wanted, device, rows = cfg.bench, _device(cfg), []
     _check_choices(wanted, {"measures": MEASURES, "dtypes": tuple(DTYPES)})
-    for name in wanted.backbones:
+    for name in _backbones(cfg):
+        backbone = _backbone(cfg, name, device)
         bench = EncoderBench(
-            _random_backbone(name, device),
+            backbone,
             name=name,
             seconds=wanted.seconds,
             repeats=wanted.repeats,
             espnet_repeats=wanted.espnet_repeats,
             progress=_progress,
         )
+        measures = set(wanted.measures)
+        if backbone.peers:  # against which all but our own are timed
+            measures -= {"dense", "padded", "ragged"}
         for dtype in wanted.dtypes:
             for batch in wanted.batches:
-                if "dense" in wanted.measures and batch in wanted.espnet_batches:
+                if "dense" in measures and batch in wanted.espnet_batches:
                     bench.dense(dtype, batch)
-                if "padded" in wanted.measures and batch in wanted.espnet_batches:
+                if "padded" in measures and batch in wanted.espnet_batches:
                     bench.dense(dtype, batch, wanted.speech_seconds)
                 if "pruned" in wanted.measures:
                     for share in wanted.skipped:
                         bench.pruned(dtype, batch, share)
                 if "gates" in wanted.measures:
                     bench.gates(dtype, batch)
-            if "ragged" in wanted.measures:
+            if "ragged" in measures:
                 bench.ragged(dtype, list(wanted.ragged))
             if "profile" in wanted.measures and device.type == "cpu":
                 bench.profile(dtype)
         rows += bench.rows
+        if "peers" in wanted.measures:
+            rows += bench_encoder_peers(
+                backbone,
+                name=name,
+                peers=[peer for peer in wanted.peers if peer in backbone.peers],
+                batches=list(wanted.espnet_batches),
+                seconds=wanted.seconds,
+                repeats=wanted.espnet_repeats,
+                progress=_progress,
+            )
     if wanted.run is not None:
         run = _Trained(cfg, device, "policy")
         count = min(wanted.run_utterances, len(run.rows))
@@ -149,7 +176,7 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             )
         )
         _progress(describe(rows[-1]))
-    return rows, encoder_goals(rows)
+    return rows, [*encoder_goals(rows), *peer_goals(rows)]
 
 
 def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -175,16 +202,19 @@ def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The evaluated runs of the configured corpus and backbone, the first seed of each."""
+    from dataclasses import replace
+
     import numpy as np
     from omegaconf import OmegaConf
 
-    from localgp.analysis.reloaded import first_seeds
     from localgp.contexts.extract import build_extractor, needed_contexts, row_contexts
     from localgp.corpora.fits import split_of
     from localgp.corpora.prepared import load_prepared
     from localgp.errors import ConfigError
+    from localgp.evaluation.results import at_budgets
     from localgp.evaluation.timing_runs import TrainedRun, bench_runs
     from localgp.evaluation.trained import load_trained, trained_config
+    from localgp.report.runs import first_seeds
     from localgp.search.options import DecodeOptions
 
     wanted, device = cfg.bench, _device(cfg)
@@ -205,7 +235,9 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             if key not in extractors:
                 extractors[key] = build_extractor(name, trained, device)
         contexts = row_contexts(trained, (rows, whole))
-        loaded.append(TrainedRun(run.name, run.seed, model, contexts, tuple(sources.values())))
+        one = TrainedRun(run.name, run.seed, model, contexts, tuple(sources.values()))
+        budgets = sorted(at_budgets(run.path))  # those at which it was evaluated
+        loaded += [one, *(replace(one, name=f"{run.name}-budget{b:g}", budget=b) for b in budgets)]
     settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
     return bench_runs(
         loaded,
@@ -236,6 +268,23 @@ def _device(cfg: DictConfig) -> Any:
     from localgp.precision import resolve_device
 
     return resolve_device(cfg.device)
+
+
+def _backbones(cfg: DictConfig) -> list[str]:
+    """Names of those to be timed: the one that ``backbone=`` chose, else ``bench.backbones``."""
+    chosen = str(cfg.backbone.name)
+    return list(cfg.bench.backbones) if chosen == "mini" else [chosen]
+
+
+def _backbone(cfg: DictConfig, name: str, device: Any) -> Backbone:
+    """That of ``backbone=`` with its weights, others with random ones."""
+    from localgp.backbones import open_backbone
+
+    if name != str(cfg.backbone.name) or name == "mini":
+        return _random_backbone(name, device)
+    backbone = open_backbone(cfg.backbone)
+    backbone.net.to(device).eval()
+    return backbone
 
 
 def _random_backbone(name: str, device: Any) -> Backbone:
@@ -286,17 +335,14 @@ class _Trained:
         self._device = device
 
     def batch(self, items: list[Any]) -> tuple[Any, Any, dict[str, Any]]:
-        """Padded speech, its lengths, and contexts."""
-        import torch
-
+        """Padded speech, where it ends, and contexts."""
         from localgp.contexts.extract import batch_contexts
         from localgp.corpora.rows import padded_speech
 
-        samples, timeline = self.backbone.samples, self.backbone.timeline
-        speech_BN, _ = padded_speech(items, samples)
-        lengths_B = torch.full((len(items),), samples, device=self._device)
+        samples, timeline = self.model.samples, self.backbone.timeline
+        speech_BN, ends_B = padded_speech(items, samples)
         contexts = batch_contexts(self._contexts, items, samples, timeline, self._device)
-        return speech_BN.to(self._device), lengths_B, contexts
+        return speech_BN.to(self._device), ends_B.to(self._device), contexts
 
 
 def main(cfg: DictConfig) -> None:

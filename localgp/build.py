@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from localgp.errors import ConfigError, refuse
-from localgp.pruning import decoder_problems, encoder_problems, padding_problems
+from localgp.pruning import REDUCTIONS, decoder_problems, encoder_problems
+from localgp.window import window_of
 
 if TYPE_CHECKING:
-    from localgp.backbones.base import Backbone, Side
+    from localgp.backbones.base import Backbone, Branch, Side
     from localgp.contexts.lang2vec import LanguageVectors
     from localgp.gates.base import GatePolicy
     from localgp.model import GatedS2T
@@ -28,7 +29,17 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     """
     from localgp.contexts import context_size
     from localgp.extensions import is_dotted
-    from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates, SpeechPruneGates
+    from localgp.gates import (
+        EnergyGates,
+        GlobalGates,
+        LayerDropGates,
+        LocalGates,
+        OpenGates,
+        RandomGates,
+        SpeechPruneGates,
+        TopKGates,
+    )
+    from localgp.gates.reduce import AdjacentMerging, AttentiveSparsification
 
     pruning = cfg.pruning
     refuse(encoder_problems(pruning, cfg.contexts))
@@ -44,9 +55,16 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     if pruning.encoder == "vad":
         return EnergyGates(modules, pruning.target)
     if pruning.encoder == "speechprune":
-        first = backbone.branches("encoder", 0).values()
-        attention = next(part for part in first if part.kind == "attention")
-        return SpeechPruneGates(modules, pruning.target, attention)
+        return SpeechPruneGates(modules, pruning.target, _attention(backbone, 0))
+    if pruning.encoder in REDUCTIONS:
+        attention = [_attention(backbone, index) for index in range(layers)]
+        if pruning.encoder == "atome":
+            return AdjacentMerging(attention, pruning.target)
+        return AttentiveSparsification(attention, pruning.target, after=max(1, layers // 4))
+    if pruning.encoder == "topk":
+        return TopKGates(layers, size, modules, 1 - pruning.target)
+    if pruning.encoder == "layerdrop":
+        return LayerDropGates(layers, modules, pruning.target)
     predictor = {
         "temperature": pruning.temperature,
         "threshold": pruning.threshold,
@@ -67,7 +85,15 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
         }
         offered |= {"target": pruning.target, "attention": context_attention(cfg), "seed": cfg.seed}
         return build_own(pruning.encoder, offered | predictor)
-    return LocalGates(layers, size, modules, contexts, attention=context_attention(cfg), **predictor)
+    kept = 1 - pruning.target if pruning.get("budgets") else None
+    return LocalGates(
+        layers, size, modules, contexts, attention=context_attention(cfg), kept=kept, **predictor
+    )
+
+
+def _attention(backbone: Backbone, index: int) -> Branch:
+    parts = backbone.branches("encoder", index).values()
+    return next(part for part in parts if part.kind == "attention")
 
 
 def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
@@ -90,6 +116,11 @@ def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | No
     modules, names = list(pruning.decoder_modules), list(pruning.decoder_context)
     if pruning.decoder == "open":
         return OpenGates(modules)
+    tokens = backbone.tokenizer
+    if "task" in names and len(tokens.prompt(tokens.languages[0], tokens.languages[0], timestamps=True)) < 2:
+        raise ConfigError(
+            f"pruning.decoder_context has task, and {backbone.name} has one task and no symbols of it; leave task out"
+        )
     sizes = {"front": size, "task": 2 * size}
     languages = build_languages(cfg)
     if languages is not None:
@@ -119,30 +150,32 @@ def build_languages(cfg: DictConfig) -> LanguageVectors | None:
     return LanguageVectors(list(cfg.contexts.lang2vec.features))
 
 
-def is_trimmed(cfg: DictConfig) -> bool:
-    """Whether every utterance is encoded at its own length.
-
-    Raises:
-        ConfigError: There is no such padding, or the encoder has gates, which are counted on padded inputs.
-    """
-    refuse(padding_problems(cfg))
-    return str(cfg.padding) == "none"
-
-
 def build_model(cfg: DictConfig) -> GatedS2T:
     """Reads the backbone and puts the gates on it."""
+    from localgp.backbones import open_backbone
+
+    return gated(cfg, open_backbone(cfg.backbone))
+
+
+def gated(cfg: DictConfig, backbone: Backbone) -> GatedS2T:
+    """Puts the gates on a backbone."""
     import torch
 
-    from localgp.backbones import open_backbone
     from localgp.model import GatedS2T
 
-    backbone = open_backbone(cfg.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the gates' initial weights depend on the seed alone
         policy = build_policy(cfg, backbone)
         decoder_policy = build_decoder_policy(cfg, backbone)
     backbone.use_fast_kernels()
-    return GatedS2T(backbone, policy, decoder_policy, languages=build_languages(cfg), trim=is_trimmed(cfg))
+    return GatedS2T(
+        backbone,
+        policy,
+        decoder_policy,
+        languages=build_languages(cfg),
+        window=window_of(cfg),
+        keys_felt=bool(cfg.pruning.get("keys_felt")),
+    )
 
 
 def _check_parts(side: Side, wanted: Sequence[str], backbone: Backbone) -> None:

@@ -35,7 +35,9 @@ def entry_point(
         own: The sections and options that ``--help`` shows first; its text is the docstring of the function's module.
     """
     debug = take_debug_flag()
-    command = config_name if config_name != "config" else Path(function.__code__.co_filename).stem
+    source = Path(function.__code__.co_filename)
+    named = source.parent.name if source.stem == "__main__" else source.stem
+    command = config_name if config_name != "config" else named
 
     # In a sweep's own process, and in those of other launchers, only this is called.
     @functools.wraps(function)
@@ -68,6 +70,8 @@ def entry_point(
                 return
             if not arguments.hydra_help:
                 overrides = check_line(overrides, arguments)
+            if arguments.cfg == "job" and not arguments.resolve:
+                flags = [*flags, "--resolve"]
             sys.argv[1:] = [*flags, *overrides]
             os.environ["HYDRA_FULL_ERROR"] = (
                 "1"  # or Hydra prints a traceback of its own, and ends the process

@@ -28,6 +28,7 @@ from localgp.errors import ConfigError, refuse
 from localgp.paths import literal
 from localgp.rules import did_you_mean
 from localgp.settings import SCHEMAS, Option, is_option, keys_of, problems_of, unknown
+from localgp.window import spelt_out
 
 
 def parsed(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
@@ -77,7 +78,9 @@ def check(overrides: Sequence[str], arguments: Namespace) -> list[str]:
     with composing(arguments) as composed:
         try:
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-            items = [_own_context(item) for item in parser.parse_overrides(list(overrides))]
+            items = [
+                _own_context(item) for item in parser.parse_overrides([spelt_out(item) for item in overrides])
+            ]
             ready = [str(item.input_line) for item in items]
             if any(item.key_or_group == "hydra/sweeper" for item in items):
                 return ready  # only that sweeper knows its jobs; each is checked when it begins
@@ -188,7 +191,7 @@ def _own_context(item: Override) -> Override:
 def as_override(value: Any) -> str:
     r"""A value as Hydra's command line has it.
 
-    Example:
+    Examples:
         >>> print(as_override(["it's", None, 1e-05, True]))
         ['it\'s',null,1e-05,true]
     """

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,10 +22,23 @@ def choices() -> dict[str, list[str]]:
 
 
 @cache
+def experiment(name: str) -> dict[str, Any]:
+    """What the experiment of that name sets; empty where it is none of ours.
+
+    Examples:
+        >>> experiment("row05")["pruning"], experiment("mine")
+        ({'encoder': 'local', 'context': ['front']}, {})
+    """
+    file = CONF_DIR / "conf" / f"{name}.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+@cache
 def comments(file: str) -> dict[str, str]:
     """Dotted keys of a file, given as ``corpus/mini`` or ``config``, to the comment on their line; empty without one.
 
-    Example:
+    Examples:
         >>> comments("training/paper")["training.grad_clip"], comments("config")["data_dir"]
         ('', 'corpora and their prepared caches')
     """

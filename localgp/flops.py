@@ -36,13 +36,16 @@ def count(cfg: DictConfig) -> dict:
     from localgp.backbones.cost import CONVENTION, DecoderCost, EncoderCost
     from localgp.build import build_decoder_policy, build_policy
     from localgp.contexts.cost import with_contexts
-    from localgp.gates import GlobalGates
+    from localgp.gates import GlobalGates, LayerDropGates
     from localgp.gates.cost import gates_cost
+    from localgp.gates.reduce import Reduction
+    from localgp.window import window_of
 
     with torch.device("meta"):  # shapes without memory
         backbone = open_backbone({**cfg.backbone, "weights": "random"})
         policy, decoder_policy = build_policy(cfg, backbone), build_decoder_policy(cfg, backbone)
-    seconds, samples = backbone.padded_seconds, backbone.samples
+    window = window_of(cfg)
+    samples = window.longest(backbone.samples, backbone.sample_rate)
     cost = EncoderCost(backbone, backbone.timeline.feature_frames(samples))
     dense = cost.encoder()
     modules = list(cfg.pruning.encoder_modules)
@@ -57,6 +60,11 @@ def count(cfg: DictConfig) -> dict:
     pruned, gates = dense, 0.0
     if policy is not None and cfg.pruning.encoder != "open":
         pruned, gates = at(cfg.pruning.target), gates_cost(policy, cost.frames)
+    if isinstance(policy, LayerDropGates):
+        here = [{} if i not in policy.dropped else dict.fromkeys(modules, 0.0) for i in range(cost.layers)]
+        pruned = cost.encoder(here)
+    if isinstance(policy, Reduction):
+        pruned = cost.shortened(policy.left(cost.frames))
     terms = {
         "subsampling": cost.stem,
         **{name: cost.part(name) for name in backbone.part_names("encoder")},
@@ -66,10 +74,8 @@ def count(cfg: DictConfig) -> dict:
     }
     total = pruned + gates
     decoder_terms = count_decoder(cfg, DecoderCost(backbone, cost.frames), decoder_policy)
-    length = f"{seconds:g} s"
-    if (
-        cfg.padding == "none"
-    ):  # what its own, shorter inputs cost depends on data, which are not looked at here
+    length = f"{samples / backbone.sample_rate:g} s"
+    if window.ragged:  # what its own, shorter inputs cost depends on data, which are not looked at here
         length += (
             ", the longest input: each utterance costs what its own length does (localgp.evaluate counts it)"
         )
@@ -114,7 +120,7 @@ def against_paper(
     cfg: DictConfig, total: float, dense: float, gates: float, at: Callable[[float], float]
 ) -> dict[str, Any] | None:
     """Our count beside the paper's, and which term the difference is in; None where the paper has no figure."""
-    from localgp.analysis.paper import TABLE_1
+    from localgp.report.paper import TABLE_1
 
     printed = TABLE_1[cfg.name][-1] if cfg.name in TABLE_1 else None
     if printed is None or cfg.backbone.name != "owsm_v3.1_medium":
@@ -168,4 +174,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main, "pruning", "padding")()
+    entry_point(main, "pruning", "window")()

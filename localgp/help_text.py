@@ -32,6 +32,9 @@ def help_text(
     with composing(arguments) as composed:
         cfg = composed(overrides)
         values = flat(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+        asked = [key for key, value in values.items() if str(value).startswith(("${parts:", "${ranking:"))]
+        found = {key: OmegaConf.select(cfg, key) for key in asked}  # of this backbone
+        values |= {key: value if isinstance(value, str) else list(value) for key, value in found.items()}
     chosen = {group: str(OmegaConf.select(cfg, f"{group}.name")) for group in choices()}
     examples = re.sub(r"(?m)^(?=python -m)", "    ", about.strip())
     parts = [examples.replace("``", "").replace("`", ""), "Options (key=value), with their values now"]

@@ -6,23 +6,24 @@ L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from localgp.backbones.base import Backbone
 from localgp.contexts.lang2vec import LanguageVectors
 from localgp.decoder.gates import StepGates
 from localgp.decoder.train import decode_tokens
 from localgp.encoder.packed import PackedEncoder, PackedGates
-from localgp.encoder.run import EncoderOutput, encode
+from localgp.encoder.run import EncoderOutput, States, encode
 from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
+from localgp.window import Window
 
-SHORTEST_SECONDS = 0.2  # of an input that is not padded: below it the stem has nothing to give
+_BEYOND = 4  # hops behind a window that its last features see: half of an analysis frame, at most
 
 
 class Losses(NamedTuple):
@@ -30,6 +31,7 @@ class Losses(NamedTuple):
     total, attention, attention_weight, accuracy, ctc: See `localgp.backbones.base.Loss`.
     decoder_gates: Per decoder layer, module name to `Gate`, (Q, L) or (Q, 1); empty without gates there.
     tokens: (Q, L), 1 for the tokens that the decoder was given, 0 for padding.
+    states: See `localgp.decoder.train.DecoderOutput`.
     """
 
     total: Tensor
@@ -39,6 +41,7 @@ class Losses(NamedTuple):
     ctc: Tensor | None
     decoder_gates: list[Gates]
     tokens: Tensor
+    states: States
 
 
 class GatedS2T(nn.Module):
@@ -50,8 +53,8 @@ class GatedS2T(nn.Module):
         policy: Gate policy of the encoder, or None.
         decoder_policy: Gate policy of the decoder, or None.
         languages: If the decoder's gates see them.
-        trim: Encode every utterance at its own length, alone, instead of padded: the control of what padding costs.
-            For a dense encoder.
+        window: What it is given of the padding behind a recording.
+        keys_felt: See `localgp.encoder.run.encode`.
         forget: Forget activations in training, and compute them again when they are wanted
             (`localgp.encoder.run.Masked`).
     """
@@ -66,8 +69,9 @@ class GatedS2T(nn.Module):
         decoder_policy: GatePolicy | None = None,
         *,
         languages: LanguageVectors | None = None,
-        trim: bool = False,
+        window: Window | None = None,
         forget: bool = False,
+        keys_felt: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -75,8 +79,9 @@ class GatedS2T(nn.Module):
         self.policy = policy
         self.decoder_policy = decoder_policy
         self.languages = languages
-        self.trim = trim
+        self.window = window or Window()
         self.forget = forget
+        self.keys_felt = keys_felt
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
         """Of both policies."""
@@ -84,55 +89,80 @@ class GatedS2T(nn.Module):
             if policy is not None:
                 yield from policy.parameters()
 
-    def features(self, speech_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder is given; with ``trim``, of every utterance alone, padded afterwards."""
-        if not self.trim:
-            return self.backbone.features(speech_BN, lengths_B)
-        shortest = round(SHORTEST_SECONDS * self.backbone.sample_rate)
-        found = []
-        for speech_N, length in zip(speech_BN, lengths_B.tolist(), strict=True):
-            end = min(max(length, shortest), speech_N.shape[0])
-            found.append(self.backbone.features(speech_N[None, :end], lengths_B.new_tensor([end])))
-        feats = pad_sequence([feats[0] for feats, _ in found], batch_first=True)
-        return feats, torch.cat([lengths for _, lengths in found])
+    @property
+    def samples(self) -> int:
+        """N, of the longest input."""
+        return self.window.longest(self.backbone.samples, self.backbone.sample_rate)
+
+    @property
+    def window_seconds(self) -> float:
+        """What it hears at once."""
+        return self.samples / self.backbone.sample_rate
+
+    def heard(self, ends_B: Tensor) -> Tensor:
+        """Samples that are encoded of each recording, (B,), from where it ends."""
+        return self.window.lengths(ends_B, self.samples, self.backbone.sample_rate)
+
+    def features(self, speech_BN: Tensor, ends_B: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder is given: the features of padded recordings, up to where each one's window ends.
+
+        Args:
+            speech_BN: Zeros behind each signal.
+            ends_B: Where that is.
+        """
+        backbone, window = self.backbone, self.window
+        if not window.ragged:
+            return backbone.features(speech_BN, ends_B.new_full(ends_B.shape, speech_BN.shape[1]))
+        lengths_B, beyond = self.heard(ends_B), _BEYOND * backbone.timeline.hop
+        needed = min(int(lengths_B.max()) + beyond, self.samples)
+        speech_BN = F.pad(speech_BN[:, :needed], (0, max(0, needed - speech_BN.shape[1])))
+        feats_BSF, _ = backbone.features(speech_BN, (lengths_B + beyond).clamp(max=needed))
+        frames_B = backbone.timeline.feature_frames(lengths_B)
+        return feats_BSF[:, : int(frames_B.max())], frames_B
 
     def encode(
         self,
         speech_BN: Tensor,
-        lengths_B: Tensor,
+        ends_B: Tensor,
         contexts: dict[str, Tensor] | None = None,
         *,
         path: str = "gathered",
+        keep: Collection[int] = (),
     ) -> EncoderOutput:
         """Speech to encoder output and gates; see `localgp.encoder.run.encode`. For inference there is `packed`.
 
         Args:
-            lengths_B: Samples to encode: N for padded inputs; with ``trim``, where each signal ends.
+            speech_BN: Zeros behind each signal.
+            ends_B: Where that is.
         """
-        feats, feat_lengths = self.features(speech_BN, lengths_B)
-        if self.trim:
-            return self._encode_each(feats, feat_lengths)
-        forget = self.forget and self.training
-        return encode(self.backbone, feats, feat_lengths, self.policy, contexts, path=path, forget=forget)
-
-    def _encode_each(self, feats_BSF: Tensor, lengths_B: Tensor) -> EncoderOutput:
-        """One by one: convolutions look into a batch's padding, so that an utterance's result would depend on its batch
-        mates."""
-        found = [
-            encode(self.backbone, feats[None, :length], lengths_B.new_tensor([length]))
-            for feats, length in zip(feats_BSF, lengths_B.tolist(), strict=True)
-        ]
-        fronts = [output.front[0] for output in found if output.front is not None]
-        return EncoderOutput(
-            pad_sequence([output.x[0] for output in found], batch_first=True),
-            torch.cat([output.lengths for output in found]),
-            [],
-            pad_sequence(fronts, batch_first=True) if fronts else None,
+        feats, lengths = self.features(speech_BN, ends_B)
+        return encode(
+            self.backbone,
+            feats,
+            lengths,
+            self.policy,
+            contexts,
+            path=path,
+            forget=self.forget and self.training,
+            ragged=self.window.ragged,
+            keep=keep,
+            keys_felt=self.keys_felt and self.training,
         )
 
-    def packed(self, dtype: torch.dtype = torch.float32) -> PackedModel:
-        """The encoder and its gates laid out for inference as they are now; to be dropped before weights change."""
-        return PackedModel(self, dtype)
+    def packed(self, dtype: torch.dtype = torch.float32, budget: float | None = None) -> PackedModel:
+        """The encoder and its gates laid out for inference as they are now; to be dropped before weights change.
+
+        Args:
+            budget: See `localgp.gates.base.GatePolicy.set_budget`.
+
+        Raises:
+            ConfigError: A budget for gates that know but one, or for none.
+        """
+        if budget is not None and not isinstance(self.policy, GatePolicy):
+            raise ConfigError(
+                f"decode.budget is {budget}, and this model's encoder has no gates that know of one; leave it out"
+            )
+        return PackedModel(self, dtype, budget)
 
     def decoder_contexts(
         self, encoded: EncoderOutput, owner_Q: Tensor, tasks: Sequence[str], prompt_Q2: Tensor
@@ -166,7 +196,7 @@ class GatedS2T(nn.Module):
         contexts = self.decoder_contexts(encoded, owner_Q, tasks, prompt_Q2)
         return StepGates(self.decoder_policy, {name: value.float() for name, value in contexts.items()})
 
-    def losses(self, encoded: EncoderOutput, batch: dict[str, Any]) -> Losses:
+    def losses(self, encoded: EncoderOutput, batch: dict[str, Any], keep: Collection[int] = ()) -> Losses:
         """The family's loss, with one encoder pass serving all sequences of an utterance.
 
         Args:
@@ -174,13 +204,14 @@ class GatedS2T(nn.Module):
                 ``text_lengths`` (Q,), prompt and target, padded with -1; ``text_prev`` and
                 ``text_prev_lengths`` likewise; ``utterance`` (Q,), the utterance each sequence belongs to;
                 ``tasks``, the sequences' names, if the decoder has gates.
+            keep: The decoder's layers whose states are wanted.
         """
         owner_Q = batch["utterance"]
         contexts = None
         if self.decoder_policy is not None:
             contexts = self.decoder_contexts(encoded, owner_Q, batch["tasks"], batch["text"][:, :2])
         given = self.backbone.decoder_input(batch)
-        logits_QLV, gates = decode_tokens(
+        logits_QLV, gates, states = decode_tokens(
             self.backbone,
             encoded.x.index_select(0, owner_Q),
             encoded.lengths.index_select(0, owner_Q),
@@ -189,36 +220,43 @@ class GatedS2T(nn.Module):
             self.decoder_policy,
             contexts,
             forget=self.forget and self.training,
+            keep=keep,
+            keys_felt=self.keys_felt and self.training,
         )
         loss = self.backbone.losses(encoded.x, encoded.lengths, logits_QLV, given.targets, batch)
         positions_L = torch.arange(given.tokens.shape[1], device=given.tokens.device)
         real_QL = (positions_L < given.lengths.unsqueeze(1)).float()
-        return Losses(*loss, gates, real_QL)
+        return Losses(*loss, gates, real_QL, states)
 
 
 class PackedModel:
     """Speech to encoder output, packed (`localgp.encoder.packed`); made by `GatedS2T.packed`."""
 
-    def __init__(self, model: GatedS2T, dtype: torch.dtype) -> None:
+    def __init__(self, model: GatedS2T, dtype: torch.dtype, budget: float | None = None) -> None:
+        self._policy, self._budget = model.policy, budget
+        self._set_budget()
         self._features = model.features
         self._encoder = PackedEncoder(model.backbone, dtype)
         self._gates = None if model.policy is None else PackedGates(model.policy)
 
     def encode(
-        self, speech_BN: Tensor, lengths_B: Tensor, contexts: dict[str, Tensor] | None = None
+        self, speech_BN: Tensor, ends_B: Tensor, contexts: dict[str, Tensor] | None = None
     ) -> EncoderOutput:
         """As `GatedS2T.encode`."""
-        return self.encode_features(*self._features(speech_BN, lengths_B), contexts)
+        return self.encode_features(*self._features(speech_BN, ends_B), contexts)
 
     def encode_features(
         self, feats_BSF: Tensor, lengths_B: Tensor, contexts: dict[str, Tensor] | None = None
     ) -> EncoderOutput:
+        self._set_budget()  # of others that were laid out since, another
         return self._encoder.encode(feats_BSF, lengths_B, self._gates, contexts)
+
+    def _set_budget(self) -> None:
+        if isinstance(self._policy, GatePolicy):
+            self._policy.set_budget(self._budget)
 
 
 def _mean_front(encoded: EncoderOutput) -> Tensor:
     """``front`` averaged over each utterance's own frames, (B, 1, D): behind a shorter one's are its batch mates'."""
     assert encoded.front is not None
-    frames_T = torch.arange(encoded.front.shape[1], device=encoded.front.device)
-    own_BT1 = (frames_T < encoded.lengths.unsqueeze(1)).unsqueeze(-1)
-    return (encoded.front * own_BT1).sum(1, keepdim=True) / encoded.lengths.view(-1, 1, 1)
+    return (encoded.front * encoded.own().unsqueeze(-1)).sum(1, keepdim=True) / encoded.lengths.view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""``python -m localgp.pack RUN``: a trained model as an ESPnet archive and a Hugging Face folder; ``push`` uploads.
+"""``python -m localgp.pack RUN``: a trained model as a Hugging Face folder, OWSM also as an ESPnet archive.
 
 python -m localgp.pack exp/mini/mini/row05/seed1
 python -m localgp.pack conf=row05                     the run that these overrides name
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path("exp/packed"),
         help="directory for the packed model (default: exp/packed)",
     )
-    parser.add_argument("--format", choices=(*FORMATS, "both"), default="both")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, "both"), default="both", help="both: as far as there are two"
+    )
     parser.add_argument("--name", help="of the packed model (default: localgp-BACKBONE-CONF-CORPUS-SEED)")
     parser.add_argument(
         "--licence", "--license", help="identifier of the hub's (default: by backbone and corpus)"
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packed = pack(
         run,
         args.output,
-        formats=FORMATS if args.format == "both" else (args.format,),
+        formats=None if args.format == "both" else (args.format,),
         name=args.name,
         licence=args.licence,
         without_scores=args.without_scores,

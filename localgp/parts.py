@@ -16,12 +16,29 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.settings import SCHEMA, Part
+from localgp.window import MARGIN, upgraded
 
 MAKES_WEIGHTS = (Part.MODEL, Part.DATA, Part.TRAINING)
 MAKES_SCORES = (Part.MODEL, Part.DATA)  # of weights that are there
 LENGTH = ("training.max_steps", "training.max_epochs", "trainer.max_steps")
 # What a run is that was made before there was the option.
-_BEFORE = {"pruning.attention": "dot", "padding": "full"}
+_BEFORE = {
+    "pruning.attention": "dot",
+    "pruning.bounds": [],
+    "pruning.budgets": [],
+    "pruning.cost": "equal",
+    "pruning.keys_felt": False,
+    "pruning.penalty": "fixed",
+    "pruning.penalty_lr": 20.0,
+    "pruning.rise": 0.0,
+    "training.distil_decoder": [-1],
+    "training.distil_encoder": [-1],
+    "training.distil_weight": 100.0,
+    "training.objective": "task",
+    "training.transcripts": "reference",
+    "window.length": "full",
+    "window.margin": MARGIN,
+}
 _OF_A_SECTION = {key.partition(".")[0]: option.part for key, option in reversed(SCHEMA.items()) if "." in key}
 _OF_A_SECTION |= {"debug": Part.COMMAND, "hydra": Part.COMMAND}
 
@@ -54,7 +71,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], *parts: Part
 ) -> Iterator[tuple[str, Any, Any]]:
     """Key, old and new value of every option of these parts in which two plain configurations differ."""
-    before, after = ({**_BEFORE, **_seen(flat(config))} for config in (old, new))
+    before, after = ({**_BEFORE, **_seen(flat(upgraded(config)))} for config in (old, new))
     for key in sorted({*before, *after}):
         if part_of(key) in parts and before.get(key) != after.get(key):
             yield key, before.get(key), after.get(key)

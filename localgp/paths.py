@@ -28,7 +28,7 @@ def expanded(path: str) -> Path:
 def literal(value: Any) -> Any:
     """A value that OmegaConf takes as it stands: ``${`` in a text, at any depth, is no interpolation.
 
-    Example:
+    Examples:
         >>> from omegaconf import OmegaConf
         >>> path = "models/${name}/a"
         >>> OmegaConf.create({"path": literal(path)}).path == path

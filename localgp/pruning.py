@@ -1,4 +1,4 @@
-"""What ``pruning`` and ``padding`` of a configuration may be: names, and which of them go together.
+"""What ``pruning`` of a configuration may be: names, and which of them go together.
 
 Nothing here imports PyTorch, so that every command can refuse a configuration before it does anything else.
 """
@@ -12,13 +12,24 @@ from localgp.backbones import families
 from localgp.errors import ConfigError
 from localgp.extensions import is_dotted, own_contexts
 
-ENCODER_POLICIES = ("local", "global", "random", "vad", "speechprune", "open")
+ENCODER_POLICIES = (
+    "local",
+    "global",
+    "random",
+    "vad",
+    "speechprune",
+    "topk",
+    "layerdrop",
+    "eas",
+    "atome",
+    "open",
+)
+REDUCTIONS = ("eas", "atome")  # take frames out for good, from some layer on
 DECODER_POLICIES = ("local", "global", "open")
 DECODER_MODULES = ("self_attention", "source_attention", "ffn")  # of every family
 ENCODER_CONTEXTS = ("front", "spk", "event")
 PER_UTTERANCE = ("spk",)  # one vector, the same for every frame
 DECODER_CONTEXTS = ("front", "task", "lang2vec")
-PADDINGS = ("full", "none")
 
 
 def encoder_modules(*, whole: bool = False) -> list[str]:
@@ -54,13 +65,18 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     if not modules:
         yield f"pruning.encoder_modules is []; valid: one or more of {', '.join(encoder_modules())}"
     whole = [name for name in modules if name in encoder_modules(whole=True)]
-    if whole and policy not in ("global", "open") and not is_dotted(policy):
+    if whole and policy not in ("global", "open", "layerdrop") and not is_dotted(policy):
         yield (
             f"pruning.encoder_modules has {', '.join(whole)}, whose convolution needs neighbouring frames: it cannot "
             "be gated frame by frame (paper, section 3.2); leave it out"
         )
     if policy == "global" and seen != ["front"]:
         yield f"pruning.context is {seen}; GlobalGP pools [front] and nothing else"
+    if pruning.get("budgets") and policy not in ("local", "topk", *REDUCTIONS):
+        yield (
+            f"pruning.budgets is {list(pruning.budgets)}, pruning.encoder {policy!r}; valid with budgets: local, topk, "
+            f"{', '.join(REDUCTIONS)}"
+        )
     yield from _impossible_target(pruning.get("target", 0.0))
 
 
@@ -78,18 +94,6 @@ def decoder_problems(pruning: Any) -> Iterator[str]:
     if policy == "global" and not contexts:
         yield "pruning.decoder_context is []; GlobalGP decides from it alone: give front, task or lang2vec"
     yield from _impossible_target(pruning.get("target", 0.0))
-
-
-def padding_problems(cfg: Any) -> Iterator[str]:
-    """What cannot be in ``cfg.padding``, alone and beside the encoder's gates, which are counted on padded inputs."""
-    padding, policy = cfg.get("padding", "full"), cfg.pruning.get("encoder")
-    if padding not in PADDINGS:
-        yield f"padding is {padding!r}; valid: {', '.join(PADDINGS)}"
-    elif padding == "none" and policy is not None:
-        yield (
-            f"padding=none is for a dense encoder, pruning.encoder is {policy!r}: kept ratios and GFLOPs are those "
-            "of padded inputs. Set pruning.encoder=null, or padding=full"
-        )
 
 
 def _unknown(key: str, policy: Any, valid: Sequence[str], more: str = "") -> Iterator[str]:

@@ -93,7 +93,7 @@ PROCESSES = Rule(lambda v: v == "auto" or (_is_int(v) and v >= 1), "auto, or 1 a
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The names that ``given`` most likely stands for, as the end of a message; empty where none is near.
 
-    Example:
+    Examples:
         >>> did_you_mean("prunning.target", ["pruning.target", "seed"]), did_you_mean("x", ["seed"])
         ('; did you mean pruning.target', '')
     """

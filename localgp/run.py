@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from localgp.conf_files import experiment
 from localgp.errors import CheckpointError
 from localgp.io import write_atomically
 from localgp.parts import LENGTH, MAKES_SCORES, MAKES_WEIGHTS, differences, stored
@@ -65,7 +66,9 @@ def variant_name(config: Any) -> str:
     kinds = (pruning.get("encoder"), pruning.get("decoder"))
     if not any(kinds):
         return name
-    for key, default in _VARIANTS.items():
+    own = experiment(name).get("pruning") or {}
+    for key, paper in _VARIANTS.items():
+        default = own.get(key, paper)
         if key == "attention" and "local" not in kinds:
             continue  # no other gates have any
         value = pruning.get(key, default)

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from localgp.errors import refuse
+from localgp.backbones import Family, families, family_of
+from localgp.errors import LocalGPError, refuse
 from localgp.extensions import KNOWN_CONTEXTS, own_contexts
-from localgp.pruning import decoder_problems, encoder_problems, padding_problems
+from localgp.pruning import REDUCTIONS, decoder_problems, encoder_problems
 from localgp.rules import (
     AMOUNT,
     BOOLEAN,
@@ -33,6 +34,7 @@ from localgp.rules import (
     one_of,
     some_of,
 )
+from localgp.window import SHORTEST
 
 
 class Part(Enum):
@@ -79,6 +81,26 @@ PRUNING = {
     "sparsity_weight": number(0.0),
     "sparsity_per": one_of("global", "module"),
     "sparsity_frames": one_of("all", "real"),
+    "cost": PATH,
+    "penalty": one_of("fixed", "lagrange"),
+    "penalty_lr": number(0.0, open_below=True),
+    "bounds": Rule(
+        lambda v: v == [] or (SHARES.accepts(v) and len(v) == 2 and v[0] >= v[1]),
+        "[] or [from, to], shares of which the second is no larger",
+    ),
+    "rise": number(0.0, 1.0),
+    "keys_felt": BOOLEAN,
+    "budgets": Rule(
+        lambda v: v == [] or (SHARES.accepts(v) and len(v) == 2 and 0 < v[0] < v[1]),
+        "[] or [least, most], shares kept of which the first is smaller",
+    ),
+}
+WINDOW = {
+    "length": Rule(
+        lambda v: v in ("full", "utterance") or number(SHORTEST).accepts(v),
+        f"full, utterance, or seconds, {SHORTEST:g} or more",
+    ),
+    "margin": number(0.0),
 }
 TRAINING = {
     "name": FOLDER_NAME,
@@ -88,7 +110,12 @@ TRAINING = {
     "accumulate": COUNT,
     "precision": PRECISION,
     "optimizer": one_of("adam", "adamw", "adam8bit", "adamw8bit"),
-    "lr": number(0.0, open_below=True),
+    "objective": one_of("task", "distil", "both"),
+    "distil_weight": number(0.0, open_below=True),
+    "distil_encoder": list_of(integer(-1)),
+    "distil_decoder": list_of(integer(-1)),
+    "transcripts": one_of("reference", "teacher"),
+    "lr": number(0.0),
     "gate_lr": number(0.0, open_below=True),
     "weight_decay": number(0.0),
     "checkpointing": BOOLEAN,
@@ -121,7 +148,9 @@ DECODE = {
         "0 (end detection), a positive ratio, or -n for n tokens",
     ),
     "minlenratio": number(-1e6, 1e6),
+    "ranking": one_of("espnet", "transformers"),
     "batch": COUNT,
+    "budget": number(0.0, 1.0, open_below=True).or_null(),
 }
 EVALUATE = {
     "split": one_of("train", "dev", "test"),
@@ -152,8 +181,9 @@ CORPUS = {
 BENCH = {
     "name": one_of("encoder", "decoder", "training", "runs"),
     "backbones": names(example="owsm_v3.1_small"),
-    "measures": some_of("dense", "padded", "pruned", "ragged", "gates", "profile"),
+    "measures": some_of("dense", "padded", "pruned", "ragged", "gates", "profile", "peers"),
     "dtypes": some_of("fp32", "bf16"),
+    "peers": some_of("transformers", "ctranslate2"),
     "patterns": some_of("hypothesis", "utterance"),
     "batches": list_of(COUNT),
     "espnet_batches": list_of(COUNT),
@@ -179,7 +209,8 @@ BENCH = {
 CONTEXTS = {"spk.source": PATH, "spk.shuffle": BOOLEAN, "event.source": PATH, "lang2vec.features": names()}
 
 SCHEMA: dict[str, Option] = {
-    **_options(Part.MODEL, {"name": FOLDER_NAME, "seed": AMOUNT, "padding": TEXT}),
+    **_options(Part.MODEL, {"name": FOLDER_NAME, "seed": AMOUNT}),
+    **_options(Part.MODEL, WINDOW, "window."),
     **_options(Part.MODEL, PRUNING, "pruning."),
     **_options(Part.MODEL, CONTEXTS, "contexts."),
     **_options(
@@ -245,6 +276,37 @@ SPEECHPRUNE: dict[str, Option] = _options(
         "planted.trials": COUNT,
     },
 )
+
+
+def _parts(kind: str, *, _root_: DictConfig) -> ListConfig:
+    """Behind ``${parts:frames}`` and ``${parts:all}``: what can be gated of the layers of this configuration's
+    backbone, frame by frame or also per utterance."""
+    family, backbone = _family(_root_), _root_.get("backbone") or {}
+    parts = getattr(family, "parts", None)  # of families whose models differ
+    try:
+        known = parts(str(backbone.get("path")), str(backbone.get("name"))) if parts else family.PARTS
+    except (LocalGPError, OSError, UnicodeDecodeError):  # of which whoever opens the model says more
+        known = family.PARTS
+    return ListConfig([part for part in known if kind == "all" or part not in family.WHOLE])
+
+
+def _ranking(*, _root_: DictConfig) -> str:
+    """Behind ``${ranking:}``."""
+    return _family(_root_).RANKING
+
+
+def _family(cfg: DictConfig) -> Family:
+    given: Any = OmegaConf.select(cfg, "backbone")
+    backbone = OmegaConf.to_container(given) if isinstance(given, DictConfig) else {}
+    assert isinstance(backbone, dict)
+    try:
+        return family_of(str(backbone.get("path")), str(backbone.get("name")))
+    except LocalGPError:  # of which whoever opens it says more
+        return families()["owsm"]
+
+
+OmegaConf.register_new_resolver("parts", _parts, replace=True)
+OmegaConf.register_new_resolver("ranking", _ranking, replace=True)
 SCHEMAS = {"config": SCHEMA, "speechprune": SPEECHPRUNE}  # by the configuration's name
 
 
@@ -295,10 +357,19 @@ def _problems_together(cfg: DictConfig, found: list[str]) -> Iterator[str]:
         lengths = (training.get("max_steps"), training.get("max_epochs"), trainer.get("max_steps"))
         if all(length is None for length in lengths):
             yield "training.max_steps and training.max_epochs are null; set one of them"
-    if any("pruning" in problem or "padding" in problem for problem in found):
+    weight = OmegaConf.select(cfg, "decode.ctc_weight")
+    if isinstance(weight, int | float) and weight > 0 and not _family(cfg).CTC:
+        yield f"decode.ctc_weight is {weight}, but {cfg.backbone.name} has no CTC; set it to 0"
+    if any("pruning" in problem for problem in found):
         return
     yield from encoder_problems(cfg.pruning, cfg.get("contexts"))
-    yield from (*decoder_problems(cfg.pruning), *padding_problems(cfg))
+    yield from decoder_problems(cfg.pruning)
+    inner = [k for k in OmegaConf.select(cfg, "training.distil_encoder") or [] if k != -1]
+    if cfg.pruning.encoder in REDUCTIONS and inner and cfg.training.objective != "task":
+        yield (
+            f"training.distil_encoder has {', '.join(map(str, inner))}, and pruning.encoder={cfg.pruning.encoder} has "
+            "fewer frames there; valid with it: [-1] or []"
+        )
     seen = {*cfg.pruning.context, *cfg.pruning.decoder_context}
     for name in own_contexts(cfg.get("contexts")):
         if name not in seen:
@@ -312,7 +383,7 @@ def _problems_together(cfg: DictConfig, found: list[str]) -> Iterator[str]:
 def value_problem(key: str, value: Any) -> str | None:
     """What is wrong with the value of one option, for callers from Python; None if nothing is.
 
-    Example:
+    Examples:
         >>> value_problem("device", "gpu")
         "device is 'gpu'; valid: auto, cpu, cuda"
     """

@@ -9,8 +9,6 @@ from functools import cache
 
 import numpy as np
 
-from localgp.timeline import frame_centres
-
 SAMPLE_RATE, N_FFT, WINDOW, HOP, BANDS = 16_000, 512, 400, 160, 80
 _FLOOR = 1e-10
 
@@ -37,7 +35,7 @@ def band_centres() -> np.ndarray:
 def log_mel(samples_N: np.ndarray) -> np.ndarray:
     """Power in dB, (F, S); frame s is centred on sample s * HOP.
 
-    Example:
+    Examples:
         >>> log_mel(np.zeros(16_000)).shape
         (80, 101)
     """
@@ -48,21 +46,20 @@ def log_mel(samples_N: np.ndarray) -> np.ndarray:
     return 10 * np.log10(mel_filters() @ power.T + _FLOOR)
 
 
-def frame_levels(samples_N: np.ndarray, frames: int, seconds_per_frame: float) -> np.ndarray:
-    """Energy VAD's measure: level in dB of the 40 ms of samples around the centre of each encoder frame, (T,).
+def frame_levels(samples_N: np.ndarray, centre_T: np.ndarray) -> np.ndarray:
+    """Energy VAD's measure: level in dB of the samples nearest to the centre of each encoder frame, (T,).
 
     Args:
-        seconds_per_frame: Of the padded input, over its T frames.
+        centre_T: Seconds at the middle of what each frame sees.
 
-    Example:
+    Examples:
         >>> loud = np.repeat([0.0, 0.5, 0.0], [640, 640, 3920])  # 40 ms to 80 ms; frame 1 is centred on 70 ms
-        >>> frame_levels(loud, 7, 0.32 / 7)[:3].round(1).tolist()
+        >>> frame_levels(loud, 0.03 + 0.04 * np.arange(7))[:3].round(1).tolist()
         [-12.0, -7.3, -100.0]
     """
-    padded = frames * seconds_per_frame * SAMPLE_RATE
-    step = padded / (frames + 1)
-    starts = frame_centres(frames, padded) - step / 2
-    edges = np.round(np.append(starts, starts[-1] + step)).astype(int)
+    step = (centre_T[1] - centre_T[0]) * SAMPLE_RATE
+    starts = centre_T * SAMPLE_RATE - step / 2
+    edges = np.round(np.append(starts, starts[-1] + step)).astype(int).clip(min=0)
     energy = np.concatenate([[0.0], np.cumsum(samples_N.astype(np.float64) ** 2)])
     clipped = np.minimum(edges, len(samples_N))
     mean = (energy[clipped[1:]] - energy[clipped[:-1]]) / np.maximum(1, np.diff(edges))

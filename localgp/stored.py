@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from localgp.errors import CheckpointError
+from localgp.window import upgraded
 
 
 def read_yaml_mapping(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
@@ -35,7 +36,7 @@ def run_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.exists():
         return {}
-    return read_yaml_mapping(path, "restore it, or remove the run's directory and train it again")
+    return upgraded(read_yaml_mapping(path, "restore it, or remove the run's directory and train it again"))
 
 
 def runs_below(directory: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Timeline:
         convolutions: In their order.
         extra: Feature frames that a signal has beyond its whole hops: 1 where the STFT's last one is kept.
 
-    Example:
+    Examples:
         >>> owsm = Timeline(160, (Convolution(3, 2), Convolution(3, 2)))
         >>> owsm.frames(owsm.feature_frames(480_000))  # 30 s
         749
@@ -48,8 +48,15 @@ class Timeline:
     convolutions: tuple[Convolution, ...]
     extra: int = 1
 
-    def feature_frames(self, samples: int) -> int:
+    def feature_frames(self, samples: Any) -> Any:
+        """Of one signal, or of each in a tensor."""
         return samples // self.hop + self.extra
+
+    def frames_of(self, feature_frames_B: Tensor) -> Tensor:
+        """`frames` of each."""
+        for width, stride, padding in self.convolutions:
+            feature_frames_B = ((feature_frames_B + 2 * padding - width) // stride + 1).clamp(min=0)
+        return feature_frames_B
 
     def frames(self, feature_frames: int) -> int:
         """Encoder frames; 0 where there are too few feature frames for one."""

@@ -19,4 +19,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main, "training", "trainer", "pruning", "padding", "seed", "device", "threads", "exp_dir")()
+    entry_point(main, "training", "trainer", "pruning", "window", "seed", "device", "threads", "exp_dir")()

@@ -51,6 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--src", help="language that is spoken, such as deu or de; left out: detected per file"
     )
     parser.add_argument("--tgt", help="language to write; left out: the spoken one, a transcript")
+    parser.add_argument(
+        "--task",
+        choices=("transcribe", "translate"),
+        help="translate: into English, as --tgt eng; instead of --tgt",
+    )
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the output")
     parser.add_argument("--output-dir", type=Path, help="one file per input there; left out: standard output")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
@@ -67,6 +72,16 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("timestamps", "pauses"),
         help="how a long recording is walked through: where predicted times say (OWSM's way), or cut at pauses; "
         "left out: at pauses for embedded and for what was fine-tuned here, which shows no times; by times for others",
+    )
+    parser.add_argument(
+        "--temperatures",
+        type=_numbers,
+        metavar="T,T,...",
+        help="of windows with predicted times, tried until the text can be trusted: 0 takes the best tokens, above 0 "
+        "draws them; left out: 0,0.2,...,1 for Whisper, 0 for others",
+    )
+    parser.add_argument(
+        "--previous", action="store_true", help="give a window with predicted times the text before it"
     )
     parser.add_argument("--max-window", type=float, help="seconds; longest piece with --windows pauses")
     parser.add_argument("--batch", type=int, default=8, help="windows, of all files, decoded together")
@@ -94,10 +109,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _numbers(given: str) -> list[float]:
+    return [float(number) for number in given.split(",")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = build_parser()
     args = parser.parse_intermixed_args(arguments)  # files before and behind options
+    if args.task and args.tgt:
+        parser.error(f"--task {args.task} says what is written; leave --tgt {args.tgt} out")
+    if args.task == "translate":
+        args.tgt = "eng"
     inputs = find_inputs(args.files, args.recursive)
     if args.format in TIMED and args.output_dir is None and len(inputs) > 1:
         parser.error(f"--format {args.format} of several files needs --output-dir")
@@ -134,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outputs(args: argparse.Namespace, inputs: Sequence[Input], decoding: dict[str, Any]) -> Outputs:
-    settings = {name: getattr(args, name) for name in ("timestamps", "windows", "max_window", "gates")}
+    named = ("timestamps", "windows", "max_window", "gates", "temperatures", "previous")
+    settings = {name: getattr(args, name) for name in named}
     languages = {name: code and name_of(code) for name, code in (("src", args.src), ("tgt", args.tgt))}
     return Outputs(
         args.output_dir,
@@ -158,7 +182,7 @@ def _check(args: argparse.Namespace, decoding: dict[str, Any]) -> None:
     from localgp.hub.load import describe
 
     model = describe(args.model, args.gates, args.extension)
-    replace(model.options, **decoding)
+    options = replace(model.options, **decoding)
     check_request(
         model.tokenizer,
         model.window_seconds,
@@ -167,6 +191,8 @@ def _check(args: argparse.Namespace, decoding: dict[str, Any]) -> None:
         batch=args.batch,
         windows=args.windows,
         max_window=args.max_window,
+        ctc_weight=options.ctc_weight,
+        temperatures=args.temperatures,
     )
 
 
@@ -200,6 +226,8 @@ def _transcribe(
         # Who asks for predicted times gets them, whatever the model is best at.
         windows=args.windows or ("timestamps" if args.timestamps else None),
         max_window=args.max_window,
+        temperatures=args.temperatures,
+        previous=args.previous,
         progress=not args.quiet,
         **decoding,
     )

@@ -45,7 +45,7 @@ class World:
 def world_from(environment: Mapping[str, str]) -> World:
     """The place that torchrun or SLURM gave to this process.
 
-    Example:
+    Examples:
         >>> world_from({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"})
         World(rank=3, ranks=4, devices=2, nodes=2)
         >>> world_from({})

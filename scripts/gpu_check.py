@@ -34,17 +34,20 @@ NEEDED = {
     "sentencepiece": "sentencepiece",
     "scipy": "scipy",
     "yaml": "pyyaml",
+    "pytest": "pytest",
 }
 MODELS = ("owsm_v3.1_medium", "owsm_v3.1_small")
 
 
 def parts() -> list[Any]:
     """In the order in which they are run."""
-    from gpu import right, timings, whole
+    from gpu import compiled, graphs, right, timings, whole
     from gpu.boxed import Part
 
     checks = [
-        Part("interpreter", right.interpreted, 60, needs_card=False),
+        Part("interpreter", right.interpreted, 90, needs_card=False),
+        Part("compiled", compiled.compiled, 120, needs_card=False),
+        Part("counts", right.counts, 90, needs_card=False),
         Part("environment", right.environment, 60),
         Part("kernels", right.kernels, 60),
         Part("against-cpu", right.against_cpu, 60),
@@ -56,6 +59,7 @@ def parts() -> list[Any]:
     for name in MODELS:
         short = name.rsplit("_", 1)[1]
         checks.append(Part(f"time-encode-{short}", timings.encoders(name), 120))
+    checks.append(Part("graphs-medium", graphs.graphs(MODELS[0]), 90))
     checks.append(Part("time-decode-medium", timings.decoder(MODELS[0]), 120))
     checks += [Part(f"time-train-{name.rsplit('_', 1)[1]}", timings.training(name), 60) for name in MODELS]
     return checks

@@ -3,7 +3,7 @@
     python scripts/memory_table.py --backbone owsm_v3.1_medium --batch 4
 
 Nothing of full size is built but single layers: what autograd saves is measured on an encoder layer, a decoder layer
-and each output layer by `torch.autograd.graph.saved_tensors_hooks`, every storage counted once, and multiplied by
+and the stem by `torch.autograd.graph.saved_tensors_hooks`, every storage counted once, and multiplied by
 the number of layers; parameters, gradients and optimizer states are counted. Activations are linear in layers and in
 utterances, so this is exact but for workspaces, fragmentation and the front end.
 """
@@ -17,7 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from localgp.backbones.owsm.shapes import DIMENSIONS as OWSM
+from localgp.backbones.whisper.shapes import DIMENSIONS as WHISPER
+from localgp.backbones.whisper.shapes import arguments
 
 GIB = 2**30
 # Bytes per parameter: weights and gradients in fp32, as under autocast, and the optimizer's states.
@@ -42,111 +46,106 @@ def saved_bytes(function: Callable[[], Tensor], parameters: list[Tensor]) -> int
     return sum(seen.values())
 
 
-def encoder_layer(dimensions: Any, seconds: float) -> tuple[nn.Module, int]:
-    """One E-Branchformer layer, and its frames for an utterance."""
-    from localgp.backbones.owsm.build import component
-    from localgp.backbones.owsm.shapes import train_config
+def of_one_layer(name: str) -> Any:
+    """A backbone of full width with one layer a side."""
+    if name in OWSM:
+        from localgp.backbones.owsm.build import build_model
+        from localgp.backbones.owsm.components import quiet_espnet
+        from localgp.backbones.owsm.files import read_train_config
+        from localgp.backbones.owsm.model import assemble
 
-    config = train_config(dimensions, [], None, None)
-    config["encoder_conf"]["num_blocks"] = 1
-    encoder = component("encoder", config["encoder"], config, input_size=80)
-    frames = ((round(seconds * 100) - 1) // 2 - 1) // 2
-    return encoder.encoders[0].train(), frames
+        config = read_train_config({"name": name, "path": name})
+        config["encoder_conf"]["num_blocks"] = config["decoder_conf"]["num_blocks"] = 1
+        with quiet_espnet():
+            backbone: Any = assemble(build_model(config), config, name, "")
+    else:
+        from localgp.backbones.whisper.files import WhisperFiles, build_model
+        from localgp.backbones.whisper.model import WhisperBackbone
 
-
-def decoder_layer(dimensions: Any) -> nn.Module:
-    from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
-
-    decoder = TransformerDecoder(
-        10,
-        dimensions.size,
-        attention_heads=dimensions.heads,
-        linear_units=dimensions.units,
-        num_blocks=1,
-        use_flash_attn=False,
-    )
-    return decoder.decoders[0].train()
+        config = arguments(WHISPER[name]) | {"encoder_layers": 1, "decoder_layers": 1}
+        files = WhisperFiles(None, config, False, name)
+        backbone = WhisperBackbone(build_model(files), files.tokens(), name=name, source="")
+    backbone.use_fast_kernels()
+    backbone.net.train()
+    return backbone
 
 
 def measure(name: str, tokens: int, dtype: torch.dtype) -> dict[str, float]:
     """Bytes of one utterance with one decoder sequence: per layer, checkpointed or not, and outside of layers."""
-    from localgp.backbones.owsm.components import quiet_espnet
-    from localgp.backbones.owsm.layers import run_decoder_layer, run_encoder_layer
-    from localgp.backbones.owsm.shapes import DIMENSIONS
     from localgp.decoder.train import MaskedTokens
     from localgp.encoder.run import Masked
 
-    d = DIMENSIONS[name]
-    with quiet_espnet():
-        layer, frames = encoder_layer(d, d.padded_seconds)
-        decoder = decoder_layer(d)
-    for module in [*layer.modules(), *decoder.modules()]:
-        if hasattr(module, "use_sdpa"):
-            module.use_sdpa = True
-    x = torch.randn(1, frames, d.size, requires_grad=True)
-    text = torch.randn(1, tokens, d.size, requires_grad=True)
+    backbone = of_one_layer(name)
+    size, vocabulary = backbone.shape.size, backbone.shape.vocabulary
+    features = backbone.timeline.feature_frames(backbone.samples)
+    frames = backbone.timeline.frames(features)
+    feats = torch.randn(1, features, backbone.shape.mels)
+    x = torch.randn(1, frames, size, requires_grad=True)
+    text = torch.randn(1, tokens, size, requires_grad=True)
     mask = torch.ones(1, 1, frames, dtype=torch.bool)
     text_mask = torch.ones(1, tokens, tokens, dtype=torch.bool).tril()
     element = torch.finfo(dtype).bits // 8
+    every = list(backbone.net.parameters())
 
-    def autocast(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
-                return call()
+    def kept(call: Callable[[], Tensor], parameters: list[Tensor]) -> int:
+        """What autograd saves of a call, without what is left of its weights."""
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            saved = saved_bytes(call, every)
+        return max(0, saved - cast_weights * sum(p.numel() for p in parameters))
 
-        return run
-
-    def kept(run: Masked, decoding: bool) -> int:
-        """What autograd saves of a layer, without what is left of its weights."""
-        if decoding:
-            call = autocast(lambda: run_decoder_layer(decoder, text, text_mask, x, mask, run))
-        else:
-            call = autocast(lambda: run_encoder_layer(layer, x, mask, run))
-        parameters = list((decoder if decoding else layer).parameters())
-        return max(0, saved_bytes(call, parameters) - cast_weights * sum(p.numel() for p in parameters))
+    def layer(run: Masked, side: Any) -> int:
+        parts = backbone.branches(side, 0).values()
+        modules = [m for part in parts for m in (part.norm, part.module, *part.linears) if m is not None]
+        own = {id(p): p for module in modules for p in module.parameters()}
+        if side == "decoder":
+            return kept(lambda: backbone.decoder_layer(0, text, text_mask, x, mask, run), list(own.values()))
+        return kept(lambda: backbone.encoder_layer(0, x, mask, run), list(own.values()))
 
     cast_weights = element if dtype != torch.float32 else 0  # autocast saves its copy of each weight
-    hidden = d.size * 4
+    hidden = size * 4
     return {
-        "encoder layer": kept(Masked({}), False),
-        "decoder layer": kept(MaskedTokens({}), True),
+        "encoder layer": layer(Masked({}), "encoder"),
+        "decoder layer": layer(MaskedTokens({}), "decoder"),
         # Besides what autograd saves between the parts, checkpointing keeps their inputs: of cgMLP it is attention's.
-        "encoder layer, checkpointed": kept(Masked({}, forget=True), False) + 3 * frames * hidden,
-        "decoder layer, checkpointed": kept(MaskedTokens({}, forget=True), True) + 3 * tokens * hidden,
-        # The subsampling's two convolutions with their ReLUs, the 50,002-way outputs with log-softmax and gradient.
-        "subsampling": 2 * element * d.size * (1499 * 39 + frames * 19) * d.padded_seconds / 30,
-        "ctc output": frames * d.vocabulary * (element + 2 * 4),
-        "decoder output": tokens * d.vocabulary * (element + 2 * 4),
-        "encoder layers": d.encoder_layers,
-        "decoder layers": d.decoder_layers,
-        "largest layer": kept(Masked({}), False),
+        "encoder layer, checkpointed": layer(Masked({}, forget=True), "encoder")
+        + len(backbone.frame_parts()) * frames * hidden,
+        "decoder layer, checkpointed": layer(MaskedTokens({}, forget=True), "decoder") + 3 * tokens * hidden,
+        "stem": kept(lambda: backbone.front(feats, torch.tensor([features])).x, []),
+        # The outputs over the vocabulary with log-softmax and gradient
+        "ctc output": 0 if backbone.ctc is None else frames * vocabulary * (element + 2 * 4),
+        "decoder output": tokens * vocabulary * (element + 2 * 4),
     }
 
 
-def parameters_of(name: str) -> int:
-    """Parameters of the whole model, counted on the meta device."""
-    from localgp.backbones.owsm.build import build_model
-    from localgp.backbones.owsm.files import read_train_config
+def parameters_of(backbone: Any) -> int:
+    return sum(p.numel() for p in backbone.net.parameters())
+
+
+def whole(name: str) -> Any:
+    """The whole model, on the meta device."""
+    from localgp.backbones import open_backbone
 
     with torch.device("meta"):
-        model = build_model(read_train_config({"name": name, "path": name}))
-    return sum(p.numel() for p in model.parameters())
+        return open_backbone({"name": name, "path": name, "weights": "random"})
 
 
 def table(name: str, batch: int, sequences: int, tokens: int) -> list[dict[str, Any]]:
     """One row per setting, in GiB."""
-    weights = parameters_of(name)
+    model = whole(name)
+    weights, shape = parameters_of(model), model.shape
     rows = []
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         m = measure(name, tokens, dtype)
         for checkpointed in (False, True):
             kind = ", checkpointed" if checkpointed else ""
             activations = batch * (
-                m["encoder layers"] * m[f"encoder layer{kind}"] + m["subsampling"] + m["ctc output"]
+                shape.encoder_layers * m[f"encoder layer{kind}"] + m["stem"] + m["ctc output"]
             )
-            activations += sequences * (m["decoder layers"] * m[f"decoder layer{kind}"] + m["decoder output"])
+            activations += sequences * (
+                shape.decoder_layers * m[f"decoder layer{kind}"] + m["decoder output"]
+            )
             if checkpointed:
-                activations += batch * m["largest layer"]  # the layer being computed again
+                activations += batch * m["encoder layer"]  # the layer being computed again
             copies = (
                 2 if precision == "bf16" else 0
             )  # autocast's copy of the weights, which lives for the step
@@ -169,7 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backbone", default="owsm_v3.1_medium")
+    parser.add_argument("--backbone", default="owsm_v3.1_medium", choices=[*OWSM, *WHISPER], metavar="NAME")
     parser.add_argument(
         "--batch", type=int, default=4, help="utterances, each padded to the backbone's length"
     )

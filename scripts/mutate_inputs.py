@@ -2,8 +2,8 @@
 
     python scripts/mutate_inputs.py --cases 1000
 
-Kinds: audio files, segment lists, manifests, ESPnet model directories, run directories, results (a run as training,
-evaluation and report find it), packed archives, configurations. A case goes wrong in one of four ways:
+Kinds: audio files, segment lists, manifests, ESPnet and Whisper model directories, run directories, results (a run as
+training, evaluation and report find it), packed archives, configurations. A case goes wrong in one of four ways:
 
     traceback   an exception that is neither ours nor one that `localgp.failures` explains
     silent      damage that leaves nothing meaningful (a file emptied, cut in half, replaced, a value of the
@@ -37,7 +37,7 @@ from localgp.errors import LocalGPError
 from localgp.failures import remedy
 
 # In the order in which a seed's cases go through them.
-KINDS = ("audio", "segments", "manifest", "espnet", "run", "results", "archive", "config")
+KINDS = ("audio", "segments", "manifest", "espnet", "run", "results", "archive", "config", "whisper")
 _FOUND = corpora.TARGETS | models.TARGETS | runs.TARGETS | configs.TARGETS
 TARGETS = {kind: _FOUND[kind] for kind in KINDS}
 

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from localgp.analysis.benchmarks import COMMANDS, Benchmark, read_benchmarks
-from localgp.analysis.markdown import replace_between_markers
-from localgp.analysis.tables import Table
 from localgp.errors import ConfigError, LocalGPError
+from localgp.report.markdown import replace_between_markers
+from localgp.report.speed import COMMANDS, Benchmark, read_benchmarks
+from localgp.report.tables import Table
 
 INSIDE = "depthwise"  # a part of other parts
 HEADER = [

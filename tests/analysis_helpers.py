@@ -119,7 +119,7 @@ def shared_place(tmp_path_factory) -> Place:
 
 def build_place(path: Path) -> Place:
     """A tiny mini corpus and six evaluated runs of four experiments, two of them variants of one."""
-    from localgp.analysis.sources import read_truth
+    from localgp.report.utterances import read_truth
 
     place = Place(path)
     rows = prepare(place.config()).load()["test"]

@@ -73,6 +73,13 @@ def make_backbone(encoder=None, decoder=None, ctc=None, net=None):
     return OwsmBackbone(net, SmallTokens(), train_config={})
 
 
+def distance(target, layers, frames_BT, *, per="global", total=None):
+    """Of the share kept from what is asked for, as training reports it."""
+    from localgp.gates.target import SparsityTarget
+
+    return SparsityTarget(target, per=per)(layers, frames_BT, total=total)[1]
+
+
 @pytest.fixture(scope="session")
 def encoder():
     return make_encoder()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import localgp
 from localgp.backbones.owsm.build import build_model
 from localgp.backbones.owsm.components import quiet_espnet
 from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, read_train_config, write_espnet_directory
@@ -132,6 +133,25 @@ def test_embedded_model_gives_espnets_encoder_output(tmp_path):
         got, _ = ours.net.eval().encode(speech, lengths)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     assert theirs.converter.token2id["<deu>"] == ours.tokenizer.prompt("de", "de")[0]
+
+
+def test_a_model_of_espnets_that_one_has_is_gated(tmp_path):
+    with quiet_espnet():
+        from espnet2.bin.s2t_inference import Speech2Text
+
+        theirs = Speech2Text(**espnet_arguments("embedded", tmp_path), beam_size=1, device="cpu")
+    noise = 0.05 * np.random.default_rng(0).normal(size=20_000).astype(np.float32)
+    options = ("decode.beam=1", "decode.maxlenratio=-4")
+    gated = localgp.gate(theirs, "control_open", *options)
+    assert gated.model.backbone.net is theirs.s2t_model
+    text = localgp.load("embedded", device="cpu").transcribe(
+        noise, src="de", beam=1, maxlenratio=-4, ctc_weight=0.0
+    )
+    assert gated.transcribe(noise, src="de").text == text.text
+    masks = localgp.gate(theirs.s2t_model, "row05", *options, vocabulary="embedded").gates(noise)
+    assert list(masks.modules) == ["ffn1", "attention", "ffn2"]
+    with pytest.raises(BackboneError, match="does not know its BPE model; give the directory"):
+        localgp.gate(theirs.s2t_model)
 
 
 def test_embedded_model_is_small():

@@ -101,11 +101,11 @@ def test_all_that_is_wrong_is_said_at_once():
         checked("conf=row5", "prunning.target=1", "++decode.bean=2")
     assert str(error.value).count("\n") == 2
     with pytest.raises(ConfigError) as error:
-        checked("-m", "seed=1,2", "training.lr=0,1", "decode.beam=0", "decode.bean=2")
+        checked("-m", "seed=1,2", "training.gate_lr=0,1", "decode.beam=0", "decode.bean=2")
     assert sorted(line.split(";")[0].strip() for line in str(error.value).splitlines()) == [
         "decode.beam is 0",
         "there is no option decode.bean",
-        "training.lr is 0",
+        "training.gate_lr is 0",
     ]
 
 

@@ -62,6 +62,17 @@ def test_training_can_be_chosen_apart_from_the_backbone():
     assert composed("backbone=owsm_v3.1_base", "training=mini").training.name == "mini"
 
 
+def test_what_a_backbone_has_is_shown_resolved():
+    """Of the parts to gate, those of the backbone, in help and configuration."""
+    run = [sys.executable, "-m", "localgp.train", "backbone=whisper_base", "conf=row02"]
+    help_, config = (
+        subprocess.run([*run, *flags], capture_output=True, text=True, check=True).stdout
+        for flags in (["--help"], ["--cfg", "job"])
+    )
+    assert "pruning.encoder_modules=[attention,ffn]" in help_
+    assert "  encoder_modules:\n  - attention\n  - ffn\n" in config
+
+
 def test_options_are_a_contract():
     """A new or lost option shows here; change the list on purpose."""
     listed = Path(__file__).parent / "assets" / "options.txt"

@@ -119,7 +119,7 @@ def test_frame_centres_are_the_middle_of_what_a_frame_sees():
     """The feature frames that an encoder frame's gradient reaches, through the real subsampling."""
     encoder, frames = make_encoder(), 79  # 80 hops are 19 encoder frames
     features = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    _, front, mask = subsample(encoder.embed, features, torch.tensor([frames]))
+    _, front, mask = subsample(encoder.embed, TIMELINE, features, torch.tensor([frames]))
     centres = TIMELINE.centres(mask.shape[2]) / 160
     np.testing.assert_allclose(frame_centres(mask.shape[2], frames + 1), centres)
     for t in (0, 7, mask.shape[2] - 1):

@@ -12,11 +12,10 @@ from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.gates import GlobalGates, LocalGates, RandomGates
 from localgp.gates.gumbel import Gate
-from localgp.gates.loss import sparsity_loss
-from localgp.kernels.rows import _triton
+from localgp.kernels.devices import compiled
 from localgp.precision import prepare_cuda, resolve_device, resolve_precision
 from localgp.training.module import numbers
-from tests.conftest import LAYERS, SIZE, make_backbone
+from tests.conftest import LAYERS, SIZE, distance, make_backbone
 
 MODULES = ["ffn1", "attention", "ffn2"]
 INPUT = torch.randn(2, 80, 80, generator=torch.Generator().manual_seed(4)), torch.tensor([80, 80])
@@ -73,9 +72,9 @@ def test_a_pass_in_bf16_leaves_the_positions_exact(pass_):
 
 def test_triton_that_cannot_compile_is_said_once_and_left_out(caplog):
     pytest.importorskip("triton", reason="this PyTorch comes without Triton")
-    _triton.cache_clear()
+    compiled.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [_triton(torch.device("cpu")) for _ in range(2)] == [None, None]  # there it cannot
+        assert [compiled(torch.device("cpu")) for _ in range(2)] == [None, None]  # there it cannot
     assert caplog.text.count("Triton cannot compile here") == 1
     assert "C compiler" in caplog.text
 
@@ -93,7 +92,7 @@ def test_triton_that_cannot_compile_is_said_once_and_left_out(caplog):
 def test_every_trained_parameter_of_a_policy_gets_a_gradient(backbone, policy):
     """Or processes that train together wait for it."""
     output = encode(backbone, *INPUT, policy.train(), path="masked")
-    sparsity = sparsity_loss(output.gates, 0.3, torch.ones(2, output.x.shape[1]))
+    sparsity = distance(0.3, output.gates, torch.ones(2, output.x.shape[1]))
     (output.x.square().mean() + sparsity).backward()
     backbone.net.zero_grad()
     assert [name for name, p in policy.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -102,8 +101,8 @@ def test_every_trained_parameter_of_a_policy_gets_a_gradient(backbone, policy):
 def test_processes_are_asked_once_for_all_sparsity_terms():
     gates = [{name: Gate(torch.rand(2, 5), torch.rand(2, 5)) for name in MODULES} for _ in range(LAYERS)]
     frames, asked = torch.ones(2, 5), []
-    alone = sparsity_loss(gates, 0.3, frames, per="module")
-    every = sparsity_loss(gates, 0.3, frames, per="module", total=lambda t: asked.append(t) or 2 * t)
+    alone = distance(0.3, gates, frames, per="module")
+    every = distance(0.3, gates, frames, per="module", total=lambda t: asked.append(t) or 2 * t)
     assert len(asked) == 1
     torch.testing.assert_close(every, alone)  # two processes with the same batch
 

@@ -117,8 +117,8 @@ def test_shared_decoding_merges_to_the_same():
 def _sparsity(rank, port, out):
     """In a process: the sparsity loss of a half of a batch, and its gradient as DDP would average it."""
     from localgp.gates.gumbel import Gate
-    from localgp.gates.loss import sparsity_loss
     from localgp.world import sum_over_ranks
+    from tests.conftest import distance
 
     if port is not None:
         torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -128,7 +128,7 @@ def _sparsity(rank, port, out):
     if port is not None:
         values, frames = values[rank : rank + 1], frames[rank : rank + 1]
     gate = torch.sigmoid(values * weight)
-    loss = sparsity_loss([{"ffn1": Gate(gate, gate)}], 0.3, frames, total=sum_over_ranks)
+    loss = distance(0.3, [{"ffn1": Gate(gate, gate)}], frames, total=sum_over_ranks)
     loss.backward()
     if port is None:
         return float(loss), float(weight.grad)

@@ -8,9 +8,6 @@ import shutil
 
 import pytest
 
-from localgp.analysis.collect import Evaluated, group, read_run
-from localgp.analysis.evaluations import evaluations_table
-from localgp.analysis.markdown import results
 from localgp.evaluation.results import (
     Identity,
     asked_of,
@@ -23,6 +20,9 @@ from localgp.evaluation.results import (
 )
 from localgp.evaluation.table import describe_evaluation, scores_table
 from localgp.io import file_digest
+from localgp.report.markdown import results
+from localgp.report.runs import Evaluated, group, read_run
+from localgp.report.tables import evaluations_table
 from localgp.run import Run
 from tests.test_config import composed as compose
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from localgp.errors import ConfigError
-from localgp.gates import Gate, LocalGates, gumbel_gate, sparsity_loss
+from localgp.gates import Gate, LocalGates, gumbel_gate
 from localgp.gates.local import ContextMemory
+from tests.conftest import distance
 
 
 def test_inference_gate_is_the_thresholded_softmax():
@@ -115,15 +116,15 @@ def _gate(values: torch.Tensor) -> Gate:
 def test_sparsity_counts_frames_and_not_utterances():
     decisions = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]])
     frames = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])  # a long utterance and a short one
-    loss = sparsity_loss([{"ffn1": _gate(decisions)}], 0.2, frames)
+    loss = distance(0.2, [{"ffn1": _gate(decisions)}], frames)
     assert loss == pytest.approx(0.0, abs=1e-6)  # 4 of 5 frames run
 
 
 def test_global_target_lets_modules_differ():
     layers = [{"ffn1": _gate(torch.ones(1, 10)), "ffn2": _gate(torch.zeros(1, 10))}]
     frames = torch.ones(1, 10)
-    assert sparsity_loss(layers, 0.5, frames, per="global") == pytest.approx(0.0, abs=1e-6)
-    assert sparsity_loss(layers, 0.5, frames, per="module") == pytest.approx(0.75)
+    assert distance(0.5, layers, frames, per="global") == pytest.approx(0.0, abs=1e-6)
+    assert distance(0.5, layers, frames, per="module") == pytest.approx(0.75)
 
 
 def test_planted_gates_are_recovered():
@@ -144,7 +145,7 @@ def test_planted_gates_are_recovered():
         x, useful = draw()
         gate = gates.gate(0, x, gates.begin({"front": x}))["ffn1"]
         task = (useful * (1 - gate.value)).mean()  # the price of skipping a useful frame
-        loss = task + sparsity_loss([{"ffn1": gate}], 0.5, torch.ones(8, 40))
+        loss = task + distance(0.5, [{"ffn1": gate}], torch.ones(8, 40))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,6 +163,6 @@ def test_global_gates_decide_once_per_utterance():
     state = gates.begin({"front": front})
     decided = gates.gate(2, torch.randn(4, 9, 16), state)
     assert decided["cgmlp"].value.shape == (4, 1)
-    sparsity_loss([decided], 0.5, torch.ones(4, 9)).backward()
+    distance(0.5, [decided], torch.ones(4, 9)).backward()
     assert gates.predictor[1].weight.grad.abs().sum() > 0
     assert GlobalGates(3, 16, ["ffn1"]).eval().begin({"front": front}).mask.all()  # starts open

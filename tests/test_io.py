@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from localgp import io
-from localgp.analysis.style import pyplot, save_figure
 from localgp.contexts.cache import ContextStore
 from localgp.corpora.audio import write_audio
 from localgp.errors import BusyError
@@ -27,6 +26,7 @@ from localgp.evaluation.gates_file import GateRecord, write_gates
 from localgp.failures import remedy
 from localgp.hub.archive import write_zip
 from localgp.locks import held
+from localgp.report.style import pyplot, save_figure
 from localgp.training.callbacks import WriteInPlace
 from localgp.weights import save_weights
 

@@ -8,15 +8,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from localgp.analysis.benchmarks import read_benchmarks
-from localgp.analysis.collect import collect, group
-from localgp.analysis.markdown import readme_section, replace_between_markers
-from localgp.analysis.pareto import Point, front, pareto_figure, points
-from localgp.analysis.report import build_report
-from localgp.analysis.style import run_style
-from localgp.analysis.tables import NOT_RUN, Table, side_by_side
 from localgp.cli import CONF_DIR
 from localgp.errors import ConfigError
+from localgp.report.build import build_report
+from localgp.report.markdown import readme_section, replace_between_markers
+from localgp.report.pareto import Point, front, pareto_figure, points
+from localgp.report.runs import collect, group
+from localgp.report.speed import read_benchmarks
+from localgp.report.style import run_style
+from localgp.report.tables import NOT_RUN, Table, side_by_side
+from localgp.settings import SCHEMAS, check
 from tests.analysis_helpers import shared_place
 from tests.chromium import NAMES, Chromium, find_chromium
 
@@ -173,9 +174,13 @@ def test_readme_without_one_pair_of_markers_is_left_alone(tmp_path, text):
         replace_between_markers(tmp_path / "other.md", {"results": "new"})
 
 
-def test_bad_options_are_explained(place):
-    with pytest.raises(ConfigError, match="report.utterances is -1"):
-        build_report(place.config("++report.utterances=-1"))
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("report.utterances=-1", "report.utterances is -1"), ("analyze.format=gif", "valid: svg, pdf, png")],
+)
+def test_bad_options_are_explained(place, override, message):
+    with pytest.raises(ConfigError, match=message):
+        check(place.config(override), SCHEMAS["config"])
 
 
 def test_bad_benchmark_is_named(tmp_path):
@@ -231,8 +236,16 @@ def test_page_is_whole_and_loads_nothing(page):
         "Not measured yet: python -m localgp.bench bench=decoder; python -m localgp.bench bench=training; "
         "python scripts/compare_with_espnet.py --utterances 200." in text
     )
-    for expected in (NOT_RUN, "568.5", "0.71", "a &lt;b&gt;machine", "0123456789abcdef", "pruning:"):
+    for expected in ("568.5", "0.71", "a &lt;b&gt;machine", "0123456789abcdef", "pruning:"):
         assert expected in text
+    assert "Table 1, side by side" not in text, (
+        "another corpus than Europarl-ST's is not set beside the paper"
+    )
+    assert "`" not in re.sub(r"<(style|script)[^>]*>.*?</\1>|<pre>.*?</pre>", "", text, flags=re.DOTALL)
+    start = text[: text.index("<h2")]
+    assert "has the lowest WER; against the dense row01 it: skips" in start
+    assert re.search(r"WER [\d.]+ ± [\d.]+ for [\d.]+ ± [\d.]+ \([+-][\d.]+ \[", start), "with an interval"
+    assert start.count("<figure>") == 1
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert all(len(caption) > 80 for caption in captions)
 

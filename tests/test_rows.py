@@ -10,17 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 from localgp import bench
-from localgp.analysis.collect import collect, group
-from localgp.analysis.sources import read_hypotheses
 from localgp.backbones import open_backbone
-from localgp.build import build_decoder_policy, build_languages, build_model, build_policy, is_trimmed
+from localgp.build import build_decoder_policy, build_languages, build_model, build_policy
 from localgp.errors import ConfigError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
 from localgp.evaluation.evaluate import evaluate
+from localgp.evaluation.results import at_budgets
 from localgp.flops import DECODER_TOKENS, count
 from localgp.model import GatedS2T
 from localgp.pruning import DECODER_MODULES
+from localgp.report.runs import collect, group
+from localgp.report.utterances import read_hypotheses
 from localgp.training.fit import fit
+from localgp.window import window_of
 from tests.test_config import CONFS, composed
 
 ROWS = [f"row{number:02d}" for number in range(1, 11)]
@@ -66,7 +68,7 @@ def test_every_experiment_builds(conf, name):
     with torch.device("meta"):
         policy = build_policy(cfg, backbone)
         decoder_policy = build_decoder_policy(cfg, backbone)
-    model = GatedS2T(backbone, policy, decoder_policy, languages=build_languages(cfg), trim=is_trimmed(cfg))
+    model = GatedS2T(backbone, policy, decoder_policy, languages=build_languages(cfg), window=window_of(cfg))
     assert (model.policy is None) == (cfg.pruning.encoder is None)
     assert (model.decoder_policy is None) == (cfg.pruning.decoder is None)
     for gates, context in ((policy, cfg.pruning.context), (decoder_policy, cfg.pruning.decoder_context)):
@@ -80,7 +82,9 @@ def test_a_base_model_with_gates_on_both_sides_decodes():
     from localgp.search.options import DecodeOptions
     from localgp.search.tasks import TaskSearches
 
-    cfg = composed("conf=row09", "backbone=owsm_v3.1_base", "backbone.weights=random", "padding=none")
+    cfg = composed(
+        "conf=row09", "backbone=owsm_v3.1_base", "backbone.weights=random", "window.length=utterance"
+    )
     model = build_model(cfg).eval()
     speech = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
     with torch.inference_mode():
@@ -156,13 +160,6 @@ def test_decoder_is_counted_apart(row):
 def test_bad_decoder_options_are_explained(overrides, message):
     with pytest.raises(ConfigError, match=message):
         build_decoder_policy(composed(*overrides), shape_of("mini"))
-
-
-def test_bad_padding_is_explained():
-    with pytest.raises(ConfigError, match="padding is 'some'; valid: full, none"):
-        is_trimmed(composed("padding=some"))
-    with pytest.raises(ConfigError, match="padding=none is for a dense encoder, pruning.encoder is 'local'"):
-        is_trimmed(composed("conf=row05", "padding=none"))
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +275,36 @@ def test_masks_are_pictures_in_the_training_log(tiny):
     assert tag.startswith("masks/")
     assert "ffn1, attention, ffn2" in tag
     assert [image.step for image in events.Images(tag)] == [2]
+
+
+@pytest.mark.recipe
+def test_one_model_is_evaluated_at_several_budgets(tiny):
+    from localgp.report.pareto import points
+
+    fit(composed("conf=row11", *tiny))
+    metrics, objects = evaluate(composed("conf=row11", *tiny))
+    assert metrics["window"] == {"length": "utterance", "margin": 0.2}
+    assert metrics["gflops"]["encoder"] < metrics["gflops"]["dense"]
+    assert metrics["hallucination"].keys() == {"over_twice", "silence", "noise"}
+    run = objects["run"]
+    at_half, _ = evaluate(composed("conf=row11", "decode.budget=0.5", *tiny))
+    assert at_half["gflops"]["encoder"] < metrics["gflops"]["encoder"]
+    assert json.loads((run.path / "metrics.json").read_text())["decode"]["budget"] is None, "which leads"
+    assert at_budgets(run.path).keys() == {0.5}
+    tables = group(collect(run.path.parents[3])).values()
+    groups = [g for table in tables for g in table if g.name == "row11"]
+    found = points(groups, "gflops", "wer", {})
+    assert [p.name for p in found] == ["row11", "row11-budget0.5"]
+    assert {p.line for p in found} == {"row11"}
+    assert found[1].x == at_half["gflops"]["encoder"]
+    timed = {p.name: {"encoder_seconds": 2.0} for p in found}
+    assert [p.x for p in points(groups, "encoder", "wer", timed)] == [2.0, 2.0]
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("conf", ["rival_eas", "rival_atome", "rival_topk", "rival_layerdrop"])
+def test_rivals_train_and_evaluate(conf, tiny):
+    cfg = composed(f"conf={conf}", *tiny)
+    fit(cfg)
+    metrics, _ = evaluate(cfg)
+    assert 0.6 < metrics["gflops"]["encoder"] / metrics["gflops"]["dense"] < 1

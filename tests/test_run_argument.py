@@ -145,7 +145,8 @@ def test_a_run_stores_what_makes_it(tmp_path):
 OLD = {
     "whole": lambda config: config,
     "before attention": lambda config: config["pruning"].pop("attention"),
-    "before padding": lambda config: config.pop("padding"),
+    "before the window": lambda config: config.pop("window"),
+    "padding": lambda config: config.update(padding=config.pop("window")["length"]),
     "other commands": lambda config: config.update(bench={"x": 1}, report=None, debug={}, threads=8),
     "other device": lambda config: config.update(device="cuda"),
 }

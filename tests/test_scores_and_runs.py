@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from localgp.analysis.collect import collect, group
-from localgp.analysis.markdown import results
 from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.evaluation.measured import kept_ratios
 from localgp.evaluation.score import basic_normalize, bleu, score_tasks, word_error_rate
 from localgp.evaluation.table import scores_table
+from localgp.report.markdown import results
+from localgp.report.runs import collect, group
 from localgp.run import Run
 from tests.test_config import composed
 
@@ -70,6 +70,10 @@ def test_kept_ratios_over_real_and_all_frames(record):
 def test_run_directory_and_its_variants(tmp_path):
     place = f"exp_dir={tmp_path}"
     assert Run(composed("conf=row05", place)).path == tmp_path / "mini/mini/row05/seed1"
+    assert Run(composed("conf=row11", place)).path.parts[-2] == "row11", (
+        "what it sets itself makes no variant"
+    )
+    assert Run(composed("conf=row11", place, "pruning.attention=dot")).path.parts[-2] == "row11-dot"
     assert Run(composed("conf=row05", place, "pruning.target=0.5", "seed=2")).path.parts[-2:] == (
         "row05-target0.5",
         "seed2",

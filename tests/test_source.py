@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from localgp.backbones.base import Branch
+from localgp.backbones.blocks import StepLayer
 from localgp.decoder import source
 from localgp.decoder.rows import Rows
-from localgp.decoder.source import BlockedSource, GridSource, SharedSource, keep_source
+from localgp.decoder.source import (
+    BlockedSource,
+    GridSource,
+    MemorySource,
+    SharedSource,
+    keep_memory,
+    keep_source,
+)
 
 LENGTHS = [21, 4, 16, 9]
 HEADS, SIZE = 2, 16
@@ -64,7 +73,8 @@ def test_utterances_of_one_recording_share_it(worth: int, monkeypatch: pytest.Mo
     """As if each had a copy, also when some have left, and with them an encoder output that no other one needs."""
     monkeypatch.setitem(source.WORTH, torch.float32, worth)
     layers, owners = keys_values(), [0, 0, 2, 3, 3]
-    shared = SharedSource(layers, LENGTHS, owners, beam=2)
+    kept = keep_source(layers, LENGTHS, width=4)
+    shared = SharedSource(kept, len(LENGTHS), owners, torch.device("cpu"))
     rows = Rows(torch.tensor([0, 0, 1, 2, 3, 4, 4]), 5)
     for order in ([0, 1, 2, 3, 4], [0, 4, 2, 3], [3, 1], [1]):
         if order != [0, 1, 2, 3, 4]:
@@ -104,3 +114,57 @@ def test_bf16_is_no_further_off_than_the_fused_attention() -> None:
         for kind in (BlockedSource, GridSource)
     ]
     assert 0 < errors[0] < 1.5 * errors[1]
+
+
+def step_layers(count: int, key_bias: bool) -> list[StepLayer]:
+    """Layers whose attention to the source has keys with or without a bias."""
+    generator = torch.Generator().manual_seed(2)
+    size = HEADS * SIZE
+
+    def linear(bias: bool = True) -> nn.Linear:
+        made = nn.Linear(size, size, bias=bias)
+        for parameter in made.parameters():
+            nn.init.normal_(parameter, 0, 0.3, generator=generator)
+        return made
+
+    def layer() -> StepLayer:
+        attend = [
+            Branch(kind, (linear(), linear(key_bias), linear(), linear()), nn.LayerNorm(size), heads=HEADS)
+            for kind in ("attention", "source")
+        ]
+        ffn = Branch("ffn", (linear(), linear()), nn.LayerNorm(size), activation=nn.GELU())
+        return StepLayer(dict(zip(("own", "source", "ffn"), (*attend, ffn), strict=True)), torch.float32)
+
+    return [layer() for _ in range(count)]
+
+
+@blocked
+@torch.no_grad()
+@pytest.mark.parametrize("key_bias", [True, False])
+def test_attention_without_keys_and_values_is_that_with_them(
+    key_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of an utterance and more, an utterance without any, and those left when one has gone."""
+    monkeypatch.setattr(source, "MEMORY_WORTH", 0)
+    layers = step_layers(2, key_bias)
+    memory = torch.randn(len(LENGTHS), max(LENGTHS), HEADS * SIZE, generator=torch.Generator().manual_seed(3))
+    kept = keep_memory(memory, layers, LENGTHS, width=1)
+    assert isinstance(kept, MemorySource)
+    for order, owners in (([0, 1, 2, 3], [0, 0, 2, 3]), ([0, 3, 2], [0, 1, 2])):
+        if len(order) < 4:
+            kept.keep_utterances(order)
+        lengths, owner = [LENGTHS[u] for u in order], torch.tensor(owners)
+        for index, layer in enumerate(layers):
+            found = kept.attend(index, queries(len(owners)), Rows(owner, len(order)))
+            expected = attention(queries(len(owners)), layer.project_source(memory[order]), lengths, owner)
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+@blocked
+def test_keys_and_values_are_made_for_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MEMORY_WORTH", max(LENGTHS) * HEADS * SIZE)
+    layers = step_layers(1, key_bias=True)
+    memory = torch.zeros(len(LENGTHS), max(LENGTHS), HEADS * SIZE)
+    assert not isinstance(keep_memory(memory, layers, LENGTHS, width=2), MemorySource)
+    assert isinstance(keep_memory(memory, layers, LENGTHS, width=1), MemorySource)
+    assert not isinstance(keep_memory(memory[:, 1:], layers, LENGTHS, width=1), MemorySource)

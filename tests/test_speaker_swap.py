@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from localgp.analysis.analyze import analyze
-from localgp.analysis.collect import read_run
-from localgp.analysis.context_attention import attention_table
-from localgp.analysis.speaker_swap import swap_table
 from localgp.build import build_model
 from localgp.evaluation.evaluate import evaluate
+from localgp.report.analyze import analyze
+from localgp.report.encoded_again import attention_table, swap_table
+from localgp.report.runs import read_run
 from localgp.run import Run
 from localgp.weights import save_weights
 from tests.analysis_helpers import MODULES, shared_place

@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from localgp.analysis.benchmarks import COMMANDS, read_benchmarks
-from localgp.analysis.markdown import replace_between_markers
-from localgp.analysis.speed import speed_section
 from localgp.errors import ConfigError
 from localgp.evaluation.timing_encoder import make_row
 from localgp.evaluation.timing_goals import goal
+from localgp.report.markdown import replace_between_markers
+from localgp.report.speed import COMMANDS, read_benchmarks, speed_section
 
 MACHINE = {"cpu": "A", "cores": 2, "threads": 1, "capability": "AVX2", "gpu": None, "torch": "2.12"}
 

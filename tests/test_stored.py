@@ -11,10 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from localgp import run as run_module
-from localgp.analysis.collect import Evaluated, Group
-from localgp.analysis.markdown import describe
-from localgp.analysis.sources import corpus_root
-from localgp.analysis.tables import description
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import CheckpointError
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, read_decoder_gates, write_decoder_gates
@@ -22,6 +18,10 @@ from localgp.evaluation.evaluate import load_weights, weights_of
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.gates import Gate
 from localgp.model import Losses
+from localgp.report.markdown import describe
+from localgp.report.runs import Evaluated, Group
+from localgp.report.tables import description
+from localgp.report.utterances import corpus_root
 from localgp.run import Run
 from localgp.training.module import kept_by_layer
 from tests.test_config import composed
@@ -169,7 +169,7 @@ def test_kept_ratio_of_every_gate():
     tokens = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     written = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
     zero = torch.zeros(())
-    losses = Losses(zero, zero, 1.0, 0.0, None, [{"ffn": Gate(written, written)}], tokens)
+    losses = Losses(zero, zero, 1.0, 0.0, None, [{"ffn": Gate(written, written)}], tokens, {})
     assert kept_by_layer(encoded, losses) == pytest.approx(
         {
             "kept/ffn1/layer1": 0.3,

@@ -31,7 +31,7 @@ def test_subsampling(frames, bins):
     if bins != 80:
         encoder.embed = Conv2dSubsampling(bins, SIZE, 0.0).eval()
     feats = torch.randn(2, frames, bins)
-    _, front, mask = subsample(encoder.embed, feats, torch.tensor([frames, frames]))
+    _, front, mask = subsample(encoder.embed, TIMELINE, feats, torch.tensor([frames, frames]))
     packed, layout = PackedSubsampling(encoder.embed, TIMELINE, torch.float32)(feats, [frames, frames])
     assert layout.lengths == [mask.shape[2]] * 2
     assert (layout.unpack(packed) - front).abs().max() <= 1e-5
@@ -94,7 +94,7 @@ def test_a_constant_end_is_computed_once_and_exactly(encoder, speech, monkeypatc
     feats = torch.full((2, 240, 80), -1.5)
     feats[0, :speech] = torch.randn(speech, 80, generator=torch.Generator().manual_seed(0))
     feats[1, : speech // 2] = 1.0
-    _, front, _ = subsample(encoder.embed, feats, torch.tensor([240, 240]))
+    _, front, _ = subsample(encoder.embed, TIMELINE, feats, torch.tensor([240, 240]))
     subsampling = PackedSubsampling(encoder.embed, TIMELINE, torch.float32)
     rows = []
     convolve = subsampling._convolve

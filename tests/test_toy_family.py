@@ -17,7 +17,7 @@ from localgp.corpora.rows import Task
 from localgp.decoder.train import decode_tokens
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
-from localgp.errors import ConfigError
+from localgp.errors import BackboneError, ConfigError
 from localgp.evaluation.flops import count_with_fvcore
 from localgp.hub.pack import pack
 from localgp.run import write_atomically
@@ -25,6 +25,7 @@ from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches
 from localgp.training.module import TrainingModule
 from localgp.weights import save_weights
+from localgp.window import Window
 from tests.test_config import composed
 
 SPEECH = torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -104,6 +105,7 @@ def test_all_paths_are_one(model):
         torch.testing.assert_close(packed.x, masked.x, atol=1e-5, rtol=0)
     kept = torch.stack([gate.value.mean() for layer in masked.gates for gate in layer.values()])
     assert 0.1 < kept.mean() < 0.9
+    model.window = Window("utterance", 0.0)
     ragged = model.packed().encode(SPEECH, LENGTHS)
     for b, length in enumerate(LENGTHS):
         alone = model.packed().encode(SPEECH[b : b + 1, :length], LENGTHS[b : b + 1])
@@ -174,6 +176,18 @@ def test_it_is_packed_up_and_loaded(cfg, model, tmp_path):
     assert [s.text for s in texts[0].segments] == [s.text for s in texts[1].segments]
     with pytest.raises(ConfigError, match="no model of ESPnet's"):
         pack(run, tmp_path, formats=("espnet",), name="n", licence="mit", without_scores=True)
+
+
+def test_a_model_that_is_there_is_gated(model):
+    gated = localgp.gate(
+        model.backbone.net, "row05", "backbone.name=toy", "decode.beam=1", "decode.maxlenratio=-4"
+    )
+    assert gated.model.backbone.net is model.backbone.net
+    noise = SPEECH[0].numpy()
+    assert gated.gates(noise).kept().keys() == {"attention", "ffn"}
+    assert gated.transcribe(noise, src="de").language == "de"
+    with pytest.raises(BackboneError, match="Linear is no model that can be gated; valid: WhisperFor"):
+        localgp.gate(torch.nn.Linear(1, 1))
 
 
 def test_gates_of_other_families_parts_are_refused(cfg):

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from localgp.analysis.collect import Evaluated
-from localgp.analysis.sources import find_utterances, read_hypotheses
 from localgp.corpora.integrity import rows_digest
 from localgp.corpora.prepared import load_prepared
 from localgp.errors import CheckpointError
+from localgp.report.runs import Evaluated
+from localgp.report.utterances import find_utterances, read_hypotheses
 from localgp.run import Run
 from localgp.training.data import StepBatches, TrainingExamples, rows_in
 from localgp.training.trained_on import FILE, changed, check_data, digests_of, write_data

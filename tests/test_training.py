@@ -131,7 +131,9 @@ def test_a_dev_loss_that_is_not_finite_stops_before_the_ranking(tmp_path, value)
 
 
 def test_weights_that_are_not_finite_are_not_decoded():
-    module = TrainingModule(torch.nn.Identity(), composed(), sample_rate=16_000)
+    model = torch.nn.Identity()
+    model.policy = model.decoder_policy = None
+    module = TrainingModule(model, composed(), sample_rate=16_000)
     module._dev_sums = {"valid/loss": float("nan")}
     scores = DevScores(None, "none")
     scores.on_validation_epoch_end(None, module)

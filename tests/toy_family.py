@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from localgp.backbones.base import Backbone, Branch, DecoderInput, Front, Loss, Packed, Shape
-from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm, fill
+from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm
+from localgp.backbones.longform import LongForm
 from localgp.backbones.rules import TimestampRules
 from localgp.errors import ConfigError
 from localgp.kernels.ragged import Ragged
 from localgp.timeline import Convolution, Timeline
 
-KEY, NAMES, PARTS, WHOLE = "toy", ("toy",), ("attention", "ffn"), ()
+KEY, NAMES, PARTS, WHOLE, HUB, CTC, RANKING = "toy", ("toy",), ("attention", "ffn"), (), (), False, "espnet"
 SIZE, HEADS, MELS, WINDOW = 16, 2, 10, 2.0
 
 
@@ -31,6 +32,7 @@ class Tokens:
         *"abcdefghijklmnopqrstuvwxyz ",
     )
     start, eos, blank, na, first_time, last_time = (0,), 1, -1, -1, 0, -1
+    long_form = LongForm()
 
     def encode(self, text):
         return [self.token_list.index(c) for c in text if c in self.token_list]
@@ -45,6 +47,9 @@ class Tokens:
 
     def prompt(self, language, target, *, timestamps=False):
         return [2 + self.languages.index(self.code(language)), 4 + (self.code(target) != language)]
+
+    def previous(self, text, longest):
+        return []
 
     def rules(self, primers):
         return TimestampRules(0, self.eos, -1, self.first_time, self.last_time).forbid_times
@@ -89,7 +94,7 @@ class Toy(Backbone):
     encoder_norm = property(lambda self: self.net.norm)
     decoder_norm = property(lambda self: self.net.decoder_norm)
     output_layer = property(lambda self: self.net.output)
-    stem = property(lambda self: self.net.stem)
+    stem = property(lambda self: (self.net.stem,))
 
     def __init__(self, net):
         self.net, self.name, self.source = net, "toy", "a test"
@@ -146,9 +151,8 @@ class Toy(Backbone):
         attention, ffn = PackedAttention(parts["attention"], dtype), PackedFeedForward(parts["ffn"], dtype)
 
         def run(x_ND, layout, plan):
-            attended_ND = torch.empty_like(x_ND)
-            fill(attended_ND, attention, x_ND, *plan.of("attention", layout))
-            x_ND = x_ND + attended_ND
+            x_ND = x_ND.clone()
+            attention.add_to(x_ND, *plan.of("attention", layout))
             ffn.add_to(x_ND, plan.frames.get("ffn"))
             return x_ND
 
@@ -200,3 +204,11 @@ def open_model(cfg):
     if cfg["weights"] == "pretrained":
         net.load_state_dict(torch.load(f"{cfg['path']}/toy.pt", weights_only=True))
     return Toy(net)
+
+
+def holds(model):
+    return isinstance(model, Net)
+
+
+def adopt(model, vocabulary=None):
+    return Toy(model)

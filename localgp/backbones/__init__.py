@@ -25,12 +25,18 @@ class Family(Protocol):
         NAMES: Published models, by the name of their configuration.
         PARTS: Of an encoder's layer, what can be gated.
         WHOLE: Of these, what sees its neighbours, and is gated per utterance.
+        CTC: Whether its models have a CTC output layer.
+        RANKING: Of hypotheses, where nothing else is asked for (`localgp.search.options.DecodeOptions`).
+        HUB: Words that the Hugging Face ids of its models have.
     """
 
     KEY: str
     NAMES: tuple[str, ...]
     PARTS: tuple[str, ...]
     WHOLE: tuple[str, ...]
+    CTC: bool
+    RANKING: str
+    HUB: tuple[str, ...]
 
     def recognises(self, directory: Path) -> bool:
         """Whether a directory holds a model of this family."""
@@ -41,8 +47,18 @@ class Family(Protocol):
     def open_model(self, cfg: Mapping[str, Any]) -> Backbone:
         """The model that ``cfg`` (`open_backbone`) means."""
 
+    def holds(self, model: Any) -> bool:
+        """Whether an object is a model of this family as its own library has it."""
 
-FAMILIES: dict[str, str | Family] = {"owsm": "localgp.backbones.owsm"}
+    def adopt(self, model: Any, vocabulary: Any = None) -> Backbone:
+        """Such an object behind the seam; it is the same object, not a copy.
+
+        Args:
+            vocabulary: What has its tokens, where it does not say so itself.
+        """
+
+
+FAMILIES: dict[str, str | Family] = {"owsm": "localgp.backbones.owsm", "whisper": "localgp.backbones.whisper"}
 """Name to the folder, or to an object of the same use."""
 
 
@@ -53,7 +69,7 @@ def families() -> dict[str, Family]:
 
 
 def family_of(path: str, name: str) -> Family:
-    """The family of a model: by the files of a directory, else by name.
+    """The family of a model: by the files of a directory, else by name, else by the words of a hub id.
 
     Args:
         path, name: Of the backbone's configuration.
@@ -67,9 +83,27 @@ def family_of(path: str, name: str) -> Family:
         found = [family for family in known.values() if family.recognises(directory)]
     else:
         found = [family for family in known.values() if name in family.NAMES]
+        found = found or [
+            family for family in known.values() if any(word in path.lower() for word in family.HUB)
+        ]
     if len(found) > 1:
         raise BackboneError(f"{path} may be of several families; keep the files of one model in it")
     return found[0] if found else known["owsm"]  # which says what is missing there
+
+
+def adopt(model: Any, vocabulary: Any = None) -> Backbone:
+    """The backbone of a model that is there already; see `Family.adopt`.
+
+    Raises:
+        BackboneError: It is of no family.
+    """
+    for family in families().values():
+        if family.holds(model):
+            return family.adopt(model, vocabulary)
+    raise BackboneError(
+        f"{type(model).__name__} is no model that can be gated; valid: WhisperForConditionalGeneration of "
+        "transformers, ESPnetS2TModel or Speech2Text (espnet2.bin.s2t_inference) of ESPnet"
+    )
 
 
 def open_backbone(cfg: Mapping[str, Any]) -> Backbone:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from localgp.backbones.longform import LongForm
 from localgp.kernels.plan import LayerPlan
 from localgp.kernels.ragged import Ragged
 from localgp.timeline import Timeline
@@ -81,6 +82,9 @@ class Branch:
 Branches = dict[str, Branch]
 
 
+Within = Callable[[Tensor], Tensor]
+
+
 class Run(Protocol):
     """How the parts of one layer are run: with its gates, masked or gathered (`localgp.encoder.run`,
     `localgp.decoder.train`). A family calls each part through it, by its name in `Backbone.branches`."""
@@ -93,12 +97,17 @@ class Run(Protocol):
     ) -> Tensor:
         """``part(x, mask)``, of self-attention."""
 
-    def utterance(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``part(x)``, of a part that sees its neighbours."""
+    def utterance(self, name: str, part: Callable[[Tensor, Within], Tensor], x: Tensor) -> Tensor:
+        """``part(x, within)``, of a part that sees its neighbours: a convolution in it is given ``within(its input)``,
+        and so sees nothing but zeros behind an utterance's end, as if that were alone."""
+
+    def within(self, x: Tensor) -> Tensor:
+        """The same for a convolution that cannot be gated: ``x``, zeros behind each utterance's end."""
 
 
-Forbid = Callable[[Tensor, Tensor, Tensor], None]
-"""``forbid(scores_RV, tokens_RP, length_R)``: sets the scores of what may not follow to minus infinity, in place."""
+Forbid = Callable[[Tensor, Tensor, Tensor, int], None]
+"""``forbid(scores_RV, tokens_RP, length_R, written)``: sets the scores of what may not follow to minus infinity, in
+place. Of each row's tokens the search wrote the last ``written``."""
 
 
 class Tokens(Protocol):
@@ -108,12 +117,13 @@ class Tokens(Protocol):
         token_list: Tokens by id.
         start: What every output begins with, before the prompt.
         eos: Ends an output.
-        blank: CTC's, where the model has one.
+        blank: CTC's; -1 where the model has none.
         languages: What can be spoken, as the model names them.
         language_ids: The tokens of these languages, in their order.
         first_time, last_time: Ids of the first and the last time symbol, which are contiguous; an empty range where
             there are none.
         na: Stands for previous text that there is none of.
+        long_form: How it walks through long recordings.
     """
 
     token_list: list[str]
@@ -125,6 +135,7 @@ class Tokens(Protocol):
     first_time: int
     last_time: int
     na: int
+    long_form: LongForm
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -135,6 +146,14 @@ class Tokens(Protocol):
 
         Raises:
             ConfigError: A language that the model does not have.
+        """
+
+    def previous(self, text: Sequence[int], longest: int) -> list[int]:
+        """What stands before `start` where there is text before.
+
+        Args:
+            text: Its ids.
+            longest: Positions of the decoder, of which it takes half at most.
         """
 
     def code(self, language: str) -> str:
@@ -187,6 +206,18 @@ class Loss(NamedTuple):
     ctc: Tensor | None = None
 
 
+class Peer(Protocol):
+    """What else computes the same weights, to be timed beside ours, in fp32."""
+
+    def encode(self, feats_BSF: Tensor) -> Tensor:
+        """Features of full windows to (B, T, D)."""
+
+    def search(
+        self, memory_BTD: Tensor, primers: Sequence[list[int]], beam: int
+    ) -> Callable[[], list[list[int]]]:
+        """A search that is ready to run: the best hypothesis of each utterance, without its primer and its end."""
+
+
 PackedLayer = Callable[[Tensor, Ragged, LayerPlan], Tensor]
 """``layer(x_ND, layout, plan)``: may change ``x_ND`` on the way."""
 
@@ -216,6 +247,10 @@ class Backbone(ABC):
 
     Attributes:
         key: Of the family, in stored models.
+        library: That the model is of, as the Hugging Face hub tags it.
+        peers: Names of what else computes it (`peer`).
+        saves_hub_folder: Whether what `save` writes is what that library loads from the hub, so that a packed model is
+            that, with the gates beside it.
         net: The model.
         shape: Its sizes.
         timeline: Where its encoder frames lie on the signal.
@@ -229,6 +264,9 @@ class Backbone(ABC):
     """
 
     key: ClassVar[str]
+    library: ClassVar[str] = ""
+    peers: ClassVar[tuple[str, ...]] = ()
+    saves_hub_folder: ClassVar[bool] = False
     net: nn.Module
     shape: Shape
     timeline: Timeline
@@ -240,8 +278,8 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def stem(self) -> nn.Module:
-        """What makes encoder frames of feature frames, where it is timed beside ours."""
+    def stem(self) -> tuple[nn.Module, ...]:
+        """The modules that make encoder frames of feature frames, where they are timed beside ours."""
 
     @property
     @abstractmethod
@@ -274,7 +312,8 @@ class Backbone(ABC):
 
     @abstractmethod
     def front(self, feats_BSF: Tensor, lengths_B: Tensor) -> Front:
-        """The stem, with positions."""
+        """The stem, with positions. Lengths may differ: no frame of an utterance sees what is behind its end, and
+        ``mask`` has as many as it would have alone (`Timeline.frames_of`)."""
 
     @abstractmethod
     def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor: ...
@@ -319,7 +358,8 @@ class Backbone(ABC):
         """The family's own loss.
 
         Args:
-            x_BTD, lengths_B: The encoder's output.
+            x_BTD: The encoder's output.
+            lengths_B: Its frames.
             logits_QLV: The decoder's.
             targets_QL: Of `decoder_input`.
             batch: With ``text_ctc`` (B, L) and ``text_ctc_lengths`` (B,), transcripts.
@@ -338,6 +378,14 @@ class Backbone(ABC):
         """
         raise NotImplementedError(f"there is no other implementation of {self.name} to compare with")
 
+    def peer(self, name: str) -> Peer:
+        """One of `peers`, with the weights as they are now.
+
+        Raises:
+            ConfigError: It is not installed.
+        """
+        raise NotImplementedError(f"{name} has no {self.name}")
+
     def use_fast_kernels(self) -> None:  # noqa: B027
         """Lets ``net`` compute the same numbers with faster kernels in training, where it has them."""
 
@@ -345,6 +393,11 @@ class Backbone(ABC):
     def save(self, folder: Path, *, weights: bool = True) -> None:
         """Writes what `localgp.backbones.open_backbone` reads; without weights, what ``backbone.weights=random``
         needs."""
+
+    def frame_parts(self) -> list[str]:
+        """Parts of an encoder's layer that can be gated frame by frame."""
+        parts = self.branches("encoder", 0)
+        return [name for name, part in parts.items() if part.kind not in ("always", "convolution")]
 
     def part_names(self, side: Side) -> list[str]:
         """Parts of a layer that can be gated."""

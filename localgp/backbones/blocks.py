@@ -16,9 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.backbones.base import Branch, Branches
+from localgp.kernels.kept import Kept
+from localgp.kernels.kept import attend as attend_kept
 from localgp.kernels.linear import Linear, activation_of, fused
 from localgp.kernels.ragged import Ragged, attend
 from localgp.kernels.rows import gather_norm, scatter_add
+
+Where = Tensor | Kept | None
+"""The rows that a part runs on: their indices, or what a GPU alone knows of them; None for all."""
 
 ROWS = 32  # rows of a step that weights are laid out for; all counts from 5 to 256 get the same layout
 
@@ -30,8 +35,9 @@ class PackedNorm:
         self._weight, self._bias = norm.weight.detach().float(), norm.bias.detach().float()
         self._eps, self._dtype = norm.eps, dtype
 
-    def __call__(self, x_ND: Tensor, index_K: Tensor | None = None) -> Tensor:
-        return gather_norm(x_ND, index_K, self._weight, self._bias, self._eps, self._dtype)
+    def __call__(self, x_ND: Tensor, where: Where = None) -> Tensor:
+        index, count = (where.index_N, where.count) if isinstance(where, Kept) else (where, None)
+        return gather_norm(x_ND, index, self._weight, self._bias, self._eps, self._dtype, count)
 
 
 class PackedFeedForward:
@@ -44,11 +50,12 @@ class PackedFeedForward:
         bias = None if second.bias is None else second.bias * branch.scale
         self._second = Linear(second.weight * branch.scale, bias, dtype)
 
-    def add_to(self, x_ND: Tensor, index_K: Tensor | None) -> None:
-        """Adds its output to the rows ``index_K``, in place."""
-        if index_K is not None and len(index_K) == 0:
-            return
-        scatter_add(x_ND, index_K, self._second(self._first(self._norm(x_ND, index_K))))
+    def add_to(self, x_ND: Tensor, where: Where) -> None:
+        """Adds its output to the rows where it runs, in place."""
+        if isinstance(where, Kept):
+            self._second.to_rows(self._first(self._norm(x_ND, where), where), where, x_ND, add=True)
+        elif where is None or len(where):
+            scatter_add(x_ND, where, self._second(self._first(self._norm(x_ND, where))))
 
 
 class PackedAttention:
@@ -56,38 +63,67 @@ class PackedAttention:
 
     def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         query, key, value, out = _linears(branch)
-        self._norm = PackedNorm(branch.norm, dtype)
+        self._norm, self._dtype = PackedNorm(branch.norm, dtype), dtype
         self._qkv = fused([query, key, value], dtype)
         self._out = fused([out], dtype)
         self._heads, self._head_norms = branch.heads, branch.head_norms
 
     def __call__(self, x_ND: Tensor, index_K: Tensor | None, layout: Ragged) -> Tensor:
         """Of the kept frames, (K, D)."""
-        normed = self._norm(x_ND, index_K)
-        qkv_K3Hd = self._qkv(normed).view(len(normed), 3, self._heads, -1)
-        if self._head_norms is not None:
-            query, key = (
-                norm(qkv_K3Hd[:, part].float()).to(qkv_K3Hd.dtype)
-                for part, norm in enumerate(self._head_norms)
-            )
-            qkv_K3Hd = torch.stack([query, key, qkv_K3Hd[:, 2]], dim=1)
-        return self._out(attend(qkv_K3Hd, layout))
+        return self._out(attend(self._by_head(self._qkv(self._norm(x_ND, index_K))), layout))
+
+    def add_to(self, x_ND: Tensor, where: Where, layout: Ragged) -> None:
+        """Adds its output to the rows where it runs, in place; ``layout`` is theirs."""
+        if isinstance(where, Kept):
+            self._out.to_rows(self._attended(x_ND, where), where, x_ND, add=True)
+        elif where is None or len(where):
+            scatter_add(x_ND, where, self(x_ND, where, layout))
+
+    def spread(self, x_ND: Tensor, where: Where, layout: Ragged, into_ND: Tensor | None = None) -> Tensor:
+        """See `spread`."""
+        if not isinstance(where, Kept):
+            return spread(self, x_ND, where, layout, self._dtype, into_ND)
+        if into_ND is None:
+            into_ND = torch.empty_like(x_ND, dtype=self._dtype)
+        self._out.to_rows(self._attended(x_ND, where), where, into_ND.zero_(), add=False)
+        return into_ND
+
+    def _attended(self, x_ND: Tensor, kept: Kept) -> Tensor:
+        return attend_kept(self._by_head(self._qkv(self._norm(x_ND, kept), kept)), kept)
+
+    def _by_head(self, qkv_KC: Tensor) -> Tensor:
+        qkv_K3Hd = qkv_KC.view(len(qkv_KC), 3, self._heads, -1)
+        if self._head_norms is None:
+            return qkv_K3Hd
+        query, key = (
+            norm(qkv_K3Hd[:, part].float()).to(qkv_K3Hd.dtype) for part, norm in enumerate(self._head_norms)
+        )
+        return torch.stack([query, key, qkv_K3Hd[:, 2]], dim=1)
 
 
-def fill(
-    into_ND: Tensor,
+def spread(
     part: Callable[[Tensor, Tensor | None, Ragged], Tensor],
     x_ND: Tensor,
-    index_K: Tensor | None,
-    kept: Ragged,
-) -> None:
-    """Writes a part's result where it runs, and zeros elsewhere."""
-    if index_K is None:
-        into_ND.copy_(part(x_ND, None, kept))
-        return
+    where: Where,
+    layout: Ragged,
+    dtype: torch.dtype,
+    into_ND: Tensor | None = None,
+) -> Tensor:
+    """A part's result where it runs, and zeros elsewhere.
+
+    Args:
+        part: Of x, the indices of the rows where it runs, and their layout, the result for these rows.
+        dtype: Of the result.
+        into_ND: Where to write it.
+    """
+    assert not isinstance(where, Kept), "the rows of a part that has neighbours are known on the host"
+    if where is None:
+        y_ND = part(x_ND, None, layout)
+        return y_ND if into_ND is None else into_ND.copy_(y_ND)
+    if into_ND is None:
+        into_ND = torch.empty_like(x_ND, dtype=dtype)
     into_ND.zero_()
-    if kept.total:
-        into_ND.index_copy_(0, index_K, part(x_ND, index_K, kept))
+    return into_ND.index_copy_(0, where, part(x_ND, where, layout)) if layout.total else into_ND
 
 
 class StepNorm:
@@ -103,6 +139,9 @@ class StepNorm:
         self._weight, self._bias = norm.weight.detach().float(), norm.bias.detach().float()
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            rows = gather_norm(x.flatten(0, -2), None, self._weight, self._bias, self._eps, self._dtype)
+            return rows.view(x.shape)
         return F.layer_norm(x.float(), self._shape, self._weight, self._bias, self._eps).to(self._dtype)
 
 
@@ -112,6 +151,10 @@ class StepLayer:
     Args:
         parts: Self-attention, attention to the encoder's output, FFN, in this order.
         dtype: Type of weights and products.
+
+    Attributes:
+        source_key_value: Weights of the source attention's keys and values by themselves, see `_apart`; None where keys
+            are normalised.
     """
 
     def __init__(self, parts: Branches, dtype: torch.dtype) -> None:
@@ -134,11 +177,10 @@ class StepLayer:
         self.source_out = fused([out], dtype, rows=ROWS)
         self._own_q_norm, self._own_k_norm = _head_norms(own, dtype)
         self._source_q_norm, self._source_k_norm = _head_norms(source, dtype)
+        self.source_key_value = None if source.head_norms else self._apart(key, value, dtype)
         first, second = _linears(ffn)
-        relu = isinstance(ffn.activation, nn.ReLU)
-        self._ffn_in = fused([first], dtype, "relu" if relu else "none", ROWS)
+        self._ffn_in = fused([first], dtype, _activation(ffn), ROWS)
         self._ffn_out = fused([second], dtype, rows=ROWS)
-        self._activation = None if relu else ffn.activation
 
     def project_own(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (R, H, d), and keys and values (R, 2, H, d), of the tokens."""
@@ -154,14 +196,20 @@ class StepLayer:
         key, value = (self._by_head(x) for x in self._source_kv(memory_BTD).chunk(2, dim=-1))
         return key if self._source_k_norm is None else self._source_k_norm(key), value
 
+    def _apart(
+        self, key: nn.Linear, value: nn.Linear, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weights of keys and of values (H, d, D), and the values' bias (D,), for attention without either."""
+        weights = (one.weight.detach().to(dtype).unflatten(0, (self.heads, -1)) for one in (key, value))
+        return *weights, None if value.bias is None else value.bias.detach().to(dtype)
+
     def source_query(self, x_RD: Tensor) -> Tensor:
         """Queries (R, H, d) to the encoder's output."""
         query = self._by_head(self._source_q(x_RD))
         return query if self._source_q_norm is None else self._source_q_norm(query)
 
     def feed_forward(self, x_RD: Tensor) -> Tensor:
-        hidden = self._ffn_in(x_RD)
-        return self._ffn_out(hidden if self._activation is None else self._activation(hidden))
+        return self._ffn_out(self._ffn_in(x_RD))
 
     def _by_head(self, x_D: Tensor) -> Tensor:
         """(..., D) to (..., H, d)."""

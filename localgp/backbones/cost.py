@@ -111,6 +111,17 @@ class EncoderCost:
             total += sum(self._on(cost, counts.get(name)) for name, cost in layer.items() if cost.gated)
         return total
 
+    def shortened(self, left: Sequence[int]) -> float:
+        """The whole encoder on fewer frames from some layer on.
+
+        Args:
+            left: Frames that each layer runs on, and then those of the output.
+        """
+        total = float(self.stem) + left[-1] * norm_cost(self.size)
+        for layer, frames in zip(self.parts, left[:-1], strict=True):
+            total += sum(self._on(cost, frames) for cost in layer.values())
+        return total
+
     def _on(self, cost: PartCost, kept: float | None = None) -> float:
         kept = self.frames if kept is None else kept
         return cost.on(kept, kept**2)

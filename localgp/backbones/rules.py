@@ -36,17 +36,18 @@ class TimestampRules:
         """For utterances that begin so: where times are forbidden in all of them, that is all there is to do."""
         return self.forbid_times if all(self.notimestamps in primer for primer in primers) else self.apply
 
-    def forbid_times(self, scores_NV: Tensor, tokens_NP: Tensor, length_N: Tensor) -> None:
+    def forbid_times(self, scores_NV: Tensor, tokens_NP: Tensor, length_N: Tensor, written: int) -> None:
         """Forbids time symbols, in place."""
         scores_NV[:, self.first_time : self.last_time + 1] = NEVER
 
-    def apply(self, scores_NV: Tensor, tokens_NP: Tensor, length_N: Tensor) -> None:
+    def apply(self, scores_NV: Tensor, tokens_NP: Tensor, length_N: Tensor, written: int) -> None:
         """Forbids, in place, what may not follow each row's tokens.
 
         Args:
             scores_NV: Scores of the next token.
             tokens_NP: Tokens of each row, the primer included, then padding.
             length_N: Tokens of each row.
+            written: Of them by the search; it makes no difference here.
         """
         place_P = torch.arange(tokens_NP.shape[1], device=tokens_NP.device)
         real_NP = place_P < length_N.unsqueeze(1)

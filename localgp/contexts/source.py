@@ -24,7 +24,7 @@ def lengthened(signal_N: np.ndarray, shortest: int) -> np.ndarray:
     """A signal that an extractor can hear: a shorter one is repeated from its start, as ESPnet's BEATs does, and an
     empty one is silence.
 
-    Example:
+    Examples:
         >>> lengthened(np.array([1.0, 2.0]), 5)
         array([1., 2., 1., 2., 1.])
     """

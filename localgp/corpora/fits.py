@@ -27,24 +27,24 @@ def split_of(splits: Mapping[str, Any], name: str) -> Any:
     return splits[name]
 
 
-def check_fits(rows: Any, backbone: Backbone) -> None:
+def check_fits(rows: Any, backbone: Backbone, window: float) -> None:
     """Compares segments with what the backbone hears at once and knows.
 
     Args:
         rows: Of a prepared split.
         backbone: What they are for.
+        window: Seconds that it hears at once.
 
     Raises:
         ConfigError: Segments that it would hear the beginning of alone, whose text is of the whole; or languages
             that it does not have.
     """
-    refuse(_problems(rows, backbone))
+    refuse(_problems(rows, backbone, window))
 
 
-def _problems(rows: Any, backbone: Backbone) -> list[str]:
+def _problems(rows: Any, backbone: Backbone, window: float) -> list[str]:
     table = rows.select_columns(["seconds", "language", "targets"]).with_format(None)[:]
     problems = []
-    window = backbone.padded_seconds
     over = [seconds for seconds in table["seconds"] if seconds > window + _ROUNDING]
     if over:
         problems.append(

@@ -76,7 +76,7 @@ def canonical(code: str) -> str:
     Raises:
         ConfigError: Not a language code.
 
-    Example:
+    Examples:
         >>> [canonical(code) for code in ("fr", "fra", "fre", "FR", "fr-CA", "yue", "zh-yue", "jw")]
         ['fr', 'fr', 'fr', 'fr', 'fr', 'yue', 'yue', 'jv']
     """
@@ -107,7 +107,7 @@ def find(code: str, known: Iterable[str]) -> str | None:
         code: As a person writes it.
         known: The model's codes, in whatever standard.
 
-    Example:
+    Examples:
         >>> find("fre", ["deu", "fra"]), find("yue", ["zh", "yue"]), find("nb", ["no", "nn"]), find("xx", ["deu"])
         ('fra', 'yue', 'no', None)
     """
@@ -129,7 +129,7 @@ def _find(code: str, codes: tuple[str, ...]) -> str | None:
 def like(code: str, known: Iterable[str]) -> list[str]:
     """A model's languages in the form that a person used, for messages: two letters to those who write two.
 
-    Example:
+    Examples:
         >>> like("xx", ["deu", "fra", "yue"]), like("xxx", ["de", "fr"]), like("", ["deu"])
         (['de', 'fr', 'yue'], ['deu', 'fra'], ['deu'])
     """
@@ -145,7 +145,7 @@ def to_iso_639_3(code: str) -> str:
     Raises:
         ConfigError: Not a language code.
 
-    Example:
+    Examples:
         >>> to_iso_639_3("fr"), to_iso_639_3("deu"), to_iso_639_3("de-AT")
         ('fra', 'deu', 'deu')
     """

@@ -46,7 +46,7 @@ def padded_speech(items: Sequence[Mapping[str, Any]], samples: int) -> tuple[Ten
     Args:
         samples: N; longer signals are cut.
 
-    Example:
+    Examples:
         >>> speech, ends = padded_speech([{"samples": [16384, -16384]}, {"samples": [0, 0, 0, 0, 0]}], 4)
         >>> speech[0].tolist(), ends.tolist()
         ([0.5, -0.5, 0.0, 0.0], [2, 4])

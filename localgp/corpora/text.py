@@ -34,7 +34,7 @@ def normalize_text(text: str, case: str = "lower") -> str:
         text: One line of a corpus.
         case: ``lower`` or ``keep``.
 
-    Example:
+    Examples:
         >>> normalize_text("L ’ Europe, c ' est  nous – n'est-ce pas ?")
         "l'europe, c'est nous – n'est-ce pas ?"
         >>> normalize_text("” Un po ' di pace.", case="keep")

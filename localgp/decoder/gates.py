@@ -62,7 +62,7 @@ class StepGates:
         policy: `LocalGates`, `GlobalGates` or a control, in eval mode.
         contexts: What the policy needs, name to (Q, 1, C).
 
-    Example:
+    Examples:
         >>> gates = StepGates(model.decoder_policy, contexts)                      # doctest: +SKIP
         >>> search(memory_BTD, lengths_B, primers, gates)                          # doctest: +SKIP
     """

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from localgp.kernels.ragged import sent
+
 
 class Rows:
     """Where each row belongs. Rows are sorted by utterance. What follows from that is worked out when asked for.
@@ -56,7 +58,7 @@ class Rows:
     @cached_property
     def _counts_U(self) -> Tensor:
         if "counts" in self.__dict__:
-            return torch.tensor(self.counts, device=self.utterance_N.device)
+            return sent(torch.tensor(self.counts), self.utterance_N.device)
         return torch.bincount(self.utterance_N, minlength=self.utterances)
 
     @cached_property

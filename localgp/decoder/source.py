@@ -5,7 +5,8 @@ multiplications. PyTorch's attention and batched products on a CPU are made for 
 is as good at few: with a group for each head, the keys as weights make the scores of all rows, and the values as
 weights their outputs. oneDNN has them in its blocked layout, made once, and on one thread takes half of the
 attention's time for 5 rows (`BlockedSource`). Where that does not pay, on a GPU and for small models, it is
-PyTorch's attention (`GridSource`).
+PyTorch's attention (`GridSource`). A greedy search has one row an utterance: there keys and values take longer to make
+than to use, and are not made (`MemorySource`).
 
 Several utterances of a search may be tasks of one recording (its transcript, its translations). They share one encoder
 output, and with it keys, values and their reading (`SharedSource`).
@@ -17,18 +18,43 @@ padding, D model size, H heads, K size of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.decoder.rows import Rows, attend
-from localgp.kernels.onednn import blocked_convolution, convolution, takes_convolutions
+from localgp.kernels.linear import Linear
+from localgp.kernels.onednn import blocked_convolution, convolution, takes_blocked, takes_convolutions
+
+if TYPE_CHECKING:
+    from localgp.backbones.blocks import StepLayer
 
 CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)
 # Multiplications of an utterance's rows with its keys from which on the blocked layout is the faster one
 WORTH = {torch.float32: 1_200_000, torch.bfloat16: 400_000}
+MEMORY_WORTH = (
+    500_000  # numbers of an encoder output from which on no keys and values are made for one row of it
+)
+HEADS = 8  # rows of a product with frames, about: one for each head
 BLOCK = 16  # channels that oneDNN keeps together
+
+
+def keep_memory(
+    memory_STD: Tensor, layers: Sequence[StepLayer], lengths: Sequence[int], width: int
+) -> MemorySource | GridSource | BlockedSource:
+    """Args:
+    memory_STD: Encoder outputs.
+    layers: Of the decoder.
+    lengths: Frames of each encoder output.
+    width: Rows that will attend to one of them in a step, at most.
+    """
+    weights = [layer.source_key_value for layer in layers]
+    one_row = width == 1 and memory_STD[0].numel() >= MEMORY_WORTH and None not in weights
+    if one_row and memory_STD.dtype == torch.float32 and takes_blocked(memory_STD):
+        return MemorySource(memory_STD, [own for own in weights if own is not None], lengths)
+    return keep_source([layer.project_source(memory_STD) for layer in layers], lengths, width)
 
 
 def keep_source(
@@ -49,7 +75,7 @@ def keep_source(
 def without_gaps(keep: Sequence[bool]) -> list[int]:
     """The order of those that stay: the last ones move into the gaps, so that as few as possible are copied.
 
-    Example:
+    Examples:
         >>> without_gaps([True, False, True, True])
         [0, 3, 2]
     """
@@ -66,22 +92,20 @@ class SharedSource:
     """Encoder outputs, and which one each utterance attends to.
 
     Args:
-        keys_values, lengths: See `keep_source`.
+        kept: Of `keep_memory` or `keep_source`.
+        count: How many encoder outputs it has.
         owners: The encoder output of each utterance.
-        beam: Rows that an utterance will have in a step, at most.
+        device: Of the rows.
     """
 
     def __init__(
         self,
-        keys_values: Sequence[tuple[Tensor, Tensor]],
-        lengths: Sequence[int],
+        kept: MemorySource | GridSource | BlockedSource,
+        count: int,
         owners: Sequence[int],
-        beam: int,
+        device: torch.device,
     ) -> None:
-        most = max(owners.count(owner) for owner in set(owners))
-        self._kept = keep_source(keys_values, lengths, most * beam)
-        self._count = len(lengths)
-        self._device = keys_values[0][0].device
+        self._kept, self._count, self._device = kept, count, device
         self._grouped: tuple[Rows, Tensor, Rows] | None = None  # rows, their order by owner, and so ordered
         self._follow(list(owners))
 
@@ -209,7 +233,9 @@ class BlockedSource:
         weight_HPK = key_THK.new_zeros(heads, padded, size)
         torch.mul(key_THK.transpose(0, 1), size**-0.5, out=weight_HPK[:, :frames])
         weight_HKP = value_THK.new_zeros(heads, size, padded)
-        weight_HKP[:, :, :frames] = value_THK.permute(1, 2, 0)
+        # PyTorch turns a matrix around in tiles where both it and the result are contiguous, else 3 times as slowly.
+        turned_DT = value_THK.flatten(1).contiguous().t().contiguous()
+        weight_HKP.flatten(0, 1)[:, :frames] = turned_DT
         return _reordered(weight_HPK), _reordered(weight_HKP)
 
     def _bias_of(self, frames: int, dtype: torch.dtype) -> Tensor:
@@ -217,6 +243,53 @@ class BlockedSource:
         bias_P = torch.zeros(-(-frames // BLOCK) * BLOCK, dtype=dtype)
         bias_P[frames:] = float("-inf")
         return bias_P.repeat(self._heads)
+
+
+class MemorySource:
+    """Encoder outputs as they are; a head's query is brought to where they lie, and its average back from there:
+
+        q K^T = (q W_k) m^T + what is the same for all frames,    p V = (p m) W_v^T + b_v
+
+    A row so multiplies with every frame of D numbers once per head, and reads each frame twice as it would read its key
+    and its value. What is saved is to make these: as much time as some hundred tokens of an utterance lose by it.
+    """
+
+    def __init__(
+        self,
+        memory_STD: Tensor,
+        weights: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+        lengths: Sequence[int],
+    ) -> None:
+        self._weights = weights
+        utterances = [memory_TD[:n] for memory_TD, n in zip(memory_STD, lengths, strict=True)]
+        self._frames = [
+            (
+                Linear(m_TD, None, m_TD.dtype, rows=HEADS),
+                Linear(m_TD.T.contiguous(), None, m_TD.dtype, rows=HEADS),
+            )
+            for m_TD in utterances
+        ]
+
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
+        """Attention of every row to its utterance, (N, D)."""
+        key_HKD, value_HKD, bias_D = self._weights[layer]
+        size = query_NHK.shape[2]
+        query_HND = torch.bmm(query_NHK.transpose(0, 1) * size**-0.5, key_HKD)
+        average_HND = torch.empty_like(query_HND)
+        first = 0
+        for (to_frames, to_average), count in zip(self._frames, rows.counts, strict=True):
+            mine = slice(first, first + count)
+            if count:
+                x_RD = query_HND[:, mine].flatten(0, 1)
+                average_RD = to_average(to_frames(x_RD).softmax(-1))
+                average_HND[:, mine] = average_RD.unflatten(0, (-1, count))
+            first += count
+        out_NHK = torch.bmm(average_HND, value_HKD.transpose(1, 2)).transpose(0, 1)
+        return out_NHK.flatten(1) if bias_D is None else out_NHK.flatten(1) + bias_D
+
+    def keep_utterances(self, order: Sequence[int]) -> None:
+        """Utterance u is what was ``order[u]``."""
+        self._frames = [self._frames[u] for u in order]
 
 
 def _reordered(weight_HOI: Tensor) -> Tensor:

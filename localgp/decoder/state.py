@@ -1,7 +1,7 @@
 """A running batch of the cached decoder: what is kept from step to step, and one step.
 
 With gates, a module runs on the rows whose gate is open, and only on them; a token whose self-attention is
-closed is neither query nor key.
+closed is neither query nor key. (A GPU runs it on all rows and drops the others, see `_Open`.)
 
 Shape legend: N rows, U utterances, W slots, T encoder frames, C columns of the cache, D model size, H heads,
 K size of a head, B utterances of the whole batch, P passes, L layers, M gated modules.
@@ -18,7 +18,8 @@ from localgp.backbones.blocks import StepLayer
 from localgp.decoder.cache import KeyValues, TokenTree
 from localgp.decoder.gates import DecoderGates, GateState
 from localgp.decoder.rows import Rows, attend
-from localgp.decoder.source import SharedSource, without_gaps
+from localgp.decoder.source import SharedSource, keep_memory, without_gaps
+from localgp.kernels.ragged import sent
 
 if TYPE_CHECKING:
     from localgp.decoder.cached import CachedDecoder
@@ -41,8 +42,9 @@ class DecoderState:
         self._decide = gates
         owners = owners or list(range(len(memory_BTD)))
         self._utterances = len(owners)
-        projected = [layer.project_source(memory_BTD) for layer in decoder.layers]
-        self._source = SharedSource(projected, lengths_B.tolist(), owners, beam)
+        most = max(owners.count(owner) for owner in set(owners))
+        kept = keep_memory(memory_BTD, decoder.layers, lengths_B.tolist(), most * beam)
+        self._source = SharedSource(kept, len(memory_BTD), owners, memory_BTD.device)
         self._caches = [
             KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
         ]
@@ -78,9 +80,9 @@ class DecoderState:
         order = without_gaps(keep_U)
         count, device = len(order), self._original_U.device
         moved = [(to, from_) for to, from_ in enumerate(order) if to != from_]
-        move_to, move_from = torch.tensor(moved, device=device, dtype=torch.long).view(-1, 2).unbind(1)
+        move_to, move_from = sent(torch.tensor(moved, dtype=torch.long).view(-1, 2), device).unbind(1)
         self._source.keep_utterances(order)
-        index = torch.tensor(order, device=device)
+        index = sent(torch.tensor(order), device)
         for tree in self._trees:
             tree.keep_utterances(move_to, move_from, count)
         self._original_U = self._original_U.index_select(0, index)
@@ -142,6 +144,8 @@ class DecoderState:
 
     def _grow(self, tree: TokenTree, rows: Rows, own: _Open, causal: bool) -> tuple[Tensor, Tensor]:
         new_N = rows.index_N if own.index is None else own.index
+        if own.mask_N is not None:  # a closed row's column is nobody's
+            new_N = new_N.where(own.mask_N, rows.size)
         columns_N = tree.append(rows, own.rows, new_N, causal=causal)
         return columns_N, tree.mask(own.rows, own.index, self._decoder.dtype)
 
@@ -163,19 +167,27 @@ class DecoderState:
 
 
 class _Open:
-    """The rows whose gate is open: taken out before a module, its output added back."""
+    """The rows whose gate is open: taken out before a module, its output added back.
 
-    def __init__(self, index: Tensor | None, rows: Rows) -> None:
-        self.index, self.rows = index, rows
+    A GPU computes the others too (``mask_N``) and adds nothing for them: a step reads all weights as soon as one row of
+    it runs, and to know which ones do its host would have to wait at every module.
+    """
+
+    def __init__(self, index: Tensor | None, rows: Rows, mask_N: Tensor | None = None) -> None:
+        self.index, self.rows, self.mask_N = index, rows, mask_N
 
     @classmethod
     def where(cls, mask_N: Tensor | None, rows: Rows) -> _Open:
-        return cls(None, rows) if mask_N is None else cls(*rows.subset(mask_N))
+        if mask_N is None or mask_N.is_cuda:
+            return cls(None, rows, mask_N)
+        return cls(*rows.subset(mask_N))
 
     def take(self, x_ND: Tensor) -> Tensor:
         return x_ND if self.index is None else x_ND.index_select(0, self.index)
 
     def add(self, x_ND: Tensor, y_ND: Tensor) -> Tensor:
+        if self.mask_N is not None:
+            return x_ND.addcmul(y_ND, self.mask_N.unsqueeze(1))
         if self.index is None:
             return x_ND + y_ND
         return x_ND.index_add(0, self.index, y_ND.to(x_ND.dtype))

@@ -10,14 +10,14 @@ Shape legend: Q sequences, L tokens, D model size, V vocabulary, T encoder frame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
-from localgp.encoder.run import Masked
+from localgp.encoder.run import LAST, Masked, States
 from localgp.gates.base import GatePolicy, Gates
 from localgp.pruning import check_gated
 
@@ -26,18 +26,21 @@ class DecoderOutput(NamedTuple):
     """Attributes:
     logits: (Q, L, V), the scores of the token after each.
     gates: Per layer, module name to `Gate`, (Q, L) or (Q, 1); empty without gates.
+    states: (Q, L, D) by layer, as of `localgp.encoder.run.EncoderOutput`.
     """
 
     logits: Tensor
     gates: list[Gates]
+    states: States
 
 
 class MaskedTokens(Masked):
     """`Masked` for tokens, which see those before them."""
 
     def _attended(
-        self, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, gate: Tensor, mask: Tensor
+        self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
+        gate = self.gates[name].value
         return part(x, without_closed(mask, gate.detach() > 0.5)) * gate.unsqueeze(-1)
 
 
@@ -51,6 +54,8 @@ def decode_tokens(
     contexts: dict[str, Tensor] | None = None,
     *,
     forget: bool = False,
+    keep: Collection[int] = (),
+    keys_felt: bool = False,
 ) -> DecoderOutput:
     """Scores the next token after every prefix.
 
@@ -62,6 +67,8 @@ def decode_tokens(
         policy: A gate policy (`localgp.gates`), or None for the dense decoder.
         contexts: What the policy needs, (Q, 1, C) each.
         forget: See `Masked`.
+        keep: Layers whose states are wanted.
+        keys_felt: Let gates of self-attention feel what their tokens are worth to later ones.
     """
     count, device = tokens_QL.shape[1], tokens_QL.device
     real_QL = torch.arange(count, device=device) < lengths_Q.to(device).unsqueeze(1)
@@ -73,14 +80,20 @@ def decode_tokens(
     x_QLD = backbone.embed(tokens_QL)
     valid = backbone.part_names("decoder")
     record: list[Gates] = []
+    states = {}
     for index in range(backbone.shape.decoder_layers):
         gates = policy.gate(index, x_QLD, state) if policy is not None else {}
         check_gated(gates, valid)
-        run = MaskedTokens(gates, forget=forget)
+        parts = backbone.branches("decoder", index) if keys_felt else None
+        run = MaskedTokens(gates, forget=forget, parts=parts)
         x_QLD = backbone.decoder_layer(index, x_QLD, mask_QLL, memory_QTD, source_Q1T, run)
         record.append(gates)
-    logits_QLV = backbone.output_layer(backbone.decoder_norm(x_QLD))
-    return DecoderOutput(logits_QLV, record if policy is not None else [])
+        if index + 1 in keep:
+            states[index + 1] = x_QLD
+    x_QLD = backbone.decoder_norm(x_QLD)
+    if LAST in keep:
+        states[LAST] = x_QLD
+    return DecoderOutput(backbone.output_layer(x_QLD), record if policy is not None else [], states)
 
 
 def without_closed(mask_QLL: Tensor, open_QL: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def align_frames(context_BTC: Tensor, frames: int) -> Tensor:
 
     A context of one frame, such as a speaker embedding, stays (B, 1, C): it broadcasts, no copies are made.
 
-    Example:
+    Examples:
         >>> import torch
         >>> align_frames(torch.tensor([[[1.0], [2.0]]]), 4).squeeze()
         tensor([1., 2., 2., 2.])

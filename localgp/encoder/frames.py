@@ -9,11 +9,13 @@ one utterance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from localgp.kernels.ragged import nonzero
 
 
 class _Gather(torch.autograd.Function):
@@ -82,15 +84,26 @@ def run_masked(module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor, 
 
 
 def run_gathered(
-    module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor, scale: float = 1.0
+    module: Callable[[Tensor], Tensor],
+    x_BTD: Tensor,
+    gate: Tensor,
+    scale: float = 1.0,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """Only frames with an open gate are computed; the others are exactly zero.
 
     An open gate's straight-through gradient is that of `run_masked`.
+
+    Args:
+        counts: Open gates of each utterance, where known: a GPU's host need not wait for them.
     """
     batch, frames = x_BTD.shape[:2]
     gate_N = gate.expand(batch, frames).flatten()
-    index_K = (gate_N.detach() > 0.5).nonzero().squeeze(1)
+    open_N = gate_N.detach() > 0.5
+    if counts is None:
+        index_K = open_N.nonzero().squeeze(1)
+    else:
+        index_K = nonzero(open_N, sum(counts) * (frames // gate.shape[1])).squeeze(1)
     kept_KD = module(gather(x_BTD.flatten(0, 1), index_K))
     return scatter(kept_KD, gate_N, index_K, scale).view(batch, frames, -1)
 
@@ -110,14 +123,24 @@ def attend_masked(
 
 
 def attend_gathered(
-    attention: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, gate: Tensor, mask_B1T: Tensor
+    attention: Callable[[Tensor, Tensor], Tensor],
+    x_BTD: Tensor,
+    gate: Tensor,
+    mask_B1T: Tensor,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
-    """`attend_masked` on the kept frames alone: quadratic cost falls with the square of the kept share."""
+    """`attend_masked` on the kept frames alone: quadratic cost falls with the square of the kept share.
+
+    Args:
+        counts: See `run_gathered`.
+    """
     batch, frames, size = x_BTD.shape
+    repeated = frames // gate.shape[1]
     gate = gate.expand(batch, frames)
     open_BT = gate.detach() > 0.5
     kept_B = open_BT.sum(1)
-    most = int(kept_B.max())
+    counts = kept_B.tolist() if counts is None else [count * repeated for count in counts]
+    most = max(counts)
     if most == 0:
         return torch.zeros_like(x_BTD)
     # Stable sort: an utterance's kept frames come first and stay in their order; shorter rows end in skipped ones.
@@ -127,6 +150,6 @@ def attend_gathered(
     index_BM = order_BM + frames * torch.arange(batch, device=x_BTD.device).unsqueeze(1)
     x_BMD = gather(x_BTD.flatten(0, 1), index_BM.flatten()).view(batch, most, size)
     kept_BMD = attention(x_BMD, keys_B1M)
-    rows = real_BM.flatten().nonzero().squeeze(1)
+    rows = nonzero(real_BM.flatten(), sum(counts)).squeeze(1)
     kept_KD = gather(kept_BMD.flatten(0, 1), rows)
     return scatter(kept_KD, gate.flatten(), index_BM.flatten()[rows]).view(batch, frames, size)

@@ -13,7 +13,7 @@ utterances, M gated modules, D model size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,14 +22,16 @@ from torch.profiler import record_function
 
 from localgp.backbones.base import Backbone
 from localgp.encoder.align import collect_contexts
+from localgp.encoder.reduce import Shortening
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
+from localgp.gates.reduce import Reduction
 from localgp.kernels.plan import LayerPlan
-from localgp.kernels.ragged import RANGE, Ragged
+from localgp.kernels.ragged import RANGE, Ragged, sent
 from localgp.pruning import check_gated
 from localgp.timeline import Timeline
 
@@ -42,13 +44,16 @@ class PackedOutput(NamedTuple):
     x: (N, D).
     front: (N, D), the stem's output.
     layout: Of ``x``.
-    gates: Per layer, module name to where it ran, bool: (N,), or (B,) for a decision per utterance.
+    gates: Per layer, module name to where it ran, bool: (N,), or (B,) for a decision per utterance, maybe on the
+        host.
+    first: Layout of ``front``; that of ``x`` but where frames were taken out on the way.
     """
 
     x: Tensor
     front: Tensor
     layout: Ragged
     gates: list[dict[str, Tensor]]
+    first: Ragged
 
 
 class PackedGates:
@@ -61,6 +66,7 @@ class PackedGates:
     def __init__(self, policy: GatePolicy) -> None:
         _refuse_training(policy.training, "the gates are")
         self.policy = policy
+        self._ahead = getattr(policy, "ahead", False)  # one of the user's own may not say
         self._folded = FoldedLocalGates(policy) if type(policy) is LocalGates else None
 
     def begin(
@@ -71,6 +77,7 @@ class PackedGates:
         lengths: list[int],
         layout: Ragged,
         timeline: Timeline,
+        layers: int,
     ) -> Decide:
         """For a batch; arguments as of `PackedEncoder`."""
         if layout.equal:
@@ -94,15 +101,17 @@ class PackedGates:
             return lambda layer, x: dict(zip(folded.modules, folded.gate(layer, x, memory), strict=True))
         states = [self.policy.begin(part) for part in collected]
 
-        def decide(layer: int, x_ND: Tensor) -> dict[str, Tensor]:
+        def asked(layer: int, x_ND: Tensor) -> dict[str, list[Tensor]]:
             found = []
             for (rows, frames), state in zip(parts, states, strict=True):
                 x_BTD = x_ND[frames].unflatten(0, (rows.stop - rows.start, -1))
                 found.append(self.policy.gate(layer, x_BTD, state))
-            values = {name: torch.cat([gates[name].value.flatten() for gates in found]) for name in found[0]}
-            return {name: Gate(value, value).mask for name, value in values.items()}
+            return {name: [gates[name].value.flatten() for gates in found] for name in found[0]}
 
-        return decide
+        if self._ahead and not front_ND.is_cpu:  # in one copy, so that the host does not wait at every layer
+            ahead = _on_host([asked(layer, front_ND) for layer in range(layers)])
+            return lambda layer, x: _open(ahead[layer])
+        return lambda layer, x: _open(asked(layer, x))
 
 
 class PackedEncoder:
@@ -159,16 +168,9 @@ class PackedEncoder:
             raise ConfigError(f"an utterance has {min(lengths)} feature frames; valid: {shortest} or more")
         output = self(feats_BSF, lengths, gates, contexts)
         layout = output.layout
-        record: list[Gates] = []
-        for layer in output.gates:
-            record.append({})
-            for name, open_ in layer.items():
-                value = open_.to(output.x.dtype)
-                per_utterance = len(value) == len(lengths) != layout.total
-                value = value.unsqueeze(1) if per_utterance else layout.unpack(value)
-                record[-1][name] = Gate(value, value)
-        frames_B = torch.tensor(layout.lengths, device=feats_BSF.device)
-        return EncoderOutput(layout.unpack(output.x), frames_B, record, layout.unpack(output.front))
+        record = _in_batches(output.gates, layout, output.x.dtype)
+        frames_B = sent(torch.tensor(layout.lengths), feats_BSF.device)
+        return EncoderOutput(layout.unpack(output.x), frames_B, record, output.first.unpack(output.front))
 
     def _encode(
         self,
@@ -184,18 +186,24 @@ class PackedEncoder:
             front_ND = front_ND.float()
             decide = None
             if gates is not None:
-                decide = gates.begin(contexts or {}, front_ND, feats_BSF, lengths, layout, self._timeline)
+                given = contexts or {}, front_ND, feats_BSF, lengths, layout, self._timeline
+                decide = gates.begin(*given, len(parts.layers))
             batches = [parts.positions(batch).flatten(0, 1) for batch in layout.batches(front_ND)]
             x_ND = batches[0] if len(batches) == 1 else torch.cat(batches)
             record = []
+            first, shorten = layout, None
+            if gates is not None and isinstance(gates.policy, Reduction):
+                shorten = Shortening(gates.policy, layout)
             for index, layer in enumerate(parts.layers):
                 with record_function(f"{RANGE}gates"):
                     opened = decide(index, x_ND) if decide is not None else {}
                     check_gated(opened, self._valid)
-                    plan = LayerPlan(opened, layout, self._whole)
+                    plan = LayerPlan(opened, layout, self._whole, self.dtype)
                 x_ND = layer(x_ND, layout, plan)
                 record.append(opened)
-            return PackedOutput(parts.end(x_ND), front_ND, layout, record if gates is not None else [])
+                if shorten is not None:
+                    x_ND, layout = shorten(index, x_ND, layout)
+            return PackedOutput(parts.end(x_ND), front_ND, layout, record if any(record) else [], first)
 
 
 def _refuse_training(training: bool, what: str) -> None:
@@ -204,6 +212,46 @@ def _refuse_training(training: bool, what: str) -> None:
             f"packed encoding is for inference, but {what} in training mode; call .eval(), or train with path 'masked' "
             "or 'gathered'"
         )
+
+
+def _open(values: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Where each part runs, from the gates of utterances that follow each other."""
+    joined = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in values.items()}
+    return {name: Gate(value, value).mask for name, value in joined.items()}
+
+
+def _on_host(layers: list[dict[str, list[Tensor]]]) -> list[dict[str, list[Tensor]]]:
+    """The same on the host, in one copy."""
+    every = [part for layer in layers for parts in layer.values() for part in parts]
+    copied = iter(torch.cat(every).cpu().split([len(part) for part in every]))
+    return [{name: [next(copied) for _ in parts] for name, parts in layer.items()} for layer in layers]
+
+
+def _in_batches(layers: list[dict[str, Tensor]], layout: Ragged, dtype: torch.dtype) -> list[Gates]:
+    """Where parts ran, all together: (B, T), or (B, 1) for a decision per utterance."""
+    count = len(layout.lengths)
+
+    def whole(open_: Tensor) -> bool:
+        return len(open_) == count != layout.total
+
+    every = [open_ for layer in layers for open_ in layer.values()]
+    of_utterances = [open_ for open_ in every if whole(open_)]
+    of_frames = [open_ for open_ in every if not whole(open_)]
+    utterances: Iterator[Tensor] = iter(())
+    frames: Iterator[Tensor] = iter(())
+    if of_utterances:
+        stacked_GB = torch.stack(of_utterances)
+        if stacked_GB.is_cpu:  # known ahead, on the host
+            stacked_GB = sent(stacked_GB, layout.device)
+        utterances = iter(stacked_GB.to(dtype).unsqueeze(2).unbind(0))
+    if of_frames:
+        stacked_NG = torch.stack(of_frames).to(dtype).t()
+        frames = iter(layout.unpack(stacked_NG).movedim(2, 0).contiguous().unbind(0))
+    record: list[Gates] = []
+    for layer in layers:
+        values = {name: next(utterances if whole(open_) else frames) for name, open_ in layer.items()}
+        record.append({name: Gate(value, value) for name, value in values.items()})
+    return record
 
 
 def _join(parts: list[Tensor], layout: Ragged) -> Tensor:

@@ -5,20 +5,29 @@ Shape legend: B batch, S feature frames (100 per second), F mel bins, T encoder 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from localgp.backbones.base import Backbone
-from localgp.encoder.align import collect_contexts
+from localgp.backbones.base import Backbone, Branches, Within
+from localgp.encoder.ask import asked
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
+from localgp.encoder.keys import attend_felt
+from localgp.encoder.reduce import Shortening
 from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.reduce import Reduction
 from localgp.kernels.plan import only_per_utterance
+from localgp.kernels.ragged import Ragged, nonzero
 from localgp.pruning import check_gated
+
+LAST = -1  # the state after all layers and the last norm
+States = Mapping[int, Tensor]
 
 
 class EncoderOutput(NamedTuple):
@@ -27,12 +36,26 @@ class EncoderOutput(NamedTuple):
     lengths: (B,) encoder frames.
     gates: Per layer, module name to `Gate`; empty without gates.
     front: (B, T, D), the stem's output, for a decoder's gates.
+    states: (B, T, D) by layer, those that were to be kept: 1 after the first layer, `LAST` for ``x``.
+    places: (B, T) of the first layer: where each frame is in ``x``, -1 for one that has gone, -2 for none; None where
+        all are where they were.
     """
 
     x: Tensor
     lengths: Tensor
     gates: list[Gates]
     front: Tensor | None = None
+    states: States = MappingProxyType({})
+    places: Tensor | None = None
+
+    def own(self) -> Tensor:
+        """(B, T), True for the utterance's own frames."""
+        frames_T = torch.arange(self.x.shape[1], device=self.x.device)
+        return frames_T < self.lengths.unsqueeze(1)
+
+    def began(self) -> Tensor:
+        """The same before any had gone."""
+        return self.own() if self.places is None else self.places > -2
 
 
 class Masked:
@@ -40,12 +63,22 @@ class Masked:
 
     Args:
         gates: Of the layer.
+        own_BT1: 1 for an utterance's own frames, 0 behind its end; None where all are its own.
         forget: Forget what happens inside of a part, and compute it again when its gradient is wanted; with the same
             random numbers. Costs time and saves memory.
+        parts: Of the layer, where a gate of self-attention is to get a gradient for its frame as a key, too
+            (`localgp.encoder.keys`); None where for its own output alone.
     """
 
-    def __init__(self, gates: Gates, *, forget: bool = False) -> None:
-        self.gates, self._forget = gates, forget
+    def __init__(
+        self,
+        gates: Gates,
+        own_BT1: Tensor | None = None,
+        *,
+        forget: bool = False,
+        parts: Branches | None = None,
+    ) -> None:
+        self.gates, self._own, self._forget, self._parts = gates, own_BT1, forget, parts
 
     def kept(self, part: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The part as it is to be called."""
@@ -60,52 +93,77 @@ class Masked:
     def frames(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor, scale: float = 1.0) -> Tensor:
         """See `localgp.backbones.base.Run`, as for the others."""
         if name in self.gates:
-            return self._gated(self.kept(part), x, self.gates[name].value, scale)
+            return self._gated(name, self.kept(part), x, scale)
         output = self.kept(part)(x)
         return output if scale == 1.0 else scale * output
 
     def attention(
         self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        if name in self.gates:
-            return self._attended(self.kept(part), x, self.gates[name].value, mask)
-        return self.kept(part)(x, mask)
-
-    def utterance(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if name not in self.gates:
-            return self.kept(part)(x)
-        gate = self.gates[name]
-        if gate.value.shape[1] != 1:
-            raise ConfigError(only_per_utterance(name))
-        return self._whole(self.kept(part), x, gate.value)
+            return self.kept(part)(x, mask)
+        gate = self.gates[name].value
+        if self._parts is not None and torch.is_grad_enabled():
+            return self.kept(partial(attend_felt, self._parts[name]))(x, mask, gate) * gate.unsqueeze(-1)
+        return self._attended(name, self.kept(part), x, mask)
 
-    def _gated(self, part: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor, scale: float) -> Tensor:
-        return run_masked(part, x, gate, scale)
+    def utterance(self, name: str, part: Callable[[Tensor, Within], Tensor], x: Tensor) -> Tensor:
+        def within_own(x: Tensor, own: Tensor | None) -> Tensor:
+            return part(x, partial(_within, own))
+
+        if name not in self.gates:
+            return self.kept(within_own)(x, self._own)
+        if self.gates[name].value.shape[1] != 1:
+            raise ConfigError(only_per_utterance(name))
+        return self._whole(name, self.kept(within_own), x)
+
+    def within(self, x: Tensor) -> Tensor:
+        return _within(self._own, x)
+
+    def _gated(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor, scale: float) -> Tensor:
+        return run_masked(part, x, self.gates[name].value, scale)
 
     def _attended(
-        self, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, gate: Tensor, mask: Tensor
+        self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        return attend_masked(part, x, gate, mask)
+        return attend_masked(part, x, self.gates[name].value, mask)
 
-    def _whole(self, part: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor) -> Tensor:
-        return part(x) * gate.unsqueeze(-1)
+    def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
+        return part(x, self._own) * self.gates[name].value.unsqueeze(-1)
 
 
 class Gathered(Masked):
     """Runs the parts of a layer where their gates are open, and nowhere else (paper, Equation 4)."""
 
-    def _gated(self, part: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor, scale: float) -> Tensor:
-        return run_gathered(part, x, gate, scale)
+    @cached_property
+    def _counts(self) -> dict[str, list[int]]:
+        """How many frames of each utterance have their gate open, by part; the layer's one wait for a GPU."""
+        opened = [(gate.value.detach() > 0.5).sum(1) for gate in self.gates.values()]
+        return dict(zip(self.gates, torch.stack(opened).tolist(), strict=True))
+
+    def _gated(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor, scale: float) -> Tensor:
+        return run_gathered(part, x, self.gates[name].value, scale, self._counts[name])
 
     def _attended(
-        self, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, gate: Tensor, mask: Tensor
+        self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        return attend_gathered(part, x, gate, mask)
+        return attend_gathered(part, x, self.gates[name].value, mask, self._counts[name])
 
-    def _whole(self, part: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor) -> Tensor:
-        index = (gate.detach() > 0.5).squeeze(1).nonzero().squeeze(1)
-        kept = part(x.index_select(0, index)) * gate.index_select(0, index).unsqueeze(-1)
+    def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
+        gate = self.gates[name].value
+        index = nonzero((gate.detach() > 0.5).squeeze(1), sum(self._counts[name])).squeeze(1)
+        own = None if self._own is None else self._own.index_select(0, index)
+        kept = part(x.index_select(0, index), own) * gate.index_select(0, index).unsqueeze(-1)
         return torch.zeros_like(x, dtype=kept.dtype).index_copy(0, index, kept)
+
+
+def _within(own_BT1: Tensor | None, x_BTC: Tensor) -> Tensor:
+    return x_BTC if own_BT1 is None else x_BTC * own_BT1.to(x_BTC.dtype)
+
+
+def _mask(layout: Ragged) -> Tensor:
+    counts_B = torch.tensor(layout.lengths, device=layout.device)
+    return (torch.arange(layout.longest, device=layout.device) < counts_B.unsqueeze(1)).unsqueeze(1)
 
 
 PATHS = {"masked": Masked, "gathered": Gathered}
@@ -120,6 +178,9 @@ def encode(
     *,
     path: str = "gathered",
     forget: bool = False,
+    ragged: bool = False,
+    keep: Collection[int] = (),
+    keys_felt: bool = False,
 ) -> EncoderOutput:
     """Encodes normalised features, asking ``policy`` at every layer what to run.
 
@@ -133,20 +194,41 @@ def encode(
             (B, T', C) aligned to T here by repeating the last frame or trimming.
         path: ``masked`` or ``gathered``, the same result.
         forget: See `Masked`.
+        ragged: Utterances have different lengths, and each is encoded as if it were alone.
+        keep: Layers whose states are wanted; see `EncoderOutput`.
+        keys_felt: On the masked path, let gates of self-attention feel what their frames are worth to others.
     """
     if path not in PATHS:
         raise ConfigError(f"pruning.path is {path!r}; valid: {', '.join(PATHS)}")
     x_BTD, front_BTD, mask_B1T = backbone.front(feats_BSF, lengths_B)
-    state = None
+    own_BT1 = mask_B1T.transpose(1, 2) if ragged else None
+    decide = None
     if policy is not None:
-        given = collect_contexts(policy.needs, contexts or {}, front_BTD, feats_BSF, backbone.timeline)
-        state = policy.begin(given)
+        lengths = lengths_B.tolist() if ragged else None
+        decide = asked(policy, contexts or {}, front_BTD, feats_BSF, backbone.timeline, lengths)
     valid = backbone.part_names("encoder")
     record: list[Gates] = []
+    states = {}
+    shorten, layout = None, Ragged([])
+    if isinstance(policy, Reduction):
+        layout = Ragged(mask_B1T.squeeze(1).sum(1).tolist(), x_BTD.device)
+        shorten = Shortening(policy, layout)
     for index in range(backbone.shape.encoder_layers):
-        gates = policy.gate(index, x_BTD, state) if policy is not None else {}
+        gates = decide(index, x_BTD) if decide is not None else {}
         check_gated(gates, valid)
-        x_BTD = backbone.encoder_layer(index, x_BTD, mask_B1T, PATHS[path](gates, forget=forget))
+        parts = backbone.branches("encoder", index) if keys_felt and path == "masked" else None
+        run = PATHS[path](gates, own_BT1, forget=forget, parts=parts)
+        x_BTD = backbone.encoder_layer(index, x_BTD, mask_B1T, run)
         record.append(gates)
+        if index + 1 in keep:
+            states[index + 1] = x_BTD
+        if shorten is not None:
+            x_ND, layout = shorten(index, layout.pack(x_BTD), layout)
+            x_BTD, mask_B1T = layout.unpack(x_ND), _mask(layout)
+            own_BT1 = None if layout.equal else mask_B1T.transpose(1, 2)
     x_BTD = backbone.encoder_norm(x_BTD)
-    return EncoderOutput(x_BTD, mask_B1T.squeeze(1).sum(1), record if policy is not None else [], front_BTD)
+    if LAST in keep:
+        states[LAST] = x_BTD
+    lengths_B = mask_B1T.squeeze(1).sum(1)
+    places = None if shorten is None else shorten.places()
+    return EncoderOutput(x_BTD, lengths_B, record if any(record) else [], front_BTD, states, places)

@@ -16,7 +16,7 @@ from localgp.contexts.extract import RowContexts, batch_contexts
 from localgp.corpora.integrity import read_row
 from localgp.corpora.rows import Task, padded_speech
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord
-from localgp.evaluation.gates_file import GateRecord
+from localgp.evaluation.gates_file import GateRecord, with_frames
 from localgp.model import GatedS2T
 from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches, Written
@@ -59,8 +59,8 @@ def decode_rows(
     contexts: Of the rows, where the gates see any.
     """
     backbone = model.backbone
-    tokenizer, device, samples = backbone.tokenizer, backbone.device, backbone.samples
-    encoder, searches = model.packed(dtype), TaskSearches(backbone, options, dtype)
+    tokenizer, device, samples = backbone.tokenizer, backbone.device, model.samples
+    encoder, searches = model.packed(dtype, options.budget), TaskSearches(backbone, options, dtype)
     by_row: dict[int, list[Task]] = {}
     for task in tasks:
         by_row.setdefault(task.row, []).append(task)
@@ -70,6 +70,8 @@ def decode_rows(
     result = Decoded()
     opened: dict[int, np.ndarray] = {}
     real: dict[int, tuple[int, int]] = {}
+    counts: dict[int, int] = {}
+    longest = 0  # samples
     modules: list[str] = []
     utt_ids: dict[int, str] = {}
     token_gates = TokenGates(tokenizer.eos, tokenizer.token_list, backbone.part_names("decoder"))
@@ -78,10 +80,9 @@ def decode_rows(
         items = [read_row(rows, index) for index in chunk]
         utt_ids |= {index: item["utt_id"] for index, item in zip(chunk, items, strict=True)}
         speech_BN, signal_B = padded_speech(items, samples)
-        ends_B = signal_B if model.trim else torch.full((len(chunk),), samples)
         given = batch_contexts(contexts, items, samples, backbone.timeline, device)
         began = _now(device)
-        encoded = encoder.encode(speech_BN.to(device), ends_B.to(device), given)
+        encoded = encoder.encode(speech_BN.to(device), signal_B.to(device), given)
         result.seconds["encoder"] += _now(device) - began
         if encoded.gates:
             modules = list(encoded.gates[0])
@@ -93,9 +94,11 @@ def decode_rows(
                 ]
             )  # (L, M, B, T)
             signal_B2 = torch.stack([torch.zeros_like(signal_B), signal_B], dim=1)
-            signalled = backbone.timeline.real(signal_B2, frames).bool()
+            signalled = backbone.timeline.real(signal_B2, frames).bool() & encoded.own().cpu()
+            longest = max(longest, int(model.heard(signal_B).max()))
             for position, index in enumerate(chunk):
                 opened[index] = mask[:, :, position].cpu().numpy()
+                counts[index] = int(encoded.lengths[position])
                 where = signalled[position].nonzero().squeeze(1)
                 real[index] = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
         owners = [position for position, index in enumerate(chunk) for _ in by_row[index]]
@@ -110,12 +113,16 @@ def decode_rows(
     result.decoder_gates = token_gates.record()
     if opened:
         indices = sorted(opened)
+        frames = max(counts.values())
+        centres = backbone.timeline.centres(2) / backbone.sample_rate
         result.gates = GateRecord(
             [utt_ids[i] for i in indices],
             modules,
-            np.stack([opened[i] for i in indices]),
+            np.stack([with_frames(opened[i], frames) for i in indices]),
             np.array([real[i] for i in indices]),
-            backbone.padded_seconds / next(iter(opened.values())).shape[-1],
+            longest / backbone.sample_rate / frames,
+            np.array([counts[i] for i in indices]) if model.window.ragged else None,
+            (float(centres[0]), float(centres[1] - centres[0])),
         )
     return result
 

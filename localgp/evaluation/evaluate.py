@@ -120,6 +120,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     from localgp.contexts.extract import row_contexts
     from localgp.corpora.rows import list_tasks
     from localgp.evaluation.decode import decode_rows
+    from localgp.evaluation.hallucination import over_twice, probes, written_on_nothing
     from localgp.evaluation.measured import kept_ratios, measured_gflops
     from localgp.evaluation.score import references_of, score_tasks
     from localgp.evaluation.share import merge_decoded, share_of
@@ -135,7 +136,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     dtype = resolve_precision(cfg.decode.precision, device)
     model.to(device).eval()
 
-    check_fits(rows, backbone)
+    check_fits(rows, backbone, model.window_seconds)
     tasks = list_tasks(rows)
     contexts = first_then_others(world, lambda: row_contexts(cfg, (rows, whole)))
     settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
@@ -168,12 +169,20 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     lengths = [
         round(seconds * backbone.sample_rate) for seconds in rows.select_columns(["seconds"])["seconds"]
     ]
+    heard = None if model.window.is_full else model.heard(torch.tensor(lengths)).tolist()
     scores = score_tasks(pairs, cfg.evaluate.normalizer)
+    languages = sorted({task.source for task in tasks if task.source == task.target})
+    nothing = probes(languages, backbone.sample_rate, model.window_seconds) if languages else None
+    unsaid: dict[str, Any] = {"over_twice": over_twice(pairs)}
+    if nothing is not None:
+        seen = row_contexts(cfg, (nothing, nothing))
+        unsaid |= written_on_nothing(model, nothing, options, dtype=dtype, contexts=seen)
     metrics = {
         **scores,
+        "hallucination": unsaid,
         **kept_ratios(decoded.gates, decoded.decoder_gates),
         "gflops": with_contexts(
-            measured_gflops(model, decoded.gates, decoded.decoder_gates, lengths if model.trim else None),
+            measured_gflops(model, decoded.gates, decoded.decoder_gates, heard),
             cfg,
             lengths,
         ),
@@ -190,6 +199,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
             "whole_split": len(rows) == len(whole),
             "audio_seconds": round(float(sum(rows.select_columns(["seconds"])["seconds"])), 1),
         },
+        "window": {"length": model.window.length, "margin": model.window.margin},
         "backbone": {"name": backbone.name, "source": backbone.source},
         "name": cfg.name,
         "target": cfg.pruning.target if cfg.pruning.encoder or cfg.pruning.decoder else None,

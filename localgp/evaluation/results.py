@@ -159,6 +159,25 @@ def stored(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def at_budgets(run: Path) -> dict[float, dict[str, Any]]:
+    """The evaluations that differ from the leading one in ``decode.budget`` alone, by that."""
+    try:
+        lead = read_metrics(run / "metrics.json")
+    except (FileNotFoundError, CheckpointError):
+        return {}
+
+    def but_budget(metrics: Mapping[str, Any]) -> Any:
+        asked = deciding(metrics.get("asked") or {})
+        return {**asked, "decode": {**asked["decode"], "budget": None}}, Identity.of(metrics)
+
+    found = {}
+    for metrics in stored(run):
+        budget = (metrics["decode"] or {}).get("budget")
+        if budget is not None and but_budget(metrics) == but_budget(lead):
+            found[float(budget)] = metrics
+    return found
+
+
 def comparable(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The run's evaluations of the same weights and the same utterances, which differ in how they were decoded."""
 

@@ -16,7 +16,7 @@ def basic_normalize(text: str) -> str:
     """Whisper's basic rules, under which OWSM's published WERs were measured: lower case, no text in brackets,
     marks, symbols and punctuation to spaces, white space collapsed; diacritics stay.
 
-    Example:
+    Examples:
         >>> basic_normalize("L'Europa, (applausi) è Unita!")
         'l europa è unita'
     """

@@ -11,6 +11,7 @@ import numpy as np
 from localgp.corpora.rows import Task
 from localgp.evaluation.decode import Decoded
 from localgp.evaluation.decoder_gates_file import join_records
+from localgp.evaluation.gates_file import with_frames
 from localgp.world import World
 
 
@@ -48,10 +49,14 @@ def merge_decoded(parts: Sequence[Decoded], tasks: Sequence[Task], rows: Any) ->
         place = {name: index for index, name in enumerate(names)}
         utt_ids = [name for record in records for name in record.utt_ids]
         order = sorted(range(len(utt_ids)), key=lambda index: place[utt_ids[index]])
+        longest = max(records, key=lambda record: record.open.shape[-1])
+        opened = [with_frames(record.open, longest.open.shape[-1]) for record in records]
+        ragged = longest.lengths is not None
         merged.gates = replace(
-            records[0],
+            longest,
             utt_ids=[utt_ids[index] for index in order],
-            open=np.concatenate([record.open for record in records])[order],
+            open=np.concatenate(opened)[order],
             real=np.concatenate([record.real for record in records])[order],
+            lengths=np.concatenate([record.counts() for record in records])[order] if ragged else None,
         )
     return merged

@@ -12,7 +12,7 @@ from localgp.search.options import DecodeOptions
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned, first one to the left, the others to the right.
 
-    Example:
+    Examples:
         >>> print(format_table(["run", "WER"], [["row01", "9.1"]]))
         run    WER
         row01  9.1

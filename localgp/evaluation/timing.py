@@ -27,7 +27,7 @@ class Paired:
     def ratio(self, over: str, under: str) -> float:
         """Median over the rounds of the one's time over the other's.
 
-        Example:
+        Examples:
             >>> Paired({"ours": [1.0, 2.0, 9.0], "theirs": [2.0, 4.0, 6.0]}).ratio("ours", "theirs")
             0.5
         """

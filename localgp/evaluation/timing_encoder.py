@@ -38,8 +38,7 @@ from localgp.kernels.ragged import Ragged
 from localgp.model import GatedS2T
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MODULES = ("ffn1", "attention", "ffn2")
-MEASURES = ("dense", "padded", "pruned", "ragged", "gates", "profile")
+MEASURES = ("dense", "padded", "pruned", "ragged", "gates", "profile", "peers")
 SILENCE = -2.0  # what a normalised log-mel of zeros is differs by corpus; that it is constant is what counts
 
 
@@ -131,10 +130,11 @@ class EncoderBench:
     def pruned(self, dtype: str, batch: int, share: float) -> None:
         """Random gates against our dense path."""
         feats_BSF, lengths = self.features(batch), [self.frames] * batch
-        policy = RandomGates(MODULES, share, self.seed).eval()
+        modules = self.model.frame_parts()
+        policy = RandomGates(modules, share, self.seed).eval()
         dense, gated = (self.ours(feats_BSF, lengths, dtype, gates) for gates in (None, policy))
         times = paired({"dense": dense, "pruned": gated}, self.repeats, self.device)
-        kept = dict.fromkeys(MODULES, float(self.cost.frames - round(share * self.cost.frames)))
+        kept = dict.fromkeys(modules, float(self.cost.frames - round(share * self.cost.frames)))
         row = {"skipped": share} | against_dense(times.ratio("pruned", "dense"), self._flop_ratio(kept))
         self._add("pruned", dtype, [self.seconds] * batch, times, ("pruned", "dense"), gated, row)
 
@@ -168,7 +168,7 @@ class EncoderBench:
         layout = Ragged([self.cost.frames] * batch, self.device)
         torch.manual_seed(self.seed)
         size, layers = self.cost.size, self.cost.layers
-        policy = LocalGates(layers, size, MODULES, {"front": size}).to(self.device).eval()
+        policy = LocalGates(layers, size, self.model.frame_parts(), {"front": size}).to(self.device).eval()
         folded = FoldedLocalGates(policy)
         x_ND = torch.randn(layout.total, size, device=self.device)
 
@@ -201,7 +201,7 @@ class EncoderBench:
         total = sum(ours[part] for part in parts)
         rate = product_rate(self.cost.frames, self.cost.size, DTYPES[dtype], self.espnet_repeats)
         fastest = self.cost.encoder() / rate
-        for part in (*parts, INSIDE):
+        for part in (*parts, *([INSIDE] if INSIDE in ours else [])):
             row = make_row("profile", self.backbone, dtype, [self.seconds], self.seconds) | {
                 "part": part,
                 "seconds": round(ours[part], 5),
@@ -277,7 +277,7 @@ def timed(times: Paired, over: str, under: str) -> dict[str, Any]:
 
 def against_dense(time_ratio: float, flop_ratio: float) -> dict[str, float]:
     """
-    Example:
+    Examples:
         >>> against_dense(0.82, 0.8)
         {'flop_ratio': 0.8, 'time_ratio_vs_dense': 0.82, 'overhead_share': 0.02}
     """
@@ -292,7 +292,7 @@ def against_dense(time_ratio: float, flop_ratio: float) -> dict[str, float]:
 def saved_share(row: dict[str, Any], ratio: str = "time_ratio_vs_dense") -> dict[str, float]:
     """Of the FLOPs skipped, the share that became time; ``ratio`` is where the row has that.
 
-    Example:
+    Examples:
         >>> saved_share({"skipped": 0.3, "time_ratio_vs_dense": 0.82, "flop_ratio": 0.8})
         {'saved_flops_became_time': 0.9}
     """
@@ -346,20 +346,21 @@ def bench_learnt(
         return [encoder.encode(feats, ends, gates, contexts) for feats, ends, contexts in inputs]
 
     times = paired({"gated": lambda: run(learnt), "dense": lambda: run(None)}, repeats, device)
-    cost = EncoderCost(model.backbone, inputs[0][0].shape[1])
-    deciding = gates_cost(policy, cost.frames)
-    pruned, count, opened = 0.0, 0, []
-    for output in run(learnt):
+    costs = {n: EncoderCost(model.backbone, n) for _, ends, _ in inputs for n in ends.tolist()}
+    pruned = dense = ran = there = 0.0
+    for output, (_, ends, _) in zip(run(learnt), inputs, strict=True):
+        own_BT = output.own()
         expanded = [
-            {n: g.value.expand(output.x.shape[:2]) for n, g in layer.items()} for layer in output.gates
+            {n: g.value.expand(own_BT.shape) * own_BT for n, g in layer.items()} for layer in output.gates
         ]
-        opened += [value.mean() for layer in expanded for value in layer.values()]
-        for b in range(len(output.x)):
+        ran += sum(float(value.sum()) for layer in expanded for value in layer.values())
+        there += float(own_BT.sum()) * sum(len(layer) for layer in expanded)
+        for b, length in enumerate(ends.tolist()):
             kept = [{n: float(v[b].sum()) for n, v in layer.items()} for layer in expanded]
-            pruned += cost.encoder(kept) + deciding
-            count += 1
+            pruned += costs[length].encoder(kept) + gates_cost(policy, costs[length].frames)
+            dense += costs[length].encoder()
     row = make_row("learnt", f"{backbone} {name}", dtype, seconds_of_audio, seconds)
     row |= timed(times, "gated", "dense") | {"batch": len(inputs[0][0])}
-    row["skipped"] = round(1 - float(torch.stack(opened).mean()), 4)
-    row |= against_dense(times.ratio("gated", "dense"), pruned / (count * cost.encoder()))
+    row["skipped"] = round(1 - ran / there, 4)
+    row |= against_dense(times.ratio("gated", "dense"), pruned / dense)
     return row | saved_share(row) | {"peak_mib": peak_mib(lambda: run(learnt), device)}

@@ -17,7 +17,7 @@ DECODER_STEP = 0.80  # of the dense step's time at 30 % of modules skipped, 8 ut
 def goal(name: str, value: float, limit: float, *, at_least: bool = False) -> dict[str, Any]:
     """One line of the JSON.
 
-    Example:
+    Examples:
         >>> goal("half of ESPnet's time", 0.49, 0.5)
         {'goal': "half of ESPnet's time", 'value': 0.49, 'limit': 0.5, 'sense': '<=', 'met': True}
     """
@@ -88,4 +88,36 @@ def decoder_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         elif row["measure"] == "pruned" and row["skipped"] == 0.3 and row["utterances"] == 8:
             name = f"5: decoder step, 30% skipped per {row['decided_per']} / dense, {where}"
             goals.append(goal(name, row["step_time_ratio_vs_dense"], DECODER_STEP))
+    return goals
+
+
+PEER_ENCODER = 0.8  # of each peer's time, one window
+LEARNT_MARGIN = 0.05  # above the FLOP ratio
+PEER_SPEED = {  # (peer, utterances, beam) -> ours over its utterances per second
+    ("transformers", 1, 5): 4.0,
+    ("transformers", 8, 5): 15.0,
+    ("ctranslate2", 1, 5): 1.0,
+    ("ctranslate2", 8, 5): 1.5,
+    ("ctranslate2", 1, 1): 1.0,
+    ("ctranslate2", 8, 1): 1.2,
+}
+
+
+def peer_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of Whisper base: its goals 1, 3 and 4; goal 2 is of rows ``learnt``."""
+    goals = []
+    for row in rows:
+        peer, count, name = row.get("against"), row.get("batch"), row["backbone"]
+        if row["measure"] == "peer encoder" and count == 1:
+            goals.append(
+                goal(f"Whisper 1: own dense / {peer}, {name} fp32, 30 s", row["time_ratio"], PEER_ENCODER)
+            )
+        limit = PEER_SPEED.get((str(peer), int(count or 0), row.get("beam", 0)))
+        if row["measure"] == "peer search" and limit is not None:
+            number, how = (4, "greedy") if row["beam"] == 1 else (3, f"beam {row['beam']}")
+            what = f"Whisper {number}: {how}, speed / {peer}, {name} x{count}"
+            goals.append(goal(what, row["speed_ratio"], limit, at_least=True))
+        if row["measure"] == "learnt" and "whisper" in name and row["flop_ratio"] is not None:
+            what = f"Whisper 2: learnt gates / own dense, {name}"
+            goals.append(goal(what, row["time_ratio_vs_dense"], row["flop_ratio"] + LEARNT_MARGIN))
     return goals

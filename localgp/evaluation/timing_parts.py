@@ -78,7 +78,8 @@ def flop_shares(cost: EncoderCost, backbone: Backbone) -> dict[str, float]:
 
 
 def _modules(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
-    yield STEM, backbone.stem
+    for module in backbone.stem:
+        yield STEM, module
     for index in range(backbone.shape.encoder_layers):
         for name, part in backbone.branches("encoder", index).items():
             if part.norm is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainedRun:
     model: Loaded, in eval mode.
     contexts: Of the utterances, or None.
     extractors: Names of the extractors that make those contexts, as keys of `bench_runs`' ``extractors``.
+    budget: Share that its gates keep; None: what they keep by themselves.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TrainedRun:
     model: GatedS2T
     contexts: RowContexts | None = None
     extractors: tuple[str, ...] = ()
+    budget: float | None = None
 
 
 @dataclass
@@ -78,8 +80,8 @@ class RunTimer:
     def __init__(self, run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> None:
         self.run, self._model = run, run.model
         backbone = run.model.backbone
-        samples, self._device = backbone.samples, backbone.device
-        self._encoder = run.model.packed()
+        samples, self._device = run.model.samples, backbone.device
+        self._encoder = run.model.packed(budget=run.budget)
         self._searches = TaskSearches(backbone, options, torch.float32)
         tasks_of: dict[int, list[Task]] = {}
         for task in list_tasks(rows):
@@ -90,8 +92,6 @@ class RunTimer:
             chunk = order[begin : begin + batch]
             items = [rows[index] for index in chunk]
             speech_BN, ends_B = padded_speech(items, samples)
-            if not run.model.trim:
-                ends_B = torch.full((len(items),), samples)
             self._batches.append(
                 _Batch(
                     speech_BN.to(self._device),
@@ -206,7 +206,7 @@ def total_ratio(row: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
     """A run's whole time over the dense run's: the ratios of encoder and decoder, which are paired within rounds,
     weighted with the dense run's seconds. Medians of seconds would compare one time of the machine with another.
 
-    Example:
+    Examples:
         >>> dense = {"features_seconds": 0.1, "encoder_seconds": 0.3, "decoder_seconds": 0.6, "contexts_seconds": 0.0}
         >>> ratios = {"time_ratio_vs_dense": 0.5, "decoder_time_ratio_vs_dense": 1.0}
         >>> round(total_ratio(dense | ratios, dense), 2)
@@ -251,7 +251,7 @@ def make_row(
 def ratio_to_dense(times: Paired, name: str) -> tuple[float | None, list[float] | None]:
     """Median over the rounds of a run's time over the dense run's, and its quartiles; None without a dense run.
 
-    Example:
+    Examples:
         >>> ratio_to_dense(Paired({"row01": [1.0, 2.0, 4.0], "row05": [0.5, 1.8, 2.4]}), "row05")
         (0.6, [0.55, 0.75])
     """
@@ -268,7 +268,7 @@ def _flops(run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> di
         run.model,
         rows,
         list_tasks(rows),
-        options,
+        replace(options, budget=run.budget),
         batch=batch,
         progress=False,
         contexts=run.contexts,
@@ -279,7 +279,7 @@ def _flops(run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> di
         run.model,
         decoded.gates,
         decoded.decoder_gates,
-        lengths if run.model.trim else None,
+        None if run.model.window.is_full else run.model.heard(torch.tensor(lengths)).tolist(),
     )
     sparsity = kept_ratios(decoded.gates, decoded.decoder_gates)["sparsity"] or {}
     decoder = counted["decoder"] / counted["decoder_dense"] if "decoder" in counted else 1.0

@@ -221,22 +221,23 @@ def endless(backbone: Backbone, peak: float = 1.0) -> Iterator[None]:
     """No hypothesis ends before its bound; undone afterwards.
 
     Args:
-        backbone: With an output layer that has a bias.
         peak: Output weights are multiplied by it; a power of two, which is undone exactly.
     """
     output, model = backbone.output_layer, backbone.net
     was_training = model.training
-    kept = output.bias.detach().clone()
+    kept = output.bias
     model.eval()
     with torch.no_grad():
         output.weight.mul_(peak)
-        output.bias[backbone.tokenizer.eos] = NO_END
+        bias = output.weight.new_zeros(output.out_features) if kept is None else kept.detach().clone()
+        bias[backbone.tokenizer.eos] = NO_END
+        output.bias = torch.nn.Parameter(bias)
     try:
         yield
     finally:
         with torch.no_grad():
             output.weight.div_(peak)
-            output.bias.copy_(kept)
+        output.bias = kept
         model.train(was_training)
 
 

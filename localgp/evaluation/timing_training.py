@@ -16,7 +16,6 @@ from localgp.backbones.cost import EncoderCost
 from localgp.encoder.run import encode
 from localgp.evaluation.timing import paired, peak_mib
 from localgp.evaluation.timing_encoder import (
-    MODULES,
     against_dense,
     describe,
     make_row,
@@ -73,10 +72,11 @@ def bench_training(
     try:
         for batch in batches:
             for share in skipped:
-                gated = step(batch, RandomGates(MODULES, share, seed).train())
+                modules = backbone.frame_parts()
+                gated = step(batch, RandomGates(modules, share, seed).train())
                 dense = step(batch, None)
                 times = paired({"gathered": gated, "dense": dense}, repeats, device)
-                kept = dict.fromkeys(MODULES, float(cost.frames - round(share * cost.frames)))
+                kept = dict.fromkeys(modules, float(cost.frames - round(share * cost.frames)))
                 flops = cost.encoder([kept] * cost.layers) / cost.encoder()
                 row = make_row("training", name, "fp32", [seconds] * batch, seconds)
                 row |= timed(times, "gathered", "dense") | {"skipped": share}

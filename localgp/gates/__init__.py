@@ -8,18 +8,20 @@ from localgp.gates.control import EnergyGates, OpenGates, RandomGates, SpeechPru
 from localgp.gates.global_ import GlobalGates
 from localgp.gates.gumbel import Gate, gumbel_gate
 from localgp.gates.local import LocalGatePredictor, LocalGates
-from localgp.gates.loss import kept_ratio, sparsity_loss
+from localgp.gates.loss import kept_ratio
+from localgp.gates.rivals import LayerDropGates, TopKGates
 
 __all__ = [
     "EnergyGates",
     "Gate",
     "GlobalGates",
+    "LayerDropGates",
     "LocalGatePredictor",
     "LocalGates",
     "OpenGates",
     "RandomGates",
     "SpeechPruneGates",
+    "TopKGates",
     "gumbel_gate",
     "kept_ratio",
-    "sparsity_loss",
 ]

@@ -56,7 +56,7 @@ def binarised_attention_scores(
     Returns:
         (B, T) in fp32. Over a sequence the scores sum to 1; padding has 0 (-inf with ``log``).
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]])
         >>> binarised_attention_scores(x, torch.eye(2), torch.eye(2), n_heads=1).shape
         torch.Size([1, 3])

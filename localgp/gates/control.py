@@ -40,6 +40,8 @@ class ControlGates(GatePolicy):
 class OpenGates(ControlGates):
     """Everything runs: must equal the model without gates."""
 
+    framewise = True
+
     def decide(self, layer: int, name: str, x_BTD: Tensor, state: Any) -> Tensor:
         return x_BTD.new_ones(x_BTD.shape[:2])
 

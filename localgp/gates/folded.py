@@ -30,6 +30,7 @@ from torch import Tensor
 
 from localgp.gates.gumbel import RUN
 from localgp.gates.local import LocalGates
+from localgp.kernels import devices
 
 CHUNK = 128  # frames
 
@@ -133,20 +134,15 @@ class FoldedLocalGates:
             product = self._product_of_cosine(layer, x_ND, key_ND)
         else:
             product = F.linear(x_ND, self._weights[layer + 1], self._biases[layer + 1])
-        logits_NLM = product.unflatten(1, (-1, len(self.modules)))
-        logits_NM = logits_NLM[:, 0]
-        count = memory.count
-        if count:
-            scores_NC = _scores(memory.keys_NKD[:, :count], key_ND)
-            if self._cosine:
-                scores_NC = scores_NC / x_ND.shape[-1]
-            weights_NC1 = torch.softmax(scores_NC, dim=1).unsqueeze(2)
-            logits_NM = logits_NM + (weights_NC1 * memory.logits_NKLM[:, :count, layer]).sum(1)
-        if layer + 1 < self._layers:
-            memory.keys_NKD[:, count] = key_ND
-            memory.logits_NKLM[:, count, layer + 1 :] = logits_NLM[:, 1:]
-            memory.count += 1
-        return (logits_NM > self._least).t()
+        keys_NKD, logits_NKLM = memory.keys_NKD, memory.logits_NKLM
+        kernels = devices.triton_on(x_ND.device)
+        of = decide if kernels is None else kernels.decide
+        divisor = x_ND.shape[-1] if self._cosine else 1
+        mask_MN: Tensor = of(
+            layer, key_ND, product, keys_NKD, logits_NKLM, memory.count, self._least, divisor
+        )
+        memory.count += layer + 1 < self._layers
+        return mask_MN
 
     def _product_of_cosine(self, layer: int, x_ND: Tensor, key_ND: Tensor) -> Tensor:
         """The layer's own heads read its input, the values are projected from the key."""
@@ -154,6 +150,40 @@ class FoldedLocalGates:
         return torch.cat(
             [F.linear(x_ND, weight[:own], bias[:own]), F.linear(key_ND, weight[own:], bias[own:])], dim=1
         )
+
+
+def decide(
+    layer: int,
+    key_ND: Tensor,
+    product_NC: Tensor,
+    keys_NKD: Tensor,
+    logits_NKLM: Tensor,
+    count: int,
+    least: float,
+    divisor: int,
+) -> Tensor:
+    """What follows a layer's product: its gates, (M, N), from the keys so far; its own key and logits join them.
+
+    Args:
+        key_ND: The layer's.
+        product_NC: Its logits, and what its value adds to those of the layers behind it.
+        count: Keys so far.
+        least: Logits above it run.
+        divisor: Of the scores.
+    """
+    layers, modules = logits_NKLM.shape[2:]
+    logits_NLM = product_NC.unflatten(1, (-1, modules))
+    logits_NM = logits_NLM[:, 0]
+    if count:
+        scores_NC = _scores(keys_NKD[:, :count], key_ND)
+        if divisor != 1:
+            scores_NC = scores_NC / divisor
+        weights_NC1 = torch.softmax(scores_NC, dim=1).unsqueeze(2)
+        logits_NM = logits_NM + (weights_NC1 * logits_NKLM[:, :count, layer]).sum(1)
+    if layer + 1 < layers:
+        keys_NKD[:, count] = key_ND
+        logits_NKLM[:, count, layer + 1 :] = logits_NLM[:, 1:]
+    return (logits_NM > least).t()
 
 
 def _scores(keys_NCD: Tensor, x_ND: Tensor) -> Tensor:
@@ -173,4 +203,6 @@ def _differences(gates: LocalGates) -> tuple[Tensor, Tensor]:
         heads = [layer.heads[name] for name in gates.modules_gated]
         weights.append(torch.stack([head.weight[RUN] - head.weight[1 - RUN] for head in heads]))
         biases.append(torch.stack([head.bias[RUN] - head.bias[1 - RUN] for head in heads]))
-    return torch.stack(weights).detach(), torch.stack(biases).detach()
+    shift_LM = gates.shift()
+    bias_LM = torch.stack(biases) if shift_LM is None else torch.stack(biases) + shift_LM
+    return torch.stack(weights).detach(), bias_LM.detach()

@@ -32,6 +32,8 @@ class GlobalGates(GatePolicy):
     bias: Initial logit of "run".
     """
 
+    ahead = True
+
     def __init__(
         self,
         layers: int,

@@ -49,7 +49,7 @@ def gumbel_gate(logits: Tensor, *, training: bool, temperature: float = 1.0, thr
     Returns:
         The gate, of the logits' leading shape.
 
-    Example:
+    Examples:
         >>> gumbel_gate(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), training=False).value
         tensor([1., 0.])
     """

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
-from localgp.gates.gumbel import gumbel_gate
+from localgp.gates.gumbel import RUN, gumbel_gate
 
 ATTENTIONS = ("dot", "cosine")
+_STEEP = 10.0  # logits from none kept to all, at first; slopes are learnt in this unit
 
 
 class ContextMemory:
@@ -106,9 +107,15 @@ class LocalGates(GatePolicy):
         modules: Gated modules of every layer.
         context_sizes: Context name to its dimension, in the order in which they become keys. ``front`` is of
             size D and taken as it is; the others come from other models and are projected to D.
-        temperature, threshold, bias: See `gumbel_gate` and `LocalGatePredictor`.
+        temperature: See `gumbel_gate`.
+        threshold: See `gumbel_gate`.
+        bias: See `LocalGatePredictor`.
         attention: Over the contexts: ``dot`` as in Algorithm 1, or ``cosine``; see `ContextMemory`.
+        kept: For one model for all budgets: the share kept that it decides for unless told otherwise. Each gate's logit
+            then moves with the budget, by a slope of its own. None: one budget.
     """
+
+    framewise = True
 
     def __init__(
         self,
@@ -121,6 +128,7 @@ class LocalGates(GatePolicy):
         threshold: float = 0.5,
         bias: float = 4.0,
         attention: str = "dot",
+        kept: float | None = None,
     ) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
@@ -141,6 +149,20 @@ class LocalGates(GatePolicy):
             for index in range(layers)
         )
 
+        self._kept = self._budget = kept
+        self.slope = None if kept is None else nn.Parameter(torch.ones(layers, len(modules)))
+
+    def set_budget(self, budget: float | None) -> None:
+        if self._kept is None:
+            super().set_budget(budget)
+        self._budget = self._kept if budget is None else budget
+
+    def shift(self) -> Tensor | None:
+        """What the budget adds to each gate's logit of "run", (L, M); None for one budget."""
+        if self.slope is None or self._budget is None or self._kept is None:
+            return None
+        return _STEEP * (self._budget - self._kept) * self.slope
+
     def begin(self, contexts: dict[str, Tensor]) -> ContextMemory:
         """Keys and values of the contexts, each (B, T, size) or (B, 1, size), before the first layer."""
         memory = ContextMemory(self.attention)
@@ -152,6 +174,10 @@ class LocalGates(GatePolicy):
     def gate(self, layer: int, x_BTD: Tensor, memory: ContextMemory) -> Gates:
         """Gates of one layer's modules from its input, Equation 3."""
         logits = self.layers[layer](x_BTD, memory)
+        shift_LM = self.shift()
+        if shift_LM is not None:
+            for value, more in zip(logits.values(), shift_LM[layer], strict=True):
+                value[..., RUN] += more
         return {
             name: gumbel_gate(
                 value, training=self.training, temperature=self.temperature, threshold=self.threshold

@@ -1,4 +1,4 @@
-"""The loss that pulls the share of skipped frames toward its target."""
+"""What share of frames runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-from localgp.gates.gumbel import Gate
 
 
 def kept_ratio(gate: Tensor, frames_BT: Tensor) -> Tensor:
@@ -35,32 +33,3 @@ def kept_ratios(
         sums = total(torch.cat([run, counted.to(run.dtype).view(1)]))
         run, counted = sums[:-1], sums[-1]
     return run / counted.clamp(min=1)
-
-
-def sparsity_loss(
-    layers: Sequence[dict[str, Gate]],
-    target: float,
-    frames_BT: Tensor,
-    *,
-    per: str = "global",
-    total: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Squared plus absolute distance between kept ratio and 1 - target.
-
-    The square alone has a vanishing pull near the target, the absolute value alone was found not to reach
-    it (GlobalGP); together they do both.
-
-    Args:
-        layers: Per layer, module name to gate.
-        target: Share of frames to skip, in [0, 1].
-        frames_BT: 1 for the frames that count.
-        per: ``global``: one ratio over all layers and modules, which may then differ from each other;
-            ``module``: each kind of module has the target.
-        total: As in `kept_ratios`: the distance is not linear, so its mean over processes would be another loss.
-    """
-    names = sorted({name for layer in layers for name in layer})
-    of_names = [[layer[name].decision for layer in layers if name in layer] for name in names]
-    every = kept_ratios([gate for gates in of_names for gate in gates], frames_BT, total)
-    ratios = torch.stack([part.mean() for part in every.split([len(gates) for gates in of_names])])
-    distance = (ratios if per == "module" else ratios.mean(dim=0, keepdim=True)) - (1 - target)
-    return (distance.square() + distance.abs()).mean()

@@ -14,7 +14,11 @@ from localgp.extensions import named_in
 from localgp.hub.load import base_config
 
 # Fine-tuned weights carry the licences of what they came from. The mini corpus and backbone are made by this code.
-_WEIGHTS = {"mini": "apache-2.0"} | {f"owsm_v3.1_{size}": "cc-by-4.0" for size in ("base", "small", "medium")}
+_WEIGHTS = {
+    "mini": "apache-2.0",
+    **{f"owsm_v3.1_{size}": "cc-by-4.0" for size in ("base", "small", "medium")},
+    **dict.fromkeys(families()["whisper"].NAMES, "mit"),
+}
 _DATA = {"mini": None, "europarl_st": "cc-by-nc-4.0"}  # None: adds nothing
 
 
@@ -83,7 +87,13 @@ def _changes(prefix: str, old: Any, new: Any) -> list[str]:
 
 
 def model_card(
-    config: dict[str, Any], metrics: dict[str, Any], *, licence: str, name: str, espnet: str | None = None
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    *,
+    licence: str,
+    name: str,
+    library: str = "",
+    elsewhere: str = "",
 ) -> str:
     """README.md of a packed model.
 
@@ -91,7 +101,8 @@ def model_card(
         config: The run's configuration.
         metrics: Its metrics.json; empty where it was packed without scores.
         name: Of the packed model, for the examples.
-        espnet: How to load it in ESPnet, in Markdown; None leaves that out.
+        library: That the backbone is of, as the hub tags its models.
+        elsewhere: How to load it there, in Markdown.
     """
     languages = sorted(key for key in metrics.get("wer", {}) if key != "average")
     pruning = config["pruning"]
@@ -100,11 +111,11 @@ def model_card(
         "language": languages or [str(code) for code in (config.get("corpus") or {}).get("languages") or []],
         "library_name": "localgp",
         "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["localgp", "espnet", "speech-translation", "dynamic-pruning"],
+        "tags": ["localgp", *filter(None, [library]), "speech-translation", "dynamic-pruning"],
     }
     needed = _extractors(config)
     source = str(config["backbone"].get("path", ""))
-    if "/" in source and str(config["backbone"]["name"]).startswith("owsm"):
+    if "/" in source and str(config["backbone"]["name"]) in _WEIGHTS:
         head["base_model"] = source
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     gates = [f"encoder: {pruning['encoder'] or 'none'}"]
@@ -137,8 +148,8 @@ def model_card(
         f'```python\nimport localgp\n\nmodel = localgp.load("{name}"{_allowed(config)})\n'
         'print(model.transcribe("speech.m4a", src="deu", tgt="fra").text)\n```\n',
     ]
-    if espnet:
-        parts += ["## In ESPnet\n", espnet]
+    if elsewhere:
+        parts.append(elsewhere)
     return "\n".join(parts)
 
 

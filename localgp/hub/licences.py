@@ -29,7 +29,7 @@ def licence_identifier(given: str) -> str:
     Raises:
         ConfigError: None of the hub's.
 
-    Example:
+    Examples:
         >>> licence_identifier("CC-BY-4.0")
         'cc-by-4.0'
     """

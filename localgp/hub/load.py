@@ -32,6 +32,7 @@ from localgp.search.options import DecodeOptions
 from localgp.settings import Part, check
 from localgp.stored import read_yaml_mapping, short
 from localgp.weights import load_state
+from localgp.window import spelt_out, upgraded
 
 if TYPE_CHECKING:
     from localgp.backbones.base import Tokens
@@ -249,7 +250,7 @@ def base_config(*overrides: str) -> DictConfig:
     from localgp.cli import CONF_DIR
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=[spelt_out(item) for item in overrides])
 
 
 def stored_config(path: Path, gates: str = "trained") -> DictConfig:
@@ -261,7 +262,7 @@ def stored_config(path: Path, gates: str = "trained") -> DictConfig:
     Raises:
         CheckpointError: A file that is damaged or of another version of localgp.
     """
-    content = read_yaml_mapping(path)
+    content = upgraded(read_yaml_mapping(path))
     missing = [key for key in ("name", "seed", "backbone", "pruning", "decode") if key not in content]
     if missing:
         raise CheckpointError(

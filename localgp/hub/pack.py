@@ -22,6 +22,7 @@ from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section
 from localgp.weights import GATES as GATE_TENSORS
 from localgp.weights import save_weights
+from localgp.window import upgraded
 
 _MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
 
@@ -30,7 +31,7 @@ def pack(
     run: Path,
     output: Path,
     *,
-    formats: tuple[str, ...] = ("espnet", "huggingface"),
+    formats: tuple[str, ...] | None = None,
     name: str | None = None,
     licence: str | None = None,
     without_scores: bool = False,
@@ -41,7 +42,7 @@ def pack(
     Args:
         run: A run directory of `localgp.train`.
         output: Where ``<name>.zip`` and the folder ``<name>`` go.
-        formats: ``espnet``, ``huggingface`` or both.
+        formats: Of ``espnet`` and ``huggingface``; None: all that the model can be had in.
         name: Of the packed model; by default ``localgp-<backbone>-<conf>-<corpus>-seed<k>``, where ``<conf>`` is
             the variant's, such as ``row05-target0.5``.
         licence: Identifier of the hub's; by default what backbone and corpus imply.
@@ -60,16 +61,15 @@ def pack(
         raise CheckpointError(
             f"{run} is not a run directory (no config.yaml); give one, such as exp/mini/mini/row05/seed1"
         )
-    config = portable(read_yaml_mapping(stored))
+    config = portable(upgraded(read_yaml_mapping(stored)))
     name = name or packed_name(config)
     places = {"espnet": output / f"{name}.zip", "huggingface": output / name}
-    packed = {form: places[form] for form in formats}
+    packed = {form: places[form] for form in formats or places}
     licence = licence_of(config) if licence is None else licence_identifier(licence)
     with held(output / f".{name}.lock", f"packing {output / name}"):
         _check_free(packed, overwrite)
         sweep(output, name)
-        _pack(run, config, packed, licence, name, without_scores)
-    return packed
+        return _pack(run, config, packed, licence, name, without_scores, every=formats is None)
 
 
 def _pack(
@@ -79,7 +79,9 @@ def _pack(
     licence: str,
     name: str,
     without_scores: bool,
-) -> None:
+    *,
+    every: bool,
+) -> dict[str, Path]:
     from localgp.evaluation.results import scores_of
     from localgp.hub.load import load
 
@@ -92,6 +94,8 @@ def _pack(
             f"{run}: {lacking}, and a card without scores says little. Evaluate it first (python -m "
             f"localgp.evaluate conf={config['name']}), or pack it as it is: --without-scores"
         )
+    if every and loaded.backbone.key != "espnet":
+        packed = {form: place for form, place in packed.items() if form != "espnet"}
     if "espnet" in packed and loaded.backbone.key != "espnet":
         raise ConfigError(
             f"{loaded.backbone.name} is no model of ESPnet's; pack it with --format huggingface"
@@ -99,7 +103,9 @@ def _pack(
     if "espnet" in packed:
         _pack_espnet(loaded, config, packed["espnet"], licence, name)
     if "huggingface" in packed:
-        _pack_folder(loaded, config, packed["huggingface"], licence, name)
+        write = _pack_beside if loaded.backbone.saves_hub_folder else _pack_folder
+        write(loaded, config, packed["huggingface"], licence, name)
+    return packed
 
 
 def packed_name(config: dict[str, Any]) -> str:
@@ -124,7 +130,7 @@ def _check_free(packed: dict[str, Path], overwrite: bool) -> None:
     for form, place in packed.items():
         if not place.exists():
             continue
-        if not (place.is_file() if form == "espnet" else (place / CONFIG).is_file()):
+        if not (place.is_file() if form == "espnet" else _is_packed(place)):
             raise CheckpointError(
                 f"{place} exists and is not a packed model; choose another place: --output DIR, or --name NAME"
             )
@@ -132,6 +138,10 @@ def _check_free(packed: dict[str, Path], overwrite: bool) -> None:
             raise CheckpointError(
                 f"{place} exists: --overwrite replaces it, --name NAME or --output DIR puts this model elsewhere"
             )
+
+
+def _is_packed(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (folder / EXTRAS / "config.yaml").is_file()
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
@@ -167,21 +177,31 @@ def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: st
         meta = yaml.safe_load((folder / "meta.yaml").read_text(encoding="utf-8"))
         meta |= {"espnet": espnet.__version__, "torch": str(torch.__version__), "localgp": __version__}
         (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
-        extras = folder / EXTRAS
-        extras.mkdir()
-        gates = {k: v for k, v in loaded.model.state_dict().items() if k.startswith(GATE_TENSORS)}
-        if gates:
-            save_weights(gates, extras / GATES)
-        _write_config(config, extras / "config.yaml")
-        _write_metrics(loaded.metrics, extras / METRICS)
+        _write_extras(loaded, config, folder / EXTRAS)
         card = model_card(
-            config, loaded.metrics, licence=licence, name=archive.name, espnet=_IN_ESPNET.format(archive.name)
+            config,
+            loaded.metrics,
+            licence=licence,
+            name=archive.name,
+            elsewhere=_IN_ESPNET.format(archive.name),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_zip(archive, folder, first="meta.yaml")
 
 
-_IN_ESPNET = """ESPnet runs every module on every frame: what it computes is this model with its gates forced open.
+def _write_extras(loaded: Any, config: dict[str, Any], folder: Path) -> None:
+    """The gates and what belongs to them, beside a model that others load without."""
+    folder.mkdir()
+    gates = {k: v for k, v in loaded.model.state_dict().items() if k.startswith(GATE_TENSORS)}
+    if gates:
+        save_weights(gates, folder / GATES)
+    _write_config(config, folder / "config.yaml")
+    _write_metrics(loaded.metrics, folder / METRICS)
+
+
+_IN_ESPNET = """## In ESPnet
+
+ESPnet runs every module on every frame: what it computes is this model with its gates forced open.
 
 ```python
 from espnet2.bin.s2t_inference import Speech2Text
@@ -190,6 +210,28 @@ from espnet2.main_funcs.pack_funcs import unpack
 speech2text = Speech2Text(**unpack("{}", "unpacked"), lang_sym="<deu>", task_sym="<asr>")
 ```
 """
+
+
+_IN_TRANSFORMERS = """## In transformers
+
+`transformers` runs every module on every frame: what it computes is this model with its gates forced open.
+
+```python
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+model = WhisperForConditionalGeneration.from_pretrained("{0}")
+processor = WhisperProcessor.from_pretrained("{0}")
+```
+"""
+
+
+def _pack_beside(loaded: Any, config: dict[str, Any], folder: Path, licence: str, name: str) -> None:
+    """The model as its own library keeps it; the gates and what belongs to them in a folder that it passes by."""
+    with filled(folder) as new:
+        loaded.backbone.save(new)
+        _write_extras(loaded, config, new / EXTRAS)
+        card = _card(loaded, config, licence, name, _IN_TRANSFORMERS)
+        (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str, name: str) -> None:
@@ -207,8 +249,19 @@ def _pack_folder(loaded: Any, config: dict[str, Any], folder: Path, licence: str
             "pruning": config["pruning"],
         }
         (new / "config.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        card = model_card(config, loaded.metrics, licence=licence, name=name)
+        card = _card(loaded, config, licence, name)
         (new / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card(loaded: Any, config: dict[str, Any], licence: str, name: str, elsewhere: str = "") -> str:
+    return model_card(
+        config,
+        loaded.metrics,
+        licence=licence,
+        name=name,
+        library=loaded.backbone.library,
+        elsewhere=elsewhere.format(name),
+    )
 
 
 def _write_config(config: dict[str, Any], path: Path) -> None:
@@ -229,7 +282,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
-    missing = [name for name in (CONFIG, WEIGHTS, "README.md") if not (folder / name).is_file()]
+    missing = [name for name in (WEIGHTS, "README.md") if not (folder / name).is_file()]
+    missing += [] if _is_packed(folder) else [CONFIG]
     if missing:
         raise CheckpointError(
             f"{folder} is not a packed model ({', '.join(missing)} missing); make one: python -m localgp.pack RUN"

@@ -19,12 +19,14 @@ Shape legend: R output frames, F mel bins, Q output frequencies, C channels, T t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.kernels.linear import Linear
+from localgp.kernels.ragged import Ragged
 
 
 def convolutions(
@@ -40,6 +42,33 @@ def convolutions(
     """
     few = first.weight.device.type == "cpu" and dtype == torch.float32 and bins >= 3
     return (ShortConvolutions if few else WindowConvolutions)(first, second, bins, dtype)
+
+
+class WholeConvolutions:
+    """All convolutions with their ReLU on whole utterances, by PyTorch's own kernels, which like channels last too. An
+    output frame of an utterance sees nothing of what is behind it."""
+
+    together = 4  # utterances: what lies between the convolutions is 120 MB for each of OWSM-medium's
+
+    def __init__(self, layers: Sequence[nn.Conv2d], dtype: torch.dtype) -> None:
+        self._layers = [
+            (
+                conv.weight.detach().to(dtype, memory_format=torch.channels_last),
+                None if conv.bias is None else conv.bias.detach().to(dtype),
+                conv.stride[0],
+            )
+            for conv in layers
+        ]
+
+    def __call__(self, feats_BSF: Tensor, layout: Ragged) -> Tensor:
+        """(B, S, F) to (N, Q C)."""
+        parts = []
+        for part_BSF in feats_BSF.split(self.together):
+            x_BCSF = part_BSF.unsqueeze(1).to(self._layers[0][0].dtype)
+            for weight, bias, stride in self._layers:
+                x_BCSF = F.conv2d(x_BCSF, weight, bias, stride=stride).relu_()
+            parts.append(x_BCSF.permute(0, 2, 3, 1).flatten(2))
+        return layout.pack(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 class WindowConvolutions:
@@ -133,6 +162,24 @@ class ShortConvolutions:
         """``count`` frequencies of the first convolution, each ``step`` behind the one before, (H, count, C)."""
         windows = halves_H3F.unfold(2, 3, 2 * step)[:, :, :count].transpose(1, 2)
         return self._first(windows.reshape(-1, 9)).view(-1, count, self._channels)
+
+
+class StridedConvolution:
+    """A 3x3 stride-2 convolution with its ReLU on what the two before it yield, (2 R + 1, 2 Q + 1 or more, C) to
+    (R, Q, C), some output frames at a time."""
+
+    block = 128
+
+    def __init__(self, conv: nn.Conv2d, bins: int, dtype: torch.dtype) -> None:
+        self._bins = bins
+        columns = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1)
+        self._product = Linear(columns, conv.bias, dtype, "relu")
+
+    def __call__(self, x_HJC: Tensor) -> Iterator[Tensor]:
+        windows = x_HJC.unfold(0, 3, 2).unfold(1, 3, 2)[:, : self._bins]  # (R, Q, C, time, frequency)
+        for part in windows.split(self.block):
+            columns = part.permute(0, 1, 3, 4, 2).reshape(len(part) * self._bins, -1)
+            yield self._product(columns).view(len(part), self._bins, -1)
 
 
 def _weights(taps: Tensor) -> list[Tensor]:

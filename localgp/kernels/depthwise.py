@@ -3,7 +3,8 @@
 It is computed as a 2-D convolution, whose channels-last layout a (T, C) sequence has as it is: nothing is transposed in
 memory, and oneDNN takes its fast path, on a CPU with weights that are in its layout already.
 
-Utterances are convolved one by one where they lie. Neighbouring short ones are cheaper in one call, copied behind each
+A GPU has a kernel for utterances of any lengths in one launch (`localgp.kernels.triton_depthwise`). Elsewhere they are
+convolved one by one where they lie. Neighbouring short ones are cheaper in one call, copied behind each
 other with a gap of zeros as wide as the kernel reaches, which gives each what it has alone. With kernel 5:
 
     packed   a a a b c c
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from localgp.kernels import devices
 from localgp.kernels.onednn import ROWS, blocked_convolution, convolution
 from localgp.kernels.ragged import RANGE, Ragged
 
@@ -34,6 +36,7 @@ class Depthwise:
     """
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
+        self._weight_CK = conv.weight.detach().squeeze(1).to(dtype)
         weight_C11K = conv.weight.detach().unsqueeze(2).to(dtype)
         self._weight = weight_C11K.contiguous(memory_format=torch.channels_last)
         self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
@@ -60,6 +63,32 @@ class Depthwise:
                 yield slice(begin, begin + len(part_TC)), part_TC
                 begin += len(part_TC)
 
+    def times(self, other_NC: Tensor, x_NC: Tensor, layout: Ragged) -> None:
+        """``other *= conv(x)``; the two share no memory."""
+        kernels = devices.triton_on(x_NC.device)
+        if kernels is not None:
+            kernels.times(other_NC, x_NC, self._weight_CK, self._bias, layout)
+            return
+        for rows, part_NC in self(x_NC, layout):
+            other_NC[rows].mul_(part_NC)
+
+    def plus(
+        self, first_NC: Tensor, second_NC: Tensor, layout: Ragged, both_NC: Tensor | None = None
+    ) -> Tensor:
+        """``x + conv(x)`` of both side by side.
+
+        Args:
+            both_NC: Where they are halves of one tensor already, which is changed then.
+        """
+        kernels = devices.triton_on(first_NC.device)
+        if kernels is not None:
+            summed_NC: Tensor = kernels.plus(first_NC, second_NC, self._weight_CK, self._bias, layout)
+            return summed_NC
+        x_NC = torch.cat([first_NC, second_NC], dim=1) if both_NC is None else both_NC
+        for rows, part_NC in self(x_NC, layout):
+            x_NC[rows].add_(part_NC)
+        return x_NC
+
     def _each(self, x_NC: Tensor, lengths: list[int]) -> Sequence[Tensor]:
         """Of some utterances, in one call."""
         if len(lengths) == 1:
@@ -84,7 +113,7 @@ class Depthwise:
 def together(lengths: Sequence[int], short: int) -> list[list[int]]:
     """Utterances that share a call: neighbours of up to ``short`` frames; empty ones are left out.
 
-    Example:
+    Examples:
         >>> together([3, 1, 0, 90, 2], short=8)
         [[3, 1], [90], [2]]
     """

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from localgp.kernels.kept import Kept, product, product_to_rows
 from localgp.kernels.onednn import ROWS, blocked_linear, linear, linear_add
 
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -53,12 +54,21 @@ class Linear:
         if self._blocked is not None:
             self._weight = self._weight[:0]  # one copy is enough
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._blocked is not None:
+    def __call__(self, x: Tensor, kept: Kept | None = None) -> Tensor:
+        """Args:
+        kept: Where only as many rows of ``x`` exist as it has.
+        """
+        if kept is not None:
+            y = product(x, self._weight, self._bias, kept, self._activation)
+        elif self._blocked is not None:
             y = linear(x, self._blocked, self._bias, self._activation)
         else:
             y = _PLAIN[self._activation](F.linear(x, self._weight, self._bias))
         return y if self._after is None else self._after(y)
+
+    def to_rows(self, x_NK: Tensor, kept: Kept, out_NU: Tensor, *, add: bool) -> None:
+        """Of the rows that exist, put or added where they came from; the activation is left out."""
+        product_to_rows(x_NK, self._weight, self._bias, kept, out_NU, add=add)
 
     def add(self, x: Tensor, total: Tensor | None) -> Tensor:
         """``total + x W^T + b``, rows of x, in one kernel where there is one; the activation is left out."""
@@ -91,7 +101,7 @@ def fused(
 def activation_of(module: nn.Module) -> str | Callable[[Tensor], Tensor]:
     """The name of an activation module where a kernel has it, else the module itself.
 
-    Example:
+    Examples:
         >>> activation_of(nn.SiLU())
         'swish'
     """

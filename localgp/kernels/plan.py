@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.errors import ConfigError
-from localgp.kernels.ragged import Ragged
+from localgp.kernels.kept import Kept, available, compact
+from localgp.kernels.ragged import Ragged, nonzero, sent
 
 
 def only_per_utterance(name: str) -> str:
@@ -23,36 +24,60 @@ class LayerPlan:
     """The frames each module of a layer runs on: index lists, made once for the layer.
 
     Args:
-        gates: Module to bool, (N,) or (B,).
+        gates: Module to bool, (N,) or (B,); a decision per utterance may be on the host.
         layout: Of the packed sequence.
         whole: Modules that see their neighbours, so that they run on all frames of an utterance or on none.
+        dtype: Of the products.
 
     Attributes:
-        frames: Module to its kept frames in order, (K,); None for all of them.
+        frames: Module to its kept frames in order, (K,), or where only a GPU knows how many they are; None for all of
+            them.
         layouts: Module to the layout of its kept frames.
     """
 
-    def __init__(self, gates: dict[str, Tensor], layout: Ragged, whole: Collection[str] = ()) -> None:
-        self.frames: dict[str, Tensor | None] = {}
+    def __init__(
+        self,
+        gates: dict[str, Tensor],
+        layout: Ragged,
+        whole: Collection[str] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.frames: dict[str, Tensor | Kept | None] = {}
         self.layouts: dict[str, Ragged] = {}
-        if not gates:
-            return
         count = len(layout.lengths)
+        by_utterance = {name: open_ for name, open_ in gates.items() if len(open_) == count}
+        by_frame = {name: open_ for name, open_ in gates.items() if name not in by_utterance}
         for name in whole:
-            if name in gates and len(gates[name]) != count:
+            if name in by_frame:
                 raise ConfigError(only_per_utterance(name))
-        per_frame = [
-            open_ if len(open_) == layout.total else open_.index_select(0, layout.owner_N)
-            for open_ in gates.values()
-        ]
-        masks_MN = torch.stack(per_frame)
-        ends = F.pad(masks_MN.cumsum(1), (1, 0))[:, layout.offsets]
+        if by_utterance:
+            runs_MB = torch.stack(list(by_utterance.values())).tolist()
+            for name, runs_B in zip(by_utterance, runs_MB, strict=True):
+                lengths = [n if run else 0 for n, run in zip(layout.lengths, runs_B, strict=True)]
+                index_K = torch.cat([torch.zeros(0, dtype=torch.long), *_frames(layout, runs_B)])
+                self._set(name, sent(index_K, layout.device), lengths, layout)
+        if not by_frame:
+            return
+        masks_MN = torch.stack(list(by_frame.values()))
+        if available(layout.device, dtype):
+            self.frames.update(zip(by_frame, compact(masks_MN, layout), strict=True))
+            return
+        ends = F.pad(masks_MN.cumsum(1), (1, 0)).index_select(1, layout.ends_B1)
         kept = ends.diff(dim=1).tolist()  # per module and utterance; the one wait for a GPU
-        places = masks_MN.nonzero()[:, 1].split([sum(row) for row in kept])
-        for name, index, lengths in zip(gates, places, kept, strict=True):
-            everything = lengths == layout.lengths
-            self.frames[name] = None if everything else index
-            self.layouts[name] = layout if everything else Ragged(lengths, layout.device)
+        counts = [sum(row) for row in kept]
+        places = nonzero(masks_MN, sum(counts))[:, 1].split(counts)
+        for name, index_K, lengths in zip(by_frame, places, kept, strict=True):
+            self._set(name, index_K, lengths, layout)
 
-    def of(self, name: str, layout: Ragged) -> tuple[Tensor | None, Ragged]:
+    def _set(self, name: str, index_K: Tensor, lengths: list[int], layout: Ragged) -> None:
+        everything = lengths == layout.lengths
+        self.frames[name] = None if everything else index_K
+        self.layouts[name] = layout if everything else Ragged(lengths, layout.device)
+
+    def of(self, name: str, layout: Ragged) -> tuple[Tensor | Kept | None, Ragged]:
         return self.frames.get(name), self.layouts.get(name, layout)
+
+
+def _frames(layout: Ragged, runs_B: list[bool]) -> list[Tensor]:
+    """Of the utterances that run."""
+    return [torch.arange(s.start, s.stop) for s, run in zip(layout.segments(), runs_B, strict=True) if run]

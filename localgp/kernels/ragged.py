@@ -6,7 +6,7 @@ Shape legend: B utterances, T frames of the longest, N frames of all together, C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -28,7 +28,7 @@ class Ragged:
         lengths: Frames of each utterance.
         device: Of the index tensors.
 
-    Example:
+    Examples:
         >>> layout = Ragged([2, 1])
         >>> layout.unpack(torch.tensor([[1.0], [2.0], [3.0]])).squeeze(-1)
         tensor([[1., 2.],
@@ -57,17 +57,22 @@ class Ragged:
     def owner_N(self) -> Tensor:
         """The utterance that each frame belongs to."""
         counts = torch.tensor(self.lengths)
-        return torch.repeat_interleave(torch.arange(len(self.lengths)), counts).to(self.device)
+        return sent(torch.repeat_interleave(torch.arange(len(self.lengths)), counts), self.device)
 
     @cached_property
     def frame_N(self) -> Tensor:
         """Each frame's place in its utterance."""
-        return torch.cat([torch.arange(n) for n in self.lengths]).to(self.device)
+        return sent(torch.cat([torch.arange(n) for n in self.lengths]), self.device)
 
     @cached_property
     def place_N(self) -> Tensor:
         """Each frame's place in the padded batch, its first two dimensions flattened."""
         return self.owner_N * self.longest + self.frame_N
+
+    @cached_property
+    def ends_B1(self) -> Tensor:
+        """Where utterances begin and end, int32: 0 and the running sum of their lengths."""
+        return sent(torch.tensor(self.offsets, dtype=torch.int32), self.device)
 
     def segments(self) -> Iterator[slice]:
         for begin, end in zip(self.offsets, self.offsets[1:], strict=False):
@@ -96,6 +101,22 @@ class Ragged:
                     yield x_NC[segment].unsqueeze(0)
 
 
+@lru_cache(maxsize=64)
+def layout_of(lengths: tuple[int, ...], device: torch.device) -> Ragged:
+    """The layout, kept: batches of full windows all have the same, and a GPU its indices already."""
+    return Ragged(lengths, device)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on a device; a GPU fetches it when it comes to it, without the host's waiting."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def nonzero(mask: Tensor, count: int) -> Tensor:
+    """``mask.nonzero()`` where it is known how many there are: a GPU's host need not wait for that."""
+    return torch.nonzero_static(mask, size=count) if mask.is_cuda else mask.nonzero()
+
+
 def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
     """Softmax attention inside each utterance, packed (N, 3, H, d) to (N, H * d); no scores between utterances.
 
@@ -104,12 +125,10 @@ def attend(qkv_N3HD: Tensor, layout: Ragged) -> Tensor:
     it saves.
     """
     if not layout.equal and qkv_N3HD.is_cuda and qkv_N3HD.dtype != torch.float32:
-        varlen = _varlen_attention()
+        varlen = varlen_attention()
         if varlen is not None:
-            query, key, value = (part.contiguous() for part in qkv_N3HD.unbind(1))
-            ends = torch.tensor(layout.offsets, dtype=torch.int32, device=qkv_N3HD.device)
-            longest = layout.longest
-            return varlen(query, key, value, ends, ends, longest, longest).flatten(1)
+            ends, longest = layout.ends_B1, layout.longest
+            return varlen(*qkv_N3HD.unbind(1), ends, ends, longest, longest).flatten(1)
     if layout.equal:
         return _attend_batch(layout.unpack(qkv_N3HD)).flatten(2).flatten(0, 1)
     out_NHd = qkv_N3HD.new_empty(layout.total, *qkv_N3HD.shape[2:])
@@ -152,7 +171,7 @@ def _attend_by_products(qkv_T3Hd: Tensor) -> Tensor:
     return out_THd
 
 
-def _varlen_attention() -> Callable[..., Any] | None:
+def varlen_attention() -> Callable[..., Any] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # older PyTorch

@@ -10,6 +10,8 @@ Shape legend: B utterances of the call, T frames, D model size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from localgp.backbones.base import Backbone
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates
 from localgp.errors import ConfigError
+from localgp.search.greedy import Greedy
 from localgp.search.hypothesis import Hypothesis
 from localgp.search.options import DecodeOptions
 from localgp.search.steps import Search
@@ -35,7 +38,7 @@ class BeamSearch:
     Raises:
         ConfigError: If a CTC weight is asked for without a CTC.
 
-    Example:
+    Examples:
         >>> search = BeamSearch(backbone, DecodeOptions(beam=5))                       # doctest: +SKIP
         >>> best = [hypotheses[0] for hypotheses in search(x_BTD, lengths_B, primers)]  # doctest: +SKIP
     """
@@ -53,7 +56,20 @@ class BeamSearch:
         self.decoder = decoder or CachedDecoder(backbone, dtype=dtype)
         self.ctc = backbone.ctc if options.ctc_weight > 0 else None
         self.tokens, self.options = backbone.tokenizer, options
-        self.longest = backbone.shape.longest
+        self._longest = backbone.shape.longest
+        lengths = (options.length_bonus, options.minlenratio)
+        self._greedy = options.beam == 1 and options.ctc_weight == 0 and not any(lengths)
+
+    def most(self, frames: Sequence[int], primers: list[list[int]]) -> list[int]:
+        """The most tokens that each utterance's hypotheses may get.
+
+        Args:
+            frames: Of their encoder outputs.
+        """
+        most = [self.options.max_length(n) for n in frames]
+        if self._longest is None:
+            return most
+        return [min(n, self._longest - len(primer)) for n, primer in zip(most, primers, strict=True)]
 
     @torch.inference_mode()
     def __call__(
@@ -63,6 +79,9 @@ class BeamSearch:
         primers: list[list[int]],
         gates: DecoderGates | None = None,
         owners: list[int] | None = None,
+        *,
+        temperature: float = 0.0,
+        confidence: bool = False,
     ) -> list[list[Hypothesis]]:
         """Decodes utterances together.
 
@@ -73,6 +92,8 @@ class BeamSearch:
             gates: Of the decoder's modules, for this call; they know utterances by their place in ``primers``.
             owners: The encoder output that each utterance is of, where several are of one (tasks of one recording): its
                 keys and values are then made and read once for all of them. Default: each has its own, in their order.
+            temperature: Draw every token at this one, whatever the beam; 0: search. The same call draws the same.
+            confidence: Give ``scores["allowed"]`` too (`Hypothesis`).
 
         Returns:
             The best hypotheses of each utterance, best first, at most ``options.nbest``; none if the length
@@ -80,7 +101,19 @@ class BeamSearch:
         """
         with torch.autocast(memory_BTD.device.type, enabled=False):
             whose = list(range(len(primers))) if owners is None else owners
-            return self._decode(memory_BTD, memory_lengths_B.tolist(), whose, primers, gates)
+            lengths = memory_lengths_B.tolist()
+            if self._greedy or temperature > 0:
+                return Greedy(
+                    self,
+                    memory_BTD,
+                    lengths,
+                    whose,
+                    primers,
+                    gates,
+                    temperature=temperature,
+                    confidence=confidence,
+                ).run()
+            return self._decode(memory_BTD, lengths, whose, primers, gates, confidence)
 
     def _decode(
         self,
@@ -89,6 +122,7 @@ class BeamSearch:
         owners: list[int],
         primers: list[list[int]],
         gates: DecoderGates | None,
+        confidence: bool,
     ) -> list[list[Hypothesis]]:
         ratio = self.options.minlenratio
         found: list[list[Hypothesis]] = [[] for _ in primers]
@@ -105,6 +139,7 @@ class BeamSearch:
                 ratio,
                 gates,
                 todo,
+                confidence,
             )
             for u, hypotheses in zip(todo, search.run(), strict=True):
                 found[u] = hypotheses

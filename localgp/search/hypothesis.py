@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.rules import NEVER
+from localgp.kernels.ragged import nonzero
 
 END_MARGIN = -10.0  # end detection: the lengths just tried are this much worse than the best (ESPnet's D_end)
 END_LENGTHS = 3  # ... for so many successive lengths
@@ -21,8 +23,9 @@ END_LENGTHS = 3  # ... for so many successive lengths
 class Hypothesis:
     """Attributes:
     tokens: With primer and eos, as ESPnet's ``yseq``.
-    score: Weighted sum of ``scores``.
-    scores: Sum over tokens of each unweighted score: decoder, ctc, length_bonus.
+    score: What it is ranked by: the weighted sum of ``scores``, per token with ``ranking=transformers``.
+    scores: Sum over tokens of each unweighted score: decoder, ctc, length_bonus; and, where that was asked for,
+        ``allowed``, the decoder's among the tokens that the rules leave.
     open_PLM: Which decoder modules ran in the pass that wrote each token after the primer, eos included; None
         without gates.
     """
@@ -56,30 +59,31 @@ class Ended:
         self._tables: list[dict[str, Tensor]] = []
         self._gates: list[Tensor | None] = []
 
+    def note(self, step: int, ended_UW: Tensor, score_UW: Tensor) -> None:
+        """Of step number ``step``: where in the beam a hypothesis ends, and what it scores."""
+        best_U1 = score_UW.masked_fill(~ended_UW, NEVER).amax(1, keepdim=True)
+        self._best_U1 = torch.maximum(self._best_U1, best_U1)
+        none_U1 = ~ended_UW.any(1, keepdim=True)
+        self._best_US[:, step : step + 1] = best_U1.masked_fill(none_U1, float("nan"))
+
     def record(
         self,
-        step: int,
         ended_UW: Tensor,
+        count: int,
         row_UW: Tensor,
         tables_UW: dict[str, Tensor],
         rows_NP: dict[str, Tensor],
         history_NPLM: Tensor | None,
     ) -> None:
         """Args:
-        step: Number of the step.
         ended_UW: Where in the beam a hypothesis ends.
+        count: How many do.
         row_UW: The row it continues.
         tables_UW: ``score``, ``label``, ``forced`` (whether eos has to follow) and ``part.<scorer>`` of the beam.
         rows_NP: ``tokens`` and ``length`` of the rows, before the label.
         history_NPLM: Gates of the rows, if the decoder has any.
         """
-        where = ended_UW.nonzero(as_tuple=True)
-        if where[0].shape[0] == 0:
-            return
-        best_U1 = tables_UW["score"].masked_fill(~ended_UW, NEVER).amax(1, keepdim=True)
-        self._best_U1 = torch.maximum(self._best_U1, best_U1)
-        none_U1 = ~ended_UW.any(1, keepdim=True)
-        self._best_US[:, step : step + 1] = best_U1.masked_fill(none_U1, float("nan"))
+        where = nonzero(ended_UW, count).unbind(1)
         row_E = row_UW[where]
         self._gates.append(None if history_NPLM is None else history_NPLM.index_select(0, row_E).cpu())
         self._tables.append(
@@ -90,9 +94,17 @@ class Ended:
             }
         )
 
-    def detected(self, step: int) -> Tensor:
+    def ranked_by(self, step: int, score_UW: Tensor) -> Tensor:
+        """What hypotheses that end in a step are ranked by."""
+        return score_UW
+
+    def enough(self, step: int, score_UW: Tensor, running_UW: Tensor) -> Tensor:
         """Whether longer hypotheses of an utterance stopped paying: eq. 50 of Watanabe et al., "Hybrid
-        CTC/Attention Architecture for End-to-End Speech Recognition"."""
+        CTC/Attention Architecture for End-to-End Speech Recognition".
+
+        Args:
+            score_UW, running_UW: Of the beam, and what of it goes on.
+        """
         ended_at_U3 = self._offset_U3 + step
         then_U3 = self._best_US.gather(1, ended_at_U3.clamp(min=0))
         # Where none ended (NaN) the comparison is false.
@@ -108,14 +120,50 @@ class Ended:
     def hypotheses(self) -> list[list[Hypothesis]]:
         """All that ended, of each utterance of the call."""
         found: list[list[Hypothesis]] = [[] for _ in range(self._utterances)]
-        for table, gates in zip(self._tables, self._gates, strict=True):
-            columns = {name: value.tolist() for name, value in table.items()}
-            parts = [name for name in columns if name.startswith("part.")]
-            for e, u in enumerate(columns["utterance"]):
-                tokens = [*columns["tokens"][e][: columns["length"][e]], columns["label"][e]]
-                if columns["forced"][e]:  # ESPnet appends eos to all, also to what has just ended
-                    tokens.append(self._eos)
-                scores = {name.removeprefix("part."): columns[name][e] for name in parts}
-                open_PLM = None if gates is None else gates[e]
-                found[u].append(Hypothesis(tokens, columns["score"][e], scores, open_PLM))
+        if not self._tables:
+            return found
+        longest = max(table["tokens"].shape[1] for table in self._tables)
+        for table in self._tables:
+            table["tokens"] = F.pad(table["tokens"], (0, longest - table["tokens"].shape[1]))
+        columns = {
+            name: torch.cat([table[name] for table in self._tables]).tolist() for name in self._tables[0]
+        }
+        parts = [name for name in columns if name.startswith("part.")]
+        gates = [one for of_step in self._gates if of_step is not None for one in of_step]
+        for e, u in enumerate(columns["utterance"]):
+            tokens = [*columns["tokens"][e][: columns["length"][e]], columns["label"][e]]
+            if columns["forced"][e]:  # ESPnet appends eos to all, also to what has just ended
+                tokens.append(self._eos)
+            scores = {name.removeprefix("part."): columns[name][e] for name in parts}
+            found[u].append(Hypothesis(tokens, columns["score"][e], scores, gates[e] if gates else None))
         return found
+
+
+class EndedByLength(Ended):
+    """The same with `transformers`' ranking (`localgp.search.options.DecodeOptions.ranking`).
+
+    Args:
+        primer_U, steps, eos: See `Ended`.
+        beam: Hypotheses that have to end.
+    """
+
+    def __init__(self, primer_U: Tensor, steps: int, eos: int, beam: int) -> None:
+        super().__init__(primer_U, steps, eos)
+        self._best_UB = torch.full((self._utterances, beam), NEVER, device=primer_U.device)
+
+    def ranked_by(self, step: int, score_UW: Tensor) -> Tensor:
+        return score_UW / (step + 1)
+
+    def note(self, step: int, ended_UW: Tensor, score_UW: Tensor) -> None:
+        new_UW = self.ranked_by(step, score_UW).masked_fill(~ended_UW, NEVER)
+        self._best_UB = torch.cat([self._best_UB, new_UW], dim=1).topk(self._best_UB.shape[1], dim=1)[0]
+
+    def enough(self, step: int, score_UW: Tensor, running_UW: Tensor) -> Tensor:
+        """Whether as many ended as the beam is wide, and what runs is no better than the worst of them."""
+        best_U = self.ranked_by(step, score_UW).masked_fill(~running_UW, NEVER).amax(1)
+        worst_U = self._best_UB[:, -1]
+        return (worst_U > NEVER) & (best_U <= worst_U)
+
+    def keep_utterances(self, index_U: Tensor) -> None:
+        super().keep_utterances(index_U)
+        self._best_UB = self._best_UB.index_select(0, index_U)

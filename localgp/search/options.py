@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from localgp.errors import ConfigError
 
+RANKINGS = ("espnet", "transformers")
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -19,8 +21,14 @@ class DecodeOptions:
         maxlenratio: Longest output in tokens. 0: the encoder's length, and end detection; positive: this
             times the encoder's length, no end detection; -n: n tokens, no end detection.
         minlenratio: Shortest output, likewise: this times the encoder's length, or -n for n tokens.
+        ranking: Which hypotheses win and when there are enough. ``espnet``: the highest sum of scores; longer ones are
+            looked for until the lengths just tried are clearly worse. ``transformers``: the highest score per token
+            (its ``length_penalty=1``); until ``beam`` have ended and, per token, none that is running is better
+            than the worst of these.
         normalize_length: Rank finished hypotheses by score per token.
         nbest: Hypotheses returned per utterance.
+        budget: Share that the encoder's gates keep, of a model that was trained for many; None: what it keeps by
+            itself. The search has no part in it.
 
     Raises:
         ConfigError: If a value is outside its range; all problems are named at once.
@@ -31,8 +39,10 @@ class DecodeOptions:
     length_bonus: float = 0.0
     maxlenratio: float = 0.0
     minlenratio: float = 0.0
+    ranking: str = "espnet"
     normalize_length: bool = False
     nbest: int = 1
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -40,6 +50,12 @@ class DecodeOptions:
             problems.append(f"beam is {self.beam}, valid: 1 (greedy) or more")
         if self.nbest < 1:
             problems.append(f"nbest is {self.nbest}, valid: 1 or more")
+        if self.ranking not in RANKINGS:
+            problems.append(f"ranking is {self.ranking!r}, valid: {', '.join(RANKINGS)}")
+        elif self.ranking == "transformers" and self.normalize_length:
+            problems.append("ranking=transformers is by score per token already; leave normalize_length out")
+        if self.budget is not None and not 0.0 < self.budget <= 1.0:
+            problems.append(f"budget is {self.budget}, valid: above 0, up to 1")
         if not 0.0 <= self.ctc_weight <= 1.0:
             problems.append(f"ctc_weight is {self.ctc_weight}, valid: 0 to 1")
         for name in ("length_bonus", "maxlenratio", "minlenratio"):

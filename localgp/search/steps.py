@@ -15,8 +15,9 @@ from localgp.backbones.rules import NEVER
 from localgp.decoder.gates import DecoderGates
 from localgp.decoder.rows import Rows
 from localgp.decoder.state import DecoderState
+from localgp.kernels.ragged import nonzero, sent
 from localgp.search.ctc_prefix import CTCPrefixScorer
-from localgp.search.hypothesis import Ended, Hypothesis
+from localgp.search.hypothesis import Ended, EndedByLength, Hypothesis
 from localgp.search.topk import topk_of_groups
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Search:
     minlenratio: In place of the option's.
     gates: Of the decoder's modules.
     numbers: What the gates know the utterances by.
+    confidence: Sum up ``allowed`` too (`Hypothesis`).
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Search:
         minlenratio: float,
         gates: DecoderGates | None,
         numbers: list[int],
+        confidence: bool = False,
     ) -> None:
         options, device = parent.options, memory_STD.device
         self._decoder, self._options = parent.decoder, options
@@ -68,31 +71,31 @@ class Search:
                 memory_STD, lengths_S, primers, gates, numbers, owners, options.beam
             )
         frames = [lengths[owner] for owner in owners]
-        most = [options.max_length(n) for n in frames]
-        if parent.longest is not None:
-            most = [min(n, parent.longest - len(primer)) for n, primer in zip(most, primers, strict=True)]
+        most = parent.most(frames, primers)
         self._max_U = torch.tensor(most, device=device)
         self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in frames], device=device)
         self._steps = int(self._max_U.max())
         primer_U = torch.tensor([len(primer) for primer in primers], device=device)
-        self._ended = Ended(primer_U, self._steps, self._eos)
+        self._width, self._ended = options.beam, Ended(primer_U, self._steps, self._eos)
+        self._detects = options.maxlenratio == 0
+        if options.ranking == "transformers":  # which looks at twice as many, so that enough go on
+            self._width, self._detects = 2 * options.beam, True
+            self._ended = EndedByLength(primer_U, self._steps, self._eos, options.beam)
         self._rows = Rows(torch.arange(len(primers), device=device), len(primers), [1] * len(primers))
         longest = max(len(primer) for primer in primers)
         self._tokens_NP = torch.full((len(primers), longest + 1), self._eos, device=device)
         for u, primer in enumerate(primers):
             self._tokens_NP[u, : len(primer)] = torch.tensor(primer, device=device)
-        self._length_N = primer_U
+        self._length_N, self._written = primer_U, 0
         self._score_N = torch.zeros(len(primers), device=device)
-        self._parts = {name: torch.zeros_like(self._score_N) for name in self._weights()}
-
-    def _weights(self) -> dict[str, float]:
-        options = self._options
-        weights = {
-            "decoder": 1.0 - options.ctc_weight,
-            "ctc": options.ctc_weight,
-            "length_bonus": options.length_bonus,
+        self._confidence = confidence and options.ctc_weight < 1
+        wanted = {
+            "decoder": options.ctc_weight < 1,
+            "ctc": options.ctc_weight > 0,
+            "length_bonus": options.length_bonus != 0,
+            "allowed": self._confidence,
         }
-        return {name: weight for name, weight in weights.items() if weight != 0}
+        self._parts = {name: torch.zeros_like(self._score_N) for name, so in wanted.items() if so}
 
     def run(self) -> list[list[Hypothesis]]:
         for step in range(self._steps):
@@ -115,29 +118,34 @@ class Search:
         new_parts = {
             name: self._parts[name].take(row_UW) + part.take(cell_UW) for name, part in parts.items()
         }
-        self._ended.record(
-            step,
-            ended_UW,
-            row_UW,
-            {
-                "label": label_UW,
-                "forced": forced_U1.expand_as(label_UW),
-                "score": score_UW,
-                **{f"part.{name}": value for name, value in new_parts.items()},
-            },
-            {"tokens": self._tokens_NP, "length": self._length_N},
-            None if self._state is None else self._state.history_NPLM,
-        )
+        if (
+            self._width > self._options.beam
+        ):  # what ends has to be among the best; of the others, the best go on
+            ended_UW[:, self._options.beam :] = False
+            running_UW &= running_UW.cumsum(1) <= self._options.beam
+        self._ended.note(step, ended_UW, score_UW)
         going_U = running_UW.any(1)
-        if self._options.maxlenratio == 0:
-            going_U &= ~self._ended.detected(step)
-        keep_U = going_U.tolist()
-        if not any(keep_U):
-            return False
+        if self._detects:
+            going_U &= ~self._ended.enough(step, score_UW, running_UW)
         alive_UW = running_UW & going_U.unsqueeze(1)
+        ended, alive = torch.stack([ended_UW, alive_UW]).tolist()  # the step's one wait for a GPU
+        if any(map(any, ended)):
+            ranked_by_UW = self._ended.ranked_by(step, score_UW)
+            tables = {"label": label_UW, "forced": forced_U1.expand_as(label_UW), "score": ranked_by_UW}
+            self._ended.record(
+                ended_UW,
+                sum(map(sum, ended)),
+                row_UW,
+                tables | {f"part.{name}": value for name, value in new_parts.items()},
+                {"tokens": self._tokens_NP, "length": self._length_N},
+                None if self._state is None else self._state.history_NPLM,
+            )
+        counts = [sum(row) for row in alive]
+        if not any(counts):
+            return False
         choice_UW = cell_UW - row_UW * count
         tables = {"row": row_UW, "choice": choice_UW, "label": label_UW, "score": score_UW, **new_parts}
-        self._follow(alive_UW, tables, keep_U)
+        self._follow(alive_UW, counts, tables)
         return True
 
     def _candidates(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -146,9 +154,11 @@ class Search:
         if self._state is None:
             labels_NK, total_NK, parts = self._every_label()
         else:
-            labels_NK, logp_NK = self._likely_labels()
+            labels_NK, logp_NK, allowed_NK = self._likely_labels()
             total_NK = (1.0 - options.ctc_weight) * logp_NK
             parts = {"decoder": logp_NK}
+            if allowed_NK is not None:
+                parts["allowed"] = allowed_NK
         if self._ctc is not None:
             ctc_NK = self._ctc.score(labels_NK, self._last(), self._length_N, rows)
             total_NK = total_NK + options.ctc_weight * ctc_NK
@@ -163,29 +173,27 @@ class Search:
         vocabulary = self._ctc.vocabulary  # type: ignore[union-attr]
         every_V = torch.arange(vocabulary, device=self._score_N.device)
         allowed_NK = torch.zeros(self._rows.size, vocabulary, device=self._score_N.device)
-        self._forbid(allowed_NK, self._tokens_NP, self._length_N)
+        self._forbid(allowed_NK, self._tokens_NP, self._length_N, self._written)
         return every_V.expand(self._rows.size, -1), allowed_NK, {}
 
-    def _likely_labels(self) -> tuple[Tensor, Tensor]:
-        """The labels that the decoder finds best, and their log-probabilities."""
-        beam = self._options.beam
+    def _likely_labels(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The labels that the decoder finds best, their log-probabilities, and those among what the rules leave."""
         logits_NV = self._decoder.logits(self._hidden_ND)
         normalizer_N1 = logits_NV.logsumexp(1, keepdim=True)
-        if self._ctc is None:
-            self._forbid(logits_NV, self._tokens_NP, self._length_N)
-            logit_NK, labels_NK = topk_of_groups(logits_NV, min(beam, logits_NV.shape[1]))
-            return labels_NK, logit_NK - normalizer_N1
-        eos_logit_N1 = logits_NV[:, self._eos : self._eos + 1].clone()
-        self._forbid(logits_NV, self._tokens_NP, self._length_N)
-        count = min(int(PRE_BEAM_RATIO * beam), logits_NV.shape[1])
+        wanted = self._width if self._ctc is None else int(PRE_BEAM_RATIO * self._width)
+        count = min(wanted, logits_NV.shape[1])
+        # CTC scores eos always, wanted by the pre-beam or not.
+        adds_eos = self._ctc is not None and count < logits_NV.shape[1]
+        eos_logit_N1 = logits_NV[:, self._eos : self._eos + 1].clone() if adds_eos else None
+        self._forbid(logits_NV, self._tokens_NP, self._length_N, self._written)
         logit_NK, labels_NK = topk_of_groups(logits_NV, count)
-        if count < logits_NV.shape[1]:
-            # CTC scores eos always, wanted by the pre-beam or not.
+        if eos_logit_N1 is not None:
             wanted_N1 = (labels_NK == self._eos).any(1, keepdim=True)
             eos_logit_N1 = torch.where(wanted_N1, NEVER, eos_logit_N1)
             labels_NK = torch.cat([labels_NK, torch.full_like(labels_NK[:, :1], self._eos)], dim=1)
             logit_NK = torch.cat([logit_NK, eos_logit_N1], dim=1)
-        return labels_NK, logit_NK - normalizer_N1
+        allowed_NK = logit_NK - logits_NV.logsumexp(1, keepdim=True) if self._confidence else None
+        return labels_NK, logit_NK - normalizer_N1, allowed_NK
 
     def _last(self) -> Tensor:
         return self._tokens_NP.gather(1, (self._length_N - 1).unsqueeze(1)).squeeze(1)
@@ -196,7 +204,7 @@ class Search:
         # An impossible candidate of a hypothesis is still preferred to a hypothesis that is not there.
         lowest = torch.finfo(total_NK.dtype).min
         key_UC = rows.to_grid(total_NK.clamp(min=lowest), fill=NEVER).flatten(1)
-        width = min(self._options.beam, key_UC.shape[1])
+        width = min(self._width, key_UC.shape[1])
         best_UW, cell_UW = key_UC.topk(width, dim=1)
         # Rows of an utterance follow each other; a slot without a row (row 0 then, to be valid) does not exist.
         exists_UW = best_UW > NEVER
@@ -204,21 +212,26 @@ class Search:
         score_UW = torch.where(best_UW <= lowest, NEVER, best_UW)
         return cell_UW, score_UW, exists_UW
 
-    def _follow(self, alive_UW: Tensor, tables: dict[str, Tensor], keep_U: list[bool]) -> None:
-        """Makes the living hypotheses the rows, lets finished utterances leave, and runs the decoder."""
-        utterances = len(keep_U)
-        if not all(keep_U):
-            index = self._leave(keep_U)
-            utterances = index.shape[0]
+    def _follow(self, alive_UW: Tensor, counts: list[int], tables: dict[str, Tensor]) -> None:
+        """Makes the living hypotheses the rows, lets finished utterances leave, and runs the decoder.
+
+        Args:
+            counts: How many each utterance has.
+        """
+        if not all(counts):
+            order = self._leave([count > 0 for count in counts])
+            counts = [counts[u] for u in order]
+            index = sent(torch.tensor(order), alive_UW.device)
             alive_UW = alive_UW.index_select(0, index)
             tables = {name: table.index_select(0, index) for name, table in tables.items()}
-        where_N = alive_UW.flatten().nonzero().squeeze(1)
+        where_N = nonzero(alive_UW.flatten(), sum(counts)).squeeze(1)
         table_N = {name: table.flatten().index_select(0, where_N) for name, table in tables.items()}
         parents_N, label_N = table_N["row"], table_N["label"]
-        self._rows = Rows(where_N // alive_UW.shape[1], utterances)
+        self._rows = Rows(where_N // alive_UW.shape[1], len(counts), counts)
         self._score_N = table_N["score"]
         self._parts = {name: table_N[name] for name in self._parts}
         self._length_N = self._length_N.index_select(0, parents_N) + 1
+        self._written += 1
         tokens_NP = self._tokens_NP.index_select(0, parents_N)
         self._tokens_NP = torch.cat([tokens_NP, label_N.unsqueeze(1)], dim=1)
         self._tokens_NP.scatter_(1, (self._length_N - 1).unsqueeze(1), label_N.unsqueeze(1))
@@ -227,15 +240,15 @@ class Search:
         if self._state is not None:
             self._hidden_ND = self._state.step(label_N, parents_N, self._rows)
 
-    def _leave(self, keep_U: list[bool]) -> Tensor:
+    def _leave(self, keep_U: list[bool]) -> list[int]:
         """Lets utterances leave; those left, by their numbers before, in their new order."""
         if self._state is not None:
             order = self._state.keep_utterances(keep_U)
         else:
             order = [u for u, keep in enumerate(keep_U) if keep]
-        index_U = torch.tensor(order, device=self._score_N.device)
+        index_U = sent(torch.tensor(order), self._score_N.device)
         if self._ctc is not None:
             self._ctc.keep_utterances(order)
         self._ended.keep_utterances(index_U)
         self._max_U, self._min_U = self._max_U.index_select(0, index_U), self._min_U.index_select(0, index_U)
-        return index_U
+        return order

@@ -15,7 +15,7 @@ from localgp.backbones.base import Backbone
 from localgp.corpora.rows import Task
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates
-from localgp.search.beam import BeamSearch
+from localgp.search.beam import BeamSearch, Hypothesis
 from localgp.search.options import DecodeOptions
 
 
@@ -24,10 +24,12 @@ class Written:
     """Attributes:
     tokens: Of the best hypothesis, without its prompt; eos may follow.
     open_PLM: Which decoder modules ran in the pass that wrote each of them; None without gates.
+    confidence: Mean log-probability of these tokens and eos, among those that the rules left; where it was asked for.
     """
 
     tokens: list[int]
     open_PLM: Tensor | None = None
+    confidence: float | None = None
 
 
 GatesFor = Callable[[Tensor, Sequence[str], Tensor], DecoderGates | None]
@@ -64,13 +66,17 @@ class TaskSearches:
         *,
         timestamps: bool = False,
         gates: GatesFor | None = None,
+        previous: Sequence[list[int]] | None = None,
+        temperature: float = 0.0,
     ) -> list[Written]:
         """The best hypothesis of each task.
 
         Args:
             owners: Row of ``memory_BTD`` that each task belongs to.
-            timestamps: Predict times too, by attention alone: CTC knows none.
+            timestamps: Predict times too, by attention alone: CTC knows none. These outputs have a confidence.
             gates: Where the decoder has gates, what gives them.
+            previous: Of each task, what stands before its prompt (`Tokens.previous`).
+            temperature: See `BeamSearch`.
         """
         found_of: list[Written] = [Written([])] * len(tasks)
         kinds: dict[int, list[int]] = {}
@@ -81,18 +87,28 @@ class TaskSearches:
             prompts = [
                 self._tokens.prompt(tasks[i].source, tasks[i].target, timestamps=timestamps) for i in indices
             ]
-            primers = [[*self._tokens.start, *prompt] for prompt in prompts]
+            before = [[] if previous is None else previous[i] for i in indices]
+            primers = [[*b, *self._tokens.start, *p] for b, p in zip(before, prompts, strict=True)]
             search = self._search_for(tasks[indices[0]], timestamps)
             decide = None
             if gates is not None:
                 prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=memory_BTD.device)
                 owner_Q = torch.tensor(rows, device=memory_BTD.device)
                 decide = gates(owner_Q, [tasks[i].name for i in indices], prompt_Q2)
-            found = search(memory_BTD, lengths_B, primers, decide, rows)
+            found = search(
+                memory_BTD, lengths_B, primers, decide, rows, temperature=temperature, confidence=timestamps
+            )
             for index, nbest, primer in zip(indices, found, primers, strict=True):
                 if nbest:
-                    found_of[index] = Written(nbest[0].tokens[len(primer) :], nbest[0].open_PLM)
+                    found_of[index] = self._written(nbest[0], len(primer))
         return found_of
+
+    def _written(self, best: Hypothesis, begin: int) -> Written:
+        tokens = best.tokens[begin:]
+        if "allowed" not in best.scores:
+            return Written(tokens, best.open_PLM)
+        count = tokens.index(self._tokens.eos) if self._tokens.eos in tokens else len(tokens)
+        return Written(tokens, best.open_PLM, best.scores["allowed"] / (count + 1))
 
     def _search_for(self, task: Task, timestamps: bool) -> BeamSearch:
         return self._translations if timestamps or task.source != task.target else self._transcripts

@@ -47,7 +47,7 @@ def frame_budgets(scores_F: Tensor, lengths_F: Tensor, keep: int, remainder: str
         keep: Tokens to keep in all, at most ``lengths_F.sum()``.
         remainder: ``fill`` or ``drop``, see the module's docstring.
 
-    Example:
+    Examples:
         >>> frame_budgets(torch.tensor([9.0, 0.0, 0.0]), torch.tensor([4, 4, 4]), keep=8)
         tensor([4, 2, 2])
         >>> frame_budgets(torch.tensor([9.0, 0.0, 0.0]), torch.tensor([4, 4, 4]), keep=8, remainder="drop")
@@ -74,7 +74,7 @@ def most_similar(
 ) -> Tensor:
     """Indices, ascending, of the tokens that phase 1 keeps.
 
-    Example:
+    Examples:
         >>> audio = torch.eye(4).repeat_interleave(2, dim=0)  # four frames of two tokens
         >>> most_similar(audio, query_LD=audio[4:5], keep=2, frame=2)
         tensor([4, 5])

@@ -53,7 +53,7 @@ def english_voices() -> list[Voice]:
 def speak_sentences(sentences: Sequence[tuple[str, str]], key: str) -> Spoken:
     """Speaks (speaker, text) pairs one after the other; the same for the same key.
 
-    Example:
+    Examples:
         >>> spoken = speak_sentences([("a", "Good morning."), ("b", "Good evening.")], key="example")
         >>> spoken.times[0][1] < spoken.times[1][0]
         True

@@ -14,7 +14,7 @@ def render(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
         columns: Key in a row to ``heading:format``; the format is Python's (``.1%``), without one the value is
             printed as it is. A value that is missing or None is a dash.
 
-    Example:
+    Examples:
         >>> print(render([{"n": 3, "share": 0.25}], {"n": "tokens", "share": "kept:.1%"}))
         tokens   kept
              3  25.0%

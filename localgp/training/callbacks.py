@@ -125,8 +125,7 @@ def _memory_mib(device: torch.device) -> float:
 def _line(trainer: L.Trainer, module: TrainingModule, t: dict[str, float]) -> str:
     parts = [
         f"step {trainer.global_step:>6}/{trainer.max_steps}",
-        f"loss {t['loss']:.3f} (ctc {t['loss_ctc']:.3f}, att {t['loss_att']:.3f}"
-        + (f", sparsity {t['loss_sparsity']:.4f})" if "loss_sparsity" in t else ")"),
+        f"loss {t['loss']:.3f} ({_terms(t)})",
         f"acc {t['accuracy']:.3f}",
     ]
     kept = {k.removeprefix("kept/"): v for k, v in t.items() if k.startswith("kept/") and k != "kept/all"}
@@ -141,6 +140,11 @@ def _line(trainer: L.Trainer, module: TrainingModule, t: dict[str, float]) -> st
         f"{t['memory_mib']:.0f} MiB",
     ]
     return "  ".join(parts)
+
+
+def _terms(t: dict[str, float]) -> str:
+    digits = {"ctc": 3, "att": 3, "distil": 4, "sparsity": 4}
+    return ", ".join(f"{name} {t[f'loss_{name}']:.{n}f}" for name, n in digits.items() if f"loss_{name}" in t)
 
 
 class ResumeCheckpoint(Callback):
@@ -266,7 +270,8 @@ def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch
 
     if isinstance(trainer.strategy, FSDPStrategy):
         whole = trainer.strategy.lightning_module_state_dict()
-        return {name.removeprefix("model."): value for name, value in whole.items()}
+        own = {name: value for name, value in whole.items() if name.startswith("model.")}
+        return {name.removeprefix("model."): value for name, value in own.items()}
     return module.model.state_dict()
 
 

@@ -30,17 +30,22 @@ class TrainingExamples(Dataset):
 
     Args:
         rows: A prepared split (`localgp.corpora.prepared`).
-        backbone: Whose tokens, padded length and frames they are for.
+        backbone: Whose tokens and frames they are for.
+        samples: N, of the longest input; None: the backbone's.
         group_tasks: One example per utterance with all of its tasks, or one per task.
         init_silence: Up to this many samples of silence are put on the left, drawn per (seed, epoch, example)
             as OWSM's preprocessor does; 0 for none.
         contexts: What the gates see besides the speech, moved by the silence as the speech is.
+
+    Attributes:
+        texts: Task name to utterance id to text, in place of the rows' own; None for those.
     """
 
     def __init__(
         self,
         rows: Any,
         backbone: Backbone,
+        samples: int | None = None,
         *,
         group_tasks: bool,
         init_silence: int = 0,
@@ -48,7 +53,8 @@ class TrainingExamples(Dataset):
         contexts: RowContexts | None = None,
     ) -> None:
         self.contexts = contexts
-        self.rows, self.samples = rows, backbone.samples
+        self.texts: dict[str, dict[str, str]] | None = None
+        self.rows, self.samples = rows, samples or backbone.samples
         self.tokenizer, self.timeline = backbone.tokenizer, backbone.timeline
         self.init_silence, self.seed = init_silence, seed
         tasks = list_tasks(rows)
@@ -74,14 +80,12 @@ class TrainingExamples(Dataset):
             offset = int(np.random.default_rng([self.seed, epoch, index]).integers(room + 1))
         speech = np.zeros(self.samples, dtype=np.float32)
         speech[offset : offset + len(signal)] = signal
-        texts = dict(zip(row["targets"], row["translations"], strict=True)) | {
-            row["language"]: row["transcript"]
-        }
+        texts = self._texts(row, tasks)
         return {
             "utt_id": row["utt_id"],
             "speech": speech,
             "signal": (offset, offset + len(signal)),
-            "text_ctc": self.tokenizer.encode(row["transcript"]),
+            "text_ctc": self.tokenizer.encode(texts.get(row["language"], row["transcript"])),
             "texts": [
                 self.tokenizer.prompt(task.source, task.target) + self.tokenizer.encode(texts[task.target])
                 for task in tasks
@@ -89,6 +93,13 @@ class TrainingExamples(Dataset):
             "tasks": [task.name for task in tasks],
             "contexts": self.contexts.of(row, offset, self.samples, self.timeline) if self.contexts else {},
         }
+
+    def _texts(self, row: Any, tasks: Sequence[Task]) -> dict[str, str]:
+        """By the language that they are in."""
+        if self.texts is not None:
+            return {task.target: self.texts[task.name][row["utt_id"]] for task in tasks}
+        translated = zip(row["targets"], row["translations"], strict=True)
+        return dict(translated) | {row["language"]: row["transcript"]}
 
 
 def check_enough(examples: int, batch_size: int, ranks: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import platform
 import sys
@@ -28,7 +29,7 @@ from localgp.corpora.fits import check_fits, split_of
 from localgp.corpora.prepared import limit_per_language, load_prepared
 from localgp.errors import CheckpointError, ConfigError, CorpusError
 from localgp.failures import is_of_machine
-from localgp.io import sweep
+from localgp.io import sweep, write_atomically
 from localgp.locks import held
 from localgp.model import GatedS2T
 from localgp.precision import resolve_device, resolve_precision
@@ -37,6 +38,7 @@ from localgp.signals import Signals, Stopped, leave_to_parent
 from localgp.training.callbacks import BestWeights, DenseLog, ResumeCheckpoint, WriteInPlace
 from localgp.training.data import Collate, StepBatches, TrainingExamples, check_enough, rows_in
 from localgp.training.dev_scores import DevScores
+from localgp.training.distil import Layers, Teacher, written_by
 from localgp.training.mask_image import MaskImage
 from localgp.training.module import TrainingModule
 from localgp.training.stop import StopAtSignal
@@ -90,18 +92,26 @@ def _fit(
     dev_rows = limit_per_language(dev_split, training.val_limit)
     scored_rows = limit_per_language(dev_split, training.val_decode)
     for used in (train_rows, dev_rows, scored_rows):
-        check_fits(used, backbone)
+        check_fits(used, backbone, model.window_seconds)
     digests = digests_of(cfg, splits)
     if training.resume == "auto":
         check_data(run, digests)
+    if not training.lr:
+        if not any(True for _ in model.gate_parameters()):
+            raise ConfigError(
+                "training.lr is 0 and there are no gates to train; give either (pruning.encoder=local)"
+            )
+        backbone.net.requires_grad_(False)
+    teacher = build_teacher(cfg, backbone, repeats=not silence)
     examples = TrainingExamples(
         train_rows,
         backbone,
+        model.samples,
         group_tasks=training.group_tasks,
         init_silence=silence,
         seed=cfg.seed,
     )
-    dev = TrainingExamples(dev_rows, backbone, group_tasks=True)
+    dev = TrainingExamples(dev_rows, backbone, model.samples, group_tasks=True)
     if not len(examples) or not len(dev):
         raise ConfigError("the corpus has no training or no dev examples; see `python -m localgp.prepare`")
     check_enough(len(examples), training.batch_size, world.ranks)
@@ -125,8 +135,13 @@ def _fit(
         write_data(run, digests)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep(run.checkpoints)
+    if training.transcripts == "teacher":
+        # Before there is a gate or a step: what the backbone itself writes.
+        examples.texts = first_then_others(
+            world, lambda: kept_texts(run.path / "teacher.json", backbone, seen_rows, device)
+        )
     model.forget = training.checkpointing
-    module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate)
+    module = TrainingModule(model, cfg, sample_rate=backbone.sample_rate, teacher=teacher)
     dtype = resolve_precision(training.precision, device)
     best = BestWeights(run.checkpoints, training.average)
     saving = ResumeCheckpoint(run.checkpoints, training.checkpoint_every, val_every)
@@ -142,7 +157,7 @@ def _fit(
         callbacks.append(DevScores(scored_rows, cfg.evaluate.normalizer, contexts))
     pictured = training.logger != "none" and cfg.trainer.strategy != "fsdp"  # as for the scores above
     if model.policy is not None and pictured and world.is_first:
-        callbacks.append(MaskImage(dev_rows, backbone, contexts))
+        callbacks.append(MaskImage(dev_rows, model, contexts))
     signals = Signals(defer=True)
     dev_count = -(-len(dev) // training.batch_size)
     callbacks.append(StopAtSignal(signals, saving, max(1, dev_count // world.ranks)))
@@ -234,6 +249,34 @@ def _fit(
     return metrics, {"run": run, "model": model, "trainer": trainer}
 
 
+def build_teacher(cfg: DictConfig, backbone: Backbone, *, repeats: bool) -> Teacher | None:
+    """What the training looks up to: the backbone as it is now; None where it learns from texts alone.
+
+    Raises:
+        ConfigError: Layers that it has not.
+    """
+    training = cfg.training
+    if training.objective == "task":
+        return None
+    layers = Layers(tuple(training.distil_encoder), tuple(training.distil_decoder))
+    return Teacher(backbone, layers, repeats=repeats)
+
+
+def kept_texts(path: Path, backbone: Backbone, rows: Any, device: torch.device) -> dict[str, dict[str, str]]:
+    """What the backbone writes of the training rows, from the file that it is kept in, where it was written before."""
+    try:
+        found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+        known = {utt_id for texts in found.values() for utt_id in texts}
+        if known >= set(rows.select_columns(["utt_id"])["utt_id"]):
+            return found
+    except (OSError, ValueError, AttributeError):  # none yet, or not to be read: written again
+        pass
+    found = written_by(backbone, rows, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(found, ensure_ascii=False, indent=0) + "\n")
+    return found
+
+
 def _on_other_data(cfg: DictConfig, run: Run) -> str:
     """What to say of a finished run whose corpus is another by now."""
     if not (run.path / FILE).exists():
@@ -287,7 +330,8 @@ def build_strategy(cfg: DictConfig, world: World, device: torch.device, backbone
     return DDPStrategy(
         broadcast_buffers=False,  # there are none that training changes
         gradient_as_bucket_view=True,  # one copy of the gradients less
-        find_unused_parameters=cfg.pruning.path == "gathered",  # a closed module has no gradient on this rank
+        # A closed module has no gradient on this rank, and an output layer none where only states are compared.
+        find_unused_parameters=cfg.pruning.path == "gathered" or cfg.training.objective == "distil",
     )
 
 
@@ -394,7 +438,8 @@ def banner(
             f"localgp {__version__} ({commit()[:12]}), torch {torch.__version__}, lightning {L.__version__}, "
             f"Python {platform.python_version()}",
             f"  run       {run.path} (config.yaml)",
-            f"  backbone  {backbone.name} from {backbone.source}, padded to {backbone.padded_seconds:g} s",
+            f"  backbone  {backbone.name} from {backbone.source}, padded to {backbone.padded_seconds:g} s, "
+            f"window {model.window}",
             f"  gates     encoder {cfg.pruning.encoder or 'none'}, decoder {cfg.pruning.decoder or 'none'}, "
             f"context {[*cfg.pruning.context, *cfg.pruning.decoder_context]}, "
             f"target sparsity {cfg.pruning.target:.0%}, {cfg.pruning.path} path",

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from localgp.backbones.base import Backbone
 from localgp.contexts.extract import RowContexts, stack_contexts
 from localgp.corpora.integrity import read_row
 from localgp.model import GatedS2T
@@ -27,33 +26,34 @@ class MaskImage(Callback):
 
     Args:
         rows: A prepared dev split; its first row is the utterance, in every run on that corpus the same.
-        backbone: For padded length and sample rate.
+        model: For the length of its input.
         contexts: Of the row, where the gates see any.
     """
 
-    def __init__(self, rows: Any, backbone: Backbone, contexts: RowContexts | None = None) -> None:
+    def __init__(self, rows: Any, model: GatedS2T, contexts: RowContexts | None = None) -> None:
         row = read_row(rows, 0)
         self.utt_id: str = row["utt_id"]
-        size = backbone.samples
+        size = model.samples
         samples = np.asarray(row["samples"], dtype=np.float32)[:size] / 32768.0
         self.speech = np.zeros(size, dtype=np.float32)
         self.speech[: len(samples)] = samples
-        self.signal_share = len(samples) / size
+        self.end = len(samples)
+        self.signal_share = self.end / int(model.heard(torch.tensor([self.end])))
         self.contexts = None
         if contexts is not None:
-            self.contexts = stack_contexts([contexts.of(row, 0, size, backbone.timeline)])
+            self.contexts = stack_contexts([contexts.of(row, 0, size, model.backbone.timeline)])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
             return
         model = cast(GatedS2T, module.model)
         speech = torch.from_numpy(self.speech).to(module.device).unsqueeze(0)
-        lengths = torch.full((1,), speech.shape[1], device=module.device)
+        ends = torch.tensor([self.end], device=module.device)
         with torch.inference_mode():
             given = None
             if self.contexts is not None:
                 given = {name: value.to(module.device) for name, value in self.contexts.items()}
-            encoded = model.encode(speech, lengths, given)
+            encoded = model.encode(speech, ends, given)
         if not encoded.gates:
             return
         frames = encoded.x.shape[1]
@@ -63,7 +63,8 @@ class MaskImage(Callback):
                 for name in encoded.gates[0]
             ]
         )
-        picture = mask_picture(log_mel(self.speech), masks_MLT, self.signal_share)
+        heard = self.speech[: round(self.end / self.signal_share)]
+        picture = mask_picture(log_mel(heard), masks_MLT, self.signal_share)
         title = f"masks/{self.utt_id} ({', '.join(encoded.gates[0])} from the top)"
         for logger in trainer.loggers:
             log_picture(logger, title, picture, trainer.global_step)

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch import Tensor
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import NonFiniteError
 from localgp.gates.base import GatePolicy
-from localgp.gates.loss import kept_ratio, kept_ratios, sparsity_loss
+from localgp.gates.loss import kept_ratio, kept_ratios
+from localgp.gates.target import target_of
 from localgp.model import GatedS2T, Losses
 from localgp.run import Run
+from localgp.training.distil import Layers, Teacher, distil_loss
 from localgp.training.schedule import build_optimizer
 from localgp.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
 
@@ -31,15 +34,30 @@ class TrainingModule(L.LightningModule):
     model: The model to fine-tune, all parameters of it.
     cfg: The whole configuration.
     sample_rate: Of the batches' speech, Hz.
+    teacher: What ``training.objective`` is about, if it is not the task alone.
     """
 
-    def __init__(self, model: GatedS2T, cfg: DictConfig, *, sample_rate: int) -> None:
+    def __init__(
+        self, model: GatedS2T, cfg: DictConfig, *, sample_rate: int, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.teacher = teacher
+        self._keep = Layers((), ()) if teacher is None else teacher.layers
         self.cfg = cfg
         self.sample_rate = sample_rate
         self.terms: dict[str, float] = {}  # of the newest step, for the log line
         self._micro_step = 0
+        self.encoder_target = self.decoder_target = None
+        if _learns(model.policy) and not getattr(model.policy, "exact", False):
+            self.encoder_target = target_of(cfg.pruning, model.backbone, "encoder")
+        if _learns(model.decoder_policy):
+            self.decoder_target = target_of(cfg.pruning, model.backbone, "decoder")
+
+    @property
+    def _progress(self) -> float:
+        trainer = self._trainer
+        return 1.0 if trainer is None else trainer.global_step / max(1, trainer.max_steps)
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.model, self.cfg.training, self.trainer.max_steps)
@@ -50,56 +68,69 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         torch.manual_seed(step_seed(self.cfg.seed, self._micro_step, self.global_rank))
         self._micro_step += 1
+        budget = self._draw_budget()
         encoded = self._encode(batch, self.cfg.pruning.path)
-        losses = self.model.losses(encoded, batch)
+        losses = self.model.losses(encoded, batch, self._keep.decoder)
         # A batch counts its sequences' mean; processes may have different numbers of them.
         attention = losses.attention * weight_among_ranks(len(batch["text"]))
         total = losses.total + losses.attention_weight * (attention - losses.attention)
         terms: dict[str, Any] = {} if losses.ctc is None else {"loss_ctc": losses.ctc.detach()}
         terms |= {"loss_att": attention.detach(), "accuracy": losses.accuracy}
-        if encoded.gates and _learns(self.model.policy):
+        if self.teacher is not None:
+            distance = self._distance(self.teacher, encoded, losses, batch)
+            terms["loss_distil"] = distance.detach()
+            total = self._objective(total, distance)
+        # Each side has its own target: one ratio over both would let the decoder buy the encoder's share.
+        if self.encoder_target is not None and encoded.gates:
             frames_BT = self._counted_frames(encoded, batch)
-            sparsity = sparsity_loss(
-                encoded.gates,
-                self.cfg.pruning.target,
-                frames_BT,
-                per=self.cfg.pruning.sparsity_per,
-                total=sum_over_ranks,
+            target = self.encoder_target
+            term, distance = target(encoded.gates, frames_BT, self._progress, sum_over_ranks, kept=budget)
+            total = total + term
+            terms["loss_sparsity"] = distance.detach()
+        if self.decoder_target is not None:
+            term, distance = self.decoder_target(
+                losses.decoder_gates, losses.tokens, self._progress, sum_over_ranks
             )
-            total = total + self.cfg.pruning.sparsity_weight * sparsity
-            terms["loss_sparsity"] = sparsity.detach()
-        if losses.decoder_gates and _learns(self.model.decoder_policy):
-            # Its own loss with the same target: one ratio over both sides would let the decoder, which is nearly
-            # free to prune, buy the encoder's share.
-            sparsity = sparsity_loss(
-                losses.decoder_gates,
-                self.cfg.pruning.target,
-                losses.tokens,
-                per=self.cfg.pruning.sparsity_per,
-                total=sum_over_ranks,
-            )
-            total = total + self.cfg.pruning.sparsity_weight * sparsity
-            terms["loss_sparsity_decoder"] = sparsity.detach()
+            total = total + term
+            terms["loss_sparsity_decoder"] = distance.detach()
             terms["loss_sparsity"] = terms.get("loss_sparsity", 0.0) + terms["loss_sparsity_decoder"]
         terms["loss"] = total.detach()
         terms |= self._kept(encoded, batch) | kept_tokens(losses)
         if encoded.gates or losses.decoder_gates:
             terms |= {
-                "target_kept": 1 - self.cfg.pruning.target,
+                "target_kept": budget or 1 - self.cfg.pruning.target,
                 "temperature": self.cfg.pruning.temperature,
             }
         self.terms = numbers(terms)
         self._check_finite(self.terms, batch)
         return total
 
+    def _draw_budget(self) -> float | None:
+        """The share kept that a step is about, the same in all processes: in turn the most, the least, and two in
+        between (slimmable networks); None where there is but one."""
+        budgets, policy = list(self.cfg.pruning.budgets), self.model.policy
+        if not budgets or policy is None:
+            return None
+        least, most = budgets
+        step = self._micro_step - 1
+        between = float(np.random.default_rng([self.cfg.seed, step]).uniform(least, most))
+        budget = [most, least, between, between][step % 4]
+        policy.set_budget(budget)
+        return budget
+
     def on_validation_epoch_start(self) -> None:
+        if self.model.policy is not None and self.cfg.pruning.budgets:
+            self.model.policy.set_budget(None)
         self._dev_sums: dict[str, float] = {}
         self._dev_utterances = 0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         encoded = self._encode(batch, "gathered")
-        losses = self.model.losses(encoded, batch)
+        losses = self.model.losses(encoded, batch, self._keep.decoder)
         terms: dict[str, Any] = {"valid/loss": losses.total, "valid/accuracy": losses.accuracy}
+        if self.teacher is not None:
+            terms["valid/loss_distil"] = self._distance(self.teacher, encoded, losses, batch)
+            terms["valid/loss"] = self._objective(losses.total, terms["valid/loss_distil"])
         kept = self._kept(encoded, batch) | kept_tokens(losses) | kept_by_layer(encoded, losses)
         terms |= {f"valid/{name}": value for name, value in kept.items()}
         utterances = len(batch["utt_ids"])
@@ -131,14 +162,25 @@ class TrainingModule(L.LightningModule):
                 logger.log_metrics(by_layer, step=self.global_step)
 
     def _encode(self, batch: dict[str, Any], path: str) -> EncoderOutput:
-        lengths_B = batch["signal"][:, 1] if self.model.trim else batch["speech_lengths"]
-        return self.model.encode(batch["speech"], lengths_B, batch.get("contexts"), path=path)
+        contexts, keep = batch.get("contexts"), self._keep.encoder
+        return self.model.encode(batch["speech"], batch["signal"][:, 1], contexts, path=path, keep=keep)
+
+    def _distance(
+        self, teacher: Teacher, encoded: EncoderOutput, losses: Losses, batch: dict[str, Any]
+    ) -> Tensor:
+        taught = teacher.states(batch, encoded.began(), losses.tokens > 0)
+        return distil_loss(encoded, losses, taught)
+
+    def _objective(self, task: Tensor, distance: Tensor) -> Tensor:
+        weighted = self.cfg.training.distil_weight * distance
+        return weighted if self.cfg.training.objective == "distil" else task + weighted
 
     def _counted_frames(self, encoded: EncoderOutput, batch: dict[str, Any]) -> Tensor:
-        batch_size, frames = encoded.x.shape[:2]
+        """1 for the frames that the target is of."""
+        own_BT = encoded.own().to(encoded.x.dtype)
         if self.cfg.pruning.sparsity_frames == "real":
-            return self.model.backbone.timeline.real(batch["signal"], frames)
-        return encoded.x.new_ones(batch_size, frames)
+            return own_BT * self.model.backbone.timeline.real(batch["signal"], own_BT.shape[1])
+        return own_BT
 
     @torch.no_grad()
     def _kept(self, encoded: EncoderOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -146,8 +188,8 @@ class TrainingModule(L.LightningModule):
         if not encoded.gates:
             return {}
         batch_size, frames = encoded.x.shape[:2]
-        every = torch.ones(batch_size, frames, device=encoded.x.device)
-        real = self.model.backbone.timeline.real(batch["signal"], frames)
+        every = encoded.own().float()
+        real = every * self.model.backbone.timeline.real(batch["signal"], frames)
         kept = {}
         for name in encoded.gates[0]:
             decisions = torch.stack(
@@ -160,9 +202,7 @@ class TrainingModule(L.LightningModule):
         return kept
 
     def _check_finite(self, terms: dict[str, float], batch: dict[str, Any]) -> None:
-        bad = [
-            name for name in ("loss_ctc", "loss_att", "loss_sparsity") if not _finite(terms.get(name, 0.0))
-        ]
+        bad = [name for name, value in terms.items() if name.startswith("loss_") and not _finite(value)]
         if bad:
             raise NonFiniteError(
                 f"{', '.join(bad)} is not finite at step {self.global_step} "
@@ -249,7 +289,7 @@ def kept_tokens(losses: Losses) -> dict[str, Tensor]:
 def kept_by_layer(encoded: EncoderOutput, losses: Losses) -> dict[str, Tensor]:
     """``kept/<module>/layer<k>``, k from 1: each gate's share of all frames, or of the decoder's real tokens."""
     shares = {}
-    every = encoded.x.new_ones(encoded.x.shape[:2])
+    every = encoded.own().to(encoded.x.dtype)
     for k, gates in enumerate(encoded.gates, 1):
         for name, gate in gates.items():
             shares[f"kept/{name}/layer{k}"] = kept_ratio(gate.decision.expand_as(every), every)

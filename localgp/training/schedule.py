@@ -15,7 +15,7 @@ from localgp.model import GatedS2T
 def warmup_factor(step: int, warmup: int) -> float:
     """ESPnet's WarmupLR, relative to its peak at ``step == warmup``: linear up, then step^-0.5 down.
 
-    Example:
+    Examples:
         >>> warmup_factor(3000, 6000), warmup_factor(6000, 6000), warmup_factor(24000, 6000)
         (0.5, 1.0, 0.5)
     """
@@ -26,7 +26,7 @@ def warmup_factor(step: int, warmup: int) -> float:
 def linear_factor(step: int, warmup: int, total: int) -> float:
     """Linear up over ``warmup`` steps, then linear down to 0 at ``total``.
 
-    Example:
+    Examples:
         >>> linear_factor(5, 10, 110), linear_factor(10, 10, 110), linear_factor(60, 10, 110)
         (0.5, 1.0, 0.5)
     """

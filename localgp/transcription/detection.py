@@ -16,7 +16,7 @@ def detection_warnings(languages: Sequence[str], probabilities: Sequence[float])
         languages: All that the model knows.
         probabilities: Of each, in the same order.
 
-    Example:
+    Examples:
         >>> detection_warnings(["deu", "fra"], [0.55, 0.45])[1]
         'the language is hard to tell: deu 0.55, fra 0.45; --src (src=) says what is spoken'
     """

@@ -33,7 +33,7 @@ class Transcript:
     segments: In order.
     warnings: Why it may not be what was said, for people.
 
-    Example:
+    Examples:
         >>> transcript = Transcript("a.m4a", 2.0, "deu", "deu", None, [Segment(0.0, 1.5, "guten tag.")])
         >>> transcript.text
         'guten tag.'
@@ -82,7 +82,7 @@ class Transcript:
 def clock(seconds: float, mark: str) -> str:
     """``hh:mm:ss<mark>mmm``, as subtitles write it.
 
-    Example:
+    Examples:
         >>> clock(3661.0405, ",")
         '01:01:01,040'
     """
@@ -95,7 +95,7 @@ def clock(seconds: float, mark: str) -> str:
 def _escaped(text: str) -> str:
     """WebVTT reads ``<`` as the start of a tag and ``&`` as that of a character reference; SubRip knows neither.
 
-    Example:
+    Examples:
         >>> _escaped("R&D <b>")
         'R&amp;D &lt;b&gt;'
     """

@@ -16,7 +16,7 @@ class GateMasks:
     modules: Module name (``ffn1``, ``attention``, …) to (L, T), True where it ran.
     times: (T,), the second that is in the middle of what each frame sees.
 
-    Example:
+    Examples:
         >>> import torch
         >>> masks = GateMasks({"ffn1": torch.tensor([[True, False], [True, True]])}, torch.tensor([0.03, 0.07]))
         >>> masks.kept()

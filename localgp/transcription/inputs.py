@@ -126,7 +126,7 @@ def on_disk(path: str | Path) -> Iterator[str | Path]:
 def readable(name: str | Path) -> str:
     """A file's name as text that can be printed: bytes that are no UTF-8 are written as ``\\xe9``.
 
-    Example:
+    Examples:
         >>> import os
         >>> readable(os.fsdecode(b"caf\\xe9.wav"))
         'caf\\\\xe9.wav'

@@ -14,6 +14,7 @@ from localgp.transcription.windows import (
     TimeTokens,
     Window,
     cut_at_pauses,
+    read_pairs,
     read_timed,
     speech_bounds,
     step_after,
@@ -35,6 +36,10 @@ class Job(ABC):
         self.language: str | None = None
         self.language_probability: float | None = None
         self.warnings: list[str] = []
+        self.text_before: list[int] = []  # ids of what is written so far, for windows that are given it
+        self.forgets = (
+            False  # what comes next is not given the text of the window just decoded, nor any before
+        )
 
     @property
     def seconds(self) -> float:
@@ -69,9 +74,11 @@ class TimestampJob(Job):
         decode_text: Callable[[Sequence[int]], str],
         times: TimeTokens,
         window_seconds: float,
+        *,
+        by_pairs: bool = False,
     ) -> None:
         super().__init__(samples, rate, decode_text)
-        self._times, self._window = times, window_seconds
+        self._times, self._window, self._by_pairs = times, window_seconds, by_pairs
         self._offset = 0
         self._skip_silence()
 
@@ -87,15 +94,25 @@ class TimestampJob(Job):
         return [self._next()]
 
     def accept(self, window: Window, tokens: Sequence[int]) -> None:
-        utterances, going_on = read_timed(tokens, self._times)
+        if self._by_pairs:
+            length = (window.last - window.first) / self.rate
+            utterances, going_on = read_pairs(tokens, self._times, length)
+        else:
+            utterances, going_on = read_timed(tokens, self._times)
         offset = window.first / self.rate
         for start, end, text in utterances:
             begin, finish = offset + start, min(offset + end, self.seconds)
             written = self._text(text)
             if written and finish > begin:
                 self.segments.append(Segment(round(begin, 2), round(finish, 2), written))
+                self.text_before += self._with_times(start, text, end) if self._by_pairs else text
+        if self.forgets:
+            self.text_before = []
         self._offset += round(step_after(going_on, self._window) * self.rate)
         self._skip_silence()
+
+    def _with_times(self, start: float, text: list[int], end: float) -> list[int]:
+        return [self._times.token(start), *text, self._times.token(end)]
 
     def _next(self) -> Window:
         last = self._offset + round(self._window * self.rate)

@@ -138,7 +138,7 @@ def output_places(
     """One path per input: its name with another ending. What was found in folders keeps those below the root of all
     that was named, and so do files that were named where two of them would have one output.
 
-    Example:
+    Examples:
         >>> talks = [Input("/x/day1/a.wav", "/x/day1"), Input("/x/day2/a.wav", "/x/day2")]
         >>> [path.as_posix() for path in output_places(talks, Path("out"), ".srt")]
         ['out/day1/a.srt', 'out/day2/a.srt']

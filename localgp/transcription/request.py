@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from localgp.errors import ConfigError, refuse
@@ -21,6 +23,8 @@ def check_request(
     batch: int = 1,
     windows: str | None = None,
     max_window: float | None = None,
+    ctc_weight: float = 0.0,
+    temperatures: Sequence[float] | None = None,
 ) -> float:
     """Arguments as of `localgp.transcription.transcriber.Transcriber.transcribe_each`.
 
@@ -42,6 +46,14 @@ def check_request(
     longest = window_seconds if max_window is None else float(max_window)
     if not 1.0 <= longest <= window_seconds:
         problems.append(f"max_window is {max_window}; valid: 1 to this model's {window_seconds:g} s")
+    if ctc_weight > 0 and tokenizer.blank < 0:
+        problems.append(f"ctc_weight is {ctc_weight}, but the model has no CTC; set it to 0")
+    if temperatures is not None and (
+        not temperatures or not all(0 <= temperature < math.inf for temperature in temperatures)
+    ):
+        problems.append(
+            f"temperatures are {list(temperatures)}; valid: one or more of 0 (the best tokens) or above (drawn)"
+        )
     for spoken, written in ((src, src), (src or tokenizer.languages[0], tgt)):
         if spoken is not None and written is not None:
             try:

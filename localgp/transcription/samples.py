@@ -38,7 +38,7 @@ def as_samples(given: Any, rate: int) -> np.ndarray:
     Raises:
         AudioError: Of another shape or type, empty, not finite, or not at full scale 1.
 
-    Example:
+    Examples:
         >>> as_samples(np.array([0, 16384, -32768], dtype=np.int16), 16_000).tolist()
         [0.0, 0.5, -1.0]
     """

@@ -33,7 +33,12 @@ from localgp.transcription.inputs import on_disk, readable
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob
 from localgp.transcription.request import check_request
 from localgp.transcription.samples import as_samples, is_samples
+from localgp.transcription.trust import FORGET, NO_SPEECH, repeats, unsure
 from localgp.transcription.windows import TimeTokens, Window, cut_at_pauses
+
+LONGEST = (
+    448  # positions of a decoder that has any number of them, for text before: half of Whisper's is enough
+)
 
 Source = str | Path | np.ndarray | Tensor
 
@@ -50,7 +55,7 @@ class Transcriber:
     config: The configuration it was trained with; empty for an untouched backbone.
     metrics: Its scores, where it has some.
 
-    Example:
+    Examples:
         >>> import localgp
         >>> model = localgp.load("embedded")
         >>> model.transcribe("speech.m4a", src="deu", tgt="fra").text          # doctest: +SKIP
@@ -75,14 +80,14 @@ class Transcriber:
         self.name, self.config, self.metrics = name, config or {}, metrics or {}
         self.device = next(model.parameters()).device
         self.sample_rate: int = backbone.sample_rate
-        self.window_seconds: float = backbone.padded_seconds
+        self.window_seconds: float = model.window_seconds
         tokenizer = backbone.tokenizer
         self._times = TimeTokens(
             tokenizer.first_time,
             tokenizer.last_time,
-            self.window_seconds / max(1, tokenizer.last_time - tokenizer.first_time),
+            backbone.padded_seconds / max(1, tokenizer.last_time - tokenizer.first_time),
         )
-        self._packed: PackedModel | None = None
+        self._packed: tuple[float | None, PackedModel] | None = None
         self._searches: dict[DecodeOptions, TaskSearches] = {}
 
     @property
@@ -132,6 +137,8 @@ class Transcriber:
         timestamps: bool | None = None,
         windows: str | None = None,
         max_window: float | None = None,
+        temperatures: Sequence[float] | None = None,
+        previous: bool = False,
         progress: bool = False,
         **decoding: Any,
     ) -> Iterator[tuple[int, Transcript | AudioError]]:
@@ -145,6 +152,10 @@ class Transcriber:
             windows: How a longer recording is walked through (`localgp.transcription.windows`): ``timestamps`` or
                 ``pauses``; None: as the model does it best (`Transcriber.windows`).
             max_window: Longest piece in seconds where it is cut at pauses; None: the model's window.
+            temperatures: What a window with predicted times is decoded at, one after the other, until its text can be
+                trusted (`localgp.transcription.trust`); above 0, tokens are drawn. None: as the model does it: Whisper
+                0, 0.2, … 1, others 0 alone.
+            previous: Give a window with predicted times the text before it.
             progress: Show a bar of the seconds done.
             decoding: Changes to the model's decode options: ``beam=1``, ``ctc_weight=0``, ...
         """
@@ -158,7 +169,11 @@ class Transcriber:
             batch=batch,
             windows=windows,
             max_window=max_window,
+            ctc_weight=options.ctc_weight,
+            temperatures=temperatures,
         )
+        if temperatures is None:
+            temperatures = self.backbone.tokenizer.long_form.temperatures
         bar = _Bar(len(files), progress)
         waiting = iter(enumerate(files))
         active: list[tuple[int, Job]] = []
@@ -176,7 +191,7 @@ class Transcriber:
                     bar.file_done()
             picked = self._pick(active, batch)
             if picked:
-                self._run(picked, src, tgt, options)
+                self._run(picked, src, tgt, options, temperatures, previous)
                 bar.advance(sum(job.done_seconds for _, job in active), [j for _, j in active])
             for index, job in [entry for entry in active if not entry[1].ready()]:
                 yield index, self._transcript(files[index], job, src, tgt)
@@ -196,11 +211,11 @@ class Transcriber:
         Raises:
             ConfigError: This model's encoder has no gates.
 
-        Example:
+        Examples:
             >>> masks = model.gates("speech.wav")                                  # doctest: +SKIP
             >>> masks.modules["ffn1"][0][masks.times < 1.0]                        # doctest: +SKIP
         """
-        if self.model.policy is None:
+        if self.model.policy is None or not self.model.policy.modules_gated:
             raise ConfigError(
                 "this model's encoder has no gates; load one that was trained with them, such as row05"
             )
@@ -238,7 +253,14 @@ class Transcriber:
         seconds = len(samples) / self.sample_rate
         text = self.backbone.tokenizer.decode
         if windows == "timestamps" and (timestamps or seconds > self.window_seconds):
-            job: Job = TimestampJob(samples, self.sample_rate, text, self._times, self.window_seconds)
+            job: Job = TimestampJob(
+                samples,
+                self.sample_rate,
+                text,
+                self._times,
+                self.window_seconds,
+                by_pairs=self.backbone.tokenizer.long_form.by_pairs,
+            )
         else:
             job = PauseJob(samples, self.sample_rate, text, longest)
         job.warnings += warnings
@@ -252,9 +274,16 @@ class Transcriber:
 
     @torch.inference_mode()
     def _run(
-        self, picked: list[tuple[Job, Window]], src: str | None, tgt: str | None, options: DecodeOptions
+        self,
+        picked: list[tuple[Job, Window]],
+        src: str | None,
+        tgt: str | None,
+        options: DecodeOptions,
+        temperatures: Sequence[float],
+        previous: bool,
     ) -> None:
-        encoded = self._encode([job.samples[window.first : window.last] for job, window in picked])
+        pieces = [job.samples[window.first : window.last] for job, window in picked]
+        encoded = self._encode(pieces, options.budget)
         unknown = [(row, job) for row, (job, _) in enumerate(picked) if job.language is None]
         for row, job in unknown:
             if src is None:
@@ -272,27 +301,63 @@ class Transcriber:
                 options: TaskSearches(self.backbone, options, self.dtype)
             }
         gates = partial(self.model.step_gates, encoded) if self.model.decoder_policy is not None else None
-        found = self._searches[options](
-            encoded.x, encoded.lengths, range(len(tasks)), tasks, timestamps=picked[0][0].timed, gates=gates
-        )
-        eos = self.backbone.tokenizer.eos
-        for (job, window), written in zip(picked, found, strict=True):
-            tokens = written.tokens
-            job.accept(window, tokens[: tokens.index(eos)] if eos in tokens else tokens)
+        before = [self._before(job) if previous else [] for job, _ in picked]
+        timed = picked[0][0].timed
+        accepted: list[list[int]] = [[] for _ in picked]
+        left = list(range(len(picked)))
+        for temperature in temperatures if timed else (0.0,):
+            found = self._searches[options](
+                encoded.x,
+                encoded.lengths,
+                left,
+                [tasks[row] for row in left],
+                timestamps=timed,
+                gates=gates,
+                previous=[before[row] for row in left],
+                temperature=temperature,
+            )
+            again = []
+            for row, written in zip(left, found, strict=True):
+                accepted[row] = self._text_of(written.tokens)
+                if written.confidence is None:
+                    continue
+                if unsure(written.confidence) and self._nothing_said(encoded, row, before[row]):
+                    accepted[row] = []
+                elif unsure(written.confidence) or repeats(self.backbone.tokenizer.decode(accepted[row])):
+                    again.append(row)
+                picked[row][0].forgets = temperature >= FORGET
+            left = again
+            if not left:
+                break
+        for (job, window), tokens in zip(picked, accepted, strict=True):
+            job.accept(window, tokens)
 
-    def _encode(self, pieces: Sequence[np.ndarray]) -> EncoderOutput:
-        samples = self.backbone.samples
+    def _text_of(self, tokens: list[int]) -> list[int]:
+        eos = self.backbone.tokenizer.eos
+        return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+    def _before(self, job: Job) -> list[int]:
+        return self.backbone.tokenizer.previous(job.text_before, self.backbone.shape.longest or LONGEST)
+
+    def _nothing_said(self, encoded: EncoderOutput, row: int, before: list[int]) -> bool:
+        """By the probability of the symbol for it behind the start."""
+        symbol = self.backbone.tokenizer.long_form.no_speech
+        if symbol is None:
+            return False
+        logits_V = self._first_logits(encoded.x[row, : int(encoded.lengths[row])], before)
+        return float(logits_V.softmax(-1)[symbol]) > NO_SPEECH
+
+    def _encode(self, pieces: Sequence[np.ndarray], budget: float | None = None) -> EncoderOutput:
+        samples = self.model.samples
         pieces = [piece_N[:samples] for piece_N in pieces]
         padded_BN = np.zeros((len(pieces), samples), dtype=np.float32)
         for row, piece_N in enumerate(pieces):
             padded_BN[row, : len(piece_N)] = piece_N
-        # A model that was trained without padding gets none.
-        ends = [len(piece_N) if self.model.trim else samples for piece_N in pieces]
-        lengths_B = torch.tensor(ends, device=self.device)
+        ends_B = torch.tensor([len(piece_N) for piece_N in pieces], device=self.device)
         contexts = self._contexts(pieces, samples)
-        if self._packed is None:
-            self._packed = self.model.packed(self.dtype)
-        return self._packed.encode(torch.from_numpy(padded_BN).to(self.device), lengths_B, contexts)
+        if self._packed is None or self._packed[0] != budget:  # one set of prepared weights at a time
+            self._packed = budget, self.model.packed(self.dtype, budget)
+        return self._packed[1].encode(torch.from_numpy(padded_BN).to(self.device), ends_B, contexts)
 
     def _contexts(self, pieces: Sequence[np.ndarray], samples: int) -> dict[str, Tensor] | None:
         """What the gates see besides the speech, extracted from each window by itself, as in training."""
@@ -311,17 +376,22 @@ class Transcriber:
 
     def _detect(self, memory_TD: Tensor, job: Job) -> None:
         """The model's own language identification: the language token it predicts first."""
-        tokens = self.backbone.tokenizer
-        start_1L = torch.tensor([tokens.start], device=self.device)
-        frames_1, count_1 = (
-            torch.tensor([n], device=self.device) for n in (len(memory_TD), len(tokens.start))
-        )
-        memory_1TD = memory_TD.unsqueeze(0).float()
-        logits_1LV = decode_tokens(self.backbone, memory_1TD, frames_1, start_1L, count_1).logits
-        probability_V = logits_1LV[0, -1, tokens.language_ids].float().softmax(-1)
+        if len(self.languages) == 1:
+            job.language = self.languages[0]
+            return
+        logits_V = self._first_logits(memory_TD)
+        probability_V = logits_V[list(self.backbone.tokenizer.language_ids)].softmax(-1)
         best = int(probability_V.argmax())
         job.language, job.language_probability = self.languages[best], float(probability_V[best])
         job.warnings += detection_warnings(self.languages, probability_V.tolist())
+
+    def _first_logits(self, memory_TD: Tensor, before: Sequence[int] = ()) -> Tensor:
+        """Scores (V,) of what follows the start."""
+        start = [*before, *self.backbone.tokenizer.start]
+        start_1L = torch.tensor([start], device=self.device)
+        frames_1, count_1 = (torch.tensor([n], device=self.device) for n in (len(memory_TD), len(start)))
+        memory_1TD = memory_TD.unsqueeze(0).float()
+        return decode_tokens(self.backbone, memory_1TD, frames_1, start_1L, count_1).logits[0, -1].float()
 
     def _code(self, language: str) -> str:
         return self.backbone.tokenizer.code(language)

@@ -1,9 +1,9 @@
 """How a recording that is longer than the model's window is walked through.
 
-Two ways. By timestamps, as OWSM was made for and as ESPnet's ``Speech2Text.decode_long`` does: decode a window
-with predicted times, keep the utterances that are complete in it, and start the next window where they end. By
-pauses: cut beforehand where it is quietest, and decode every piece without timestamps; for models that were
-never trained on timestamps, and all pieces can be decoded together.
+Two ways. By timestamps, as OWSM and Whisper were made for and as ESPnet's ``Speech2Text.decode_long`` and
+openai-whisper's ``transcribe`` do: decode a window with predicted times, keep the utterances that are complete in it,
+and start the next window where they end. By pauses: cut beforehand where it is quietest, and decode every piece without
+timestamps; for models that were never trained on timestamps, and all pieces can be decoded together.
 
     window 1  |--[0.00 … 4.10]--[4.60 … 7.9|    the last utterance reaches the end, it may be cut:
     window 2              |----[0.00 … 4.40]--|     it is decoded again from its own start
@@ -43,6 +43,9 @@ class TimeTokens:
 
     def seconds(self, token: int) -> float:
         return (token - self.first) * self.resolution
+
+    def token(self, seconds: float) -> int:
+        return min(self.first + round(seconds / self.resolution), self.last)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,36 @@ def read_timed(
         for begin, end in zip(marks[::2], marks[1::2], strict=True)
     ]
     return utterances, times.seconds(going_on)
+
+
+def read_pairs(
+    tokens: Sequence[int], times: TimeTokens, window_seconds: float
+) -> tuple[list[tuple[float, float, list[int]]], float]:
+    """The same by Whisper's rules: an utterance is complete where its end and the start of the next stand side by
+    side, and what is behind the last such pair is heard again. An output that ends in a single time says that nothing
+    more is said in the window.
+
+    Args:
+        window_seconds: Length of what was decoded.
+    """
+    tokens = list(tokens)
+    is_time = [times.is_time(token) for token in tokens]
+    cuts = [place for place in range(1, len(tokens)) if is_time[place - 1] and is_time[place]]
+    if not cuts:
+        text = [token for token in tokens if not times.is_time(token)]
+        marks = [times.seconds(token) for token in tokens if times.is_time(token)]
+        begin = marks[0] if marks and is_time[0] else 0.0
+        end = marks[-1] if marks and marks[-1] > begin else window_seconds
+        return ([(begin, end, text)] if text else []), window_seconds
+    going_on = times.seconds(tokens[cuts[-1] - 1])
+    if is_time[-2:] == [False, True]:
+        cuts.append(len(tokens))
+        going_on = window_seconds
+    utterances = [
+        (times.seconds(tokens[first]), times.seconds(tokens[last - 1]), tokens[first + 1 : last - 1])
+        for first, last in zip([0, *cuts], cuts, strict=False)
+    ]
+    return utterances, going_on
 
 
 def step_after(going_on: float, window_seconds: float) -> float:

@@ -29,7 +29,7 @@ usage: bash recipes/europarl_st/run.sh [options] [-- overrides]
                          3 contexts                                          7 pack
                          4 train
   --corpus_root DIR    holds de/audios (data/europarl-st/v1.1)
-  --backbone NAME      owsm_v3.1_base, owsm_v3.1_small, owsm_v3.1_medium, mini (owsm_v3.1_medium)
+  --backbone NAME      owsm_v3.1_base, owsm_v3.1_small, whisper_base, ..., mini (owsm_v3.1_medium)
   --confs A,B          experiments (row01 to row10 and four controls)
   --seeds 1,2          (1,2,3)
   --spk SOURCE         of speaker embeddings: mini, a SpeechBrain model directory, a Hugging Face id

@@ -6,7 +6,10 @@ Shape legend: N rows, K kept rows, B utterances, S feature frames, T encoder fra
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +20,9 @@ from gpu.models import MODULES, FixedGates, encode, features, local_gates, mini,
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import ConfigError
 from localgp.gates import GlobalGates, RandomGates
+from localgp.kernels.ragged import Ragged
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = (7, 48, 128, 384, 768, 1024, 1536, 2048, 3072, 4096)
 FP32, BF16 = 1e-4, 2e-2  # largest difference over largest value
 ENCODERS = (("mini", 801), ("owsm_v3.1_small", 3001), ("owsm_v3.1_medium", 3001))
@@ -56,48 +61,63 @@ def environment(found: Found) -> None:
     found.say("copies, read and written", gb_per_s=round(2 * wide.nbytes / copy / 1e6))
 
 
-def kernels(found: Found) -> None:
-    """Triton's kernels against the plain versions in float64, at all sizes."""
-    _kernels(found, "cuda", SIZES, (0, 1, 5, 749, 8988))
-
-
 def interpreted(found: Found) -> None:
-    """The same in Triton's interpreter, which needs no card."""
-    os.environ["TRITON_INTERPRET"] = "1"
-    _kernels(found, "cpu", SIZES[:4], (0, 1, 5))
+    """The tests of Triton's kernels, in its interpreter."""
+    _tests(found, "tests/test_kernels.py", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
-def _kernels(found: Found, device: str, sizes: Sequence[int], counts: Sequence[int]) -> None:
-    from localgp.kernels.rows import gather_norm_reference, scatter_add_reference
-    from localgp.kernels.triton_rows import gather_norm, scatter_add
+def counts(found: Found) -> None:
+    """The tests of what is launched and waited for, counted on the CPU."""
+    _tests(found, "tests/test_counts.py", CUDA_VISIBLE_DEVICES="")
 
-    for dtype in (torch.float32, torch.bfloat16):
-        limit = 1e-5 if dtype == torch.float32 else 1e-2
-        worst = {"gather_norm": 0.0, "scatter_add": 0.0}
-        for size in sizes:
-            for kept in counts:
-                rows = max(9, 2 * kept)
-                generator = torch.Generator().manual_seed(size + kept)
-                x, y = (torch.randn(n, size, generator=generator).to(device) for n in (rows, kept))
-                weight, bias = torch.randn(2, size, generator=generator).to(device)
-                index = torch.randperm(rows, generator=generator)[:kept].to(device)
-                y = y.to(dtype)
-                exact = gather_norm_reference(
-                    x.cpu().double(),
-                    index.cpu(),
-                    weight.cpu().double(),
-                    bias.cpu().double(),
-                    1e-12,
-                    torch.float64,
-                )
-                ours = gather_norm(x, index, weight, bias, 1e-12, dtype)
-                worst["gather_norm"] = max(worst["gather_norm"], relative(ours, exact))
-                exact = scatter_add_reference(x.cpu().double(), index.cpu(), y.cpu().double(), 0.5)
-                worst["scatter_add"] = max(
-                    worst["scatter_add"], relative(scatter_add(x, index, y, 0.5), exact)
-                )
+
+def _tests(found: Found, path: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", path]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    outcome = [line for line in result.stdout.splitlines() if " passed" in line or line.startswith("FAILED")]
+    found.true(path, result.returncode == 0, outcome="; ".join(outcome)[-600:] or result.stderr[-600:])
+
+
+def kernels(found: Found) -> None:
+    """Triton's kernels against the plain versions: the tests' cases, and at the models' sizes."""
+    _tests(found, "tests/test_kernels.py")
+    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        worst: dict[str, float] = {}
+        for size in SIZES:
+            for rows in (1, 749, 8988):
+                for name, error in _errors(size, rows, dtype).items():
+                    worst[name] = max(worst.get(name, 0.0), error)
         for name, error in worst.items():
-            found.near(f"{name} {str(dtype)[6:]}", error, limit if name == "gather_norm" else 1e-5)
+            found.near(f"{name} {str(dtype)[6:]}", error, limit)
+
+
+def _errors(size: int, rows: int, dtype: torch.dtype) -> dict[str, float]:
+    """Of each kernel, for two utterances of which a half is kept."""
+    from localgp.kernels import triton_kernels as ours
+    from localgp.kernels.kept import Reference
+    from localgp.kernels.rows import gather_norm_reference, scatter_add_reference
+    from tests.counting import plus_reference, times_reference
+
+    torch.manual_seed(size + rows)
+    layout = Ragged([rows // 3, rows - rows // 3], "cuda")
+    x, other, residual = torch.randn(3, rows, size, device="cuda")
+    kept = ours.compact(torch.rand(1, rows, device="cuda") < 0.5, layout)[0]
+    half, taps, bias = x.to(dtype), torch.randn(size, 31, device="cuda").to(dtype), other[0].to(dtype)
+    weight = (torch.randn(2 * size, size, device="cuda") / size**0.5).to(dtype)
+    back = (torch.randn(size, size, device="cuda") / size**0.5).to(dtype)
+    norm = kept.index_N, other[0], residual[0], 1e-12, dtype, kept.count
+    index = kept.index_N[: int(kept.count)].long()
+    exists = slice(int(kept.count))
+    put = [k.product_to_rows(half, back, None, kept, residual.clone(), add=True) for k in (ours, Reference)]
+    added = [f(residual.clone(), index, half[exists], 0.5) for f in (ours.scatter_add, scatter_add_reference)]
+    multiplied = [other.to(dtype), other.to(dtype)]
+    ours.times(multiplied[0], half, taps, bias, layout)
+    times_reference(multiplied[1], half, taps, bias, layout)
+    both = [f(half, half, torch.cat([taps, taps]), None, layout) for f in (ours.plus, plus_reference)]
+    normed = [f(x, *norm)[exists] for f in (ours.gather_norm, gather_norm_reference)]
+    products = [k.product(half, weight, None, kept, "swish")[exists] for k in (ours, Reference)]
+    pairs = {"product": products, "product_to_rows": put, "scatter_add": added, "gather_norm": normed}
+    return {name: relative(*pair) for name, pair in (pairs | {"times": multiplied, "plus": both}).items()}
 
 
 @torch.no_grad()

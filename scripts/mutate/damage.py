@@ -96,6 +96,13 @@ def damage_yaml(path: Path, generator: Random) -> tuple[str, bool]:
     return done, False  # some values are as good as the one before; a traceback never is
 
 
+def damage_json(path: Path, generator: Random) -> tuple[str, bool]:
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    done = damage_tree(tree, generator)
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    return done, False
+
+
 def damage_lines(path: Path, generator: Random) -> tuple[str, bool]:
     lines = path.read_bytes().split(b"\n")
     way = generator.choice(["drop", "double", "swap", "field", "number", "utf8", "nul", "crlf"])

@@ -1,4 +1,4 @@
-"""Models: ESPnet directories, and packed archives of them."""
+"""Models: ESPnet directories, packed archives of them, and Whisper as `transformers` saves it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mutate.damage import damage_yaml, damage_zip
+from mutate.damage import damage_json, damage_yaml, damage_zip
 from mutate.target import Target
 
 
@@ -58,7 +58,42 @@ def read_archive(directory: Path) -> int:
     return 0
 
 
+def tiny_whisper(directory: Path) -> None:
+    """Of some ten thousand parameters."""
+    from localgp.backbones.whisper.files import WhisperFiles, build_model, write_directory
+    from localgp.backbones.whisper.shapes import Dimensions, arguments
+    from localgp.backbones.whisper.tokens import WhisperTokens
+
+    vocabulary = 256 + 1608  # bytes and Whisper's symbols
+    config = arguments(Dimensions(8, 2, 1, 1, vocabulary)) | {"pad_token_id": 256, "bos_token_id": 256}
+    config |= {"eos_token_id": 256, "decoder_start_token_id": 257}
+    net = build_model(WhisperFiles(None, config, False, "random weights"))
+    write_directory(net, WhisperTokens.placeholder(vocabulary), directory)
+
+
+def read_whisper(directory: Path) -> int:
+    """As whoever opens it: what its tokens are is asked first."""
+    from localgp.backbones.whisper import open_model, read_vocabulary
+
+    cfg = {"name": "path", "path": str(directory), "weights": "pretrained"}
+    read_vocabulary(cfg)
+    open_model(cfg)
+    return 0
+
+
 TARGETS = {
+    "whisper": Target(
+        tiny_whisper,
+        read_whisper,
+        ("*",),
+        {
+            "config.json": damage_json,
+            "generation_config.json": damage_json,
+            "preprocessor_config.json": damage_json,
+            "tokenizer.json": damage_json,
+        },
+        optional=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+    ),
     "espnet": Target(
         tiny_espnet,
         read_espnet,

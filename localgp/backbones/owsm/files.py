@@ -92,7 +92,7 @@ def _files_of(directory: Path, source: str, need_weights: bool) -> ModelFiles:
     named = _read_meta(meta) if meta.is_file() else {}
     config = directory / named.get("s2t_train_config", "config.yaml")
     if not config.is_file():
-        nested = sorted(directory.glob("exp/*/config.yaml"))
+        nested = sorted(directory.glob("exp*/*/config.yaml"))
         nested = [p for p in nested if list(p.parent.glob("*.pth"))] or nested
         if len(nested) > 1:
             raise BackboneError(
@@ -309,7 +309,7 @@ def espnet_arguments(path: str | Path, work_directory: Path) -> dict[str, str]:
         path: What `load_backbone` takes.
         work_directory: A copy of ``config.yaml`` with absolute paths is written here.
 
-    Example:
+    Examples:
         >>> from tempfile import mkdtemp
         >>> arguments = espnet_arguments("embedded", Path(mkdtemp()))
         >>> sorted(arguments)

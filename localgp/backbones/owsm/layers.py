@@ -1,7 +1,6 @@
-"""OWSM's layers: the E-Branchformer's and the Transformer decoder's, as ESPnet has them.
+"""OWSM's layers: those of an E-Branchformer or Transformer encoder and of a Transformer decoder, as ESPnet has them.
 
-ESPnet's own modules do the work; nothing of them is copied or subclassed, so with every gate open the result is
-ESPnet's.
+ESPnet's own modules do the work, so with every gate open the result is ESPnet's.
 
 Shape legend: B utterances, T encoder frames, N frames of all utterances, K kept frames, Q sequences, L tokens, D model
 size, U hidden units.
@@ -9,18 +8,40 @@ size, U hidden units.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from localgp.backbones.base import Branch, Branches, Run
-from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm, fill
+from localgp.backbones.base import Branch, Branches, Run, Within
+from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm, spread
 from localgp.kernels.depthwise import Depthwise
 from localgp.kernels.linear import Linear, activation_of
 from localgp.kernels.plan import LayerPlan
 from localgp.kernels.ragged import RANGE, Ragged
+
+
+class Layer(NamedTuple):
+    """One kind of encoder layer.
+
+    Attributes:
+        branches: Its parts.
+        run: The layer with its gates.
+        packed: The layer laid out for inference, of itself and the products' type.
+    """
+
+    branches: Callable[[Any], Branches]
+    run: Callable[[Any, Tensor, Tensor, Run], Tensor]
+    packed: Callable[[Any, torch.dtype], Any]
+
+
+def of(encoder: Any) -> Layer:
+    """The kind that an encoder of ESPnet's has."""
+    if hasattr(encoder.encoders[0], "cgmlp"):
+        return Layer(encoder_branches, run_encoder_layer, PackedLayer)
+    return Layer(transformer_branches, run_transformer_layer, PackedTransformerLayer)
 
 
 def encoder_branches(layer: Any) -> Branches:
@@ -40,6 +61,14 @@ def encoder_branches(layer: Any) -> Branches:
         "merge": Branch("always", (layer.depthwise_conv_fusion, layer.merge_proj)),
         "ffn2": _feed_forward(layer.feed_forward, layer.norm_ff, layer.ff_scale),
         "norm": Branch("always", (), norm=layer.norm_final),
+    }
+
+
+def transformer_branches(layer: Any) -> Branches:
+    """Of ESPnet's EncoderLayer, the Transformer's."""
+    return {
+        "attention": _attention("attention", layer.self_attn, layer.norm1),
+        "ffn": _feed_forward(layer.feed_forward, layer.norm2, 1.0),
     }
 
 
@@ -81,17 +110,46 @@ def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> 
         normed = layer.norm_mha(frames)
         return drop(layer.attn(normed, normed, normed, mask))
 
-    def convolve(frames: Tensor) -> Tensor:
-        return drop(layer.cgmlp(layer.norm_mlp(frames), None))
+    def convolve(frames: Tensor, within: Within) -> Tensor:
+        return drop(_convolutional_gating(layer.cgmlp, layer.norm_mlp(frames), within))
 
     x_BTD = x_BTD + run.frames("ffn1", ffn1, x_BTD, layer.ff_scale)
     attended = run.attention("attention", attend, x_BTD, mask_B1T)
     convolved = run.utterance("cgmlp", convolve, x_BTD)
     both = torch.cat([attended, convolved], dim=-1)
-    fused = layer.depthwise_conv_fusion(both.transpose(1, 2)).transpose(1, 2)
+    fused = layer.depthwise_conv_fusion(run.within(both).transpose(1, 2)).transpose(1, 2)
     x_BTD = x_BTD + drop(layer.merge_proj(both + fused))
     x_BTD = x_BTD + run.frames("ffn2", ffn2, x_BTD, layer.ff_scale)
     return layer.norm_final(x_BTD)
+
+
+def run_transformer_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+    """One pre-norm Transformer layer (ESPnet's EncoderLayer).
+
+    x ─ + attention ─ + FFN
+    """
+    drop = layer.dropout
+
+    def attend(frames: Tensor, mask: Tensor) -> Tensor:
+        normed = layer.norm1(frames)
+        return drop(layer.self_attn(normed, normed, normed, mask))
+
+    def feed_forward(frames: Tensor) -> Tensor:
+        return drop(layer.feed_forward(layer.norm2(frames)))
+
+    x_BTD = x_BTD + run.attention("attention", attend, x_BTD, mask_B1T)
+    return x_BTD + run.frames("ffn", feed_forward, x_BTD)
+
+
+def _convolutional_gating(cgmlp: Any, x_BTD: Tensor, within: Within) -> Tensor:
+    """ESPnet's ConvolutionalGatingMLP, whose convolution sees an utterance's own frames alone."""
+    unit = cgmlp.csgu
+    kept_BTU, gated_BTU = cgmlp.channel_proj1(x_BTD).chunk(2, dim=-1)
+    gated_BTU = unit.conv(within(unit.norm(gated_BTU)).transpose(1, 2)).transpose(1, 2)
+    if unit.linear is not None:
+        gated_BTU = unit.linear(gated_BTU)
+    gated: Tensor = cgmlp.channel_proj2(unit.dropout(kept_BTU * unit.act(gated_BTU)))
+    return gated
 
 
 def run_decoder_layer(
@@ -119,15 +177,18 @@ def run_decoder_layer(
 
 
 class _ConvolutionalGating:
-    """cgMLP with its norm. Its hidden units are two products, so that neither half is copied out of a whole."""
+    """cgMLP with its norm. On a CPU its hidden units are two products, so that neither half is copied out of a whole; a
+    GPU's kernels read halves."""
 
     def __init__(self, norm: nn.LayerNorm, cgmlp: Any, dtype: torch.dtype) -> None:
         self._norm = PackedNorm(norm, dtype)
         linear, unit = cgmlp.channel_proj1[0], cgmlp.csgu
         activation = activation_of(cgmlp.channel_proj1[1])
-        (kept_w, gated_w), (kept_b, gated_b) = linear.weight.chunk(2), linear.bias.chunk(2)
-        self._kept = Linear(kept_w, kept_b, dtype, activation)
-        self._gated = Linear(gated_w, gated_b, dtype, activation)
+        parts = 1 if linear.weight.is_cuda else 2
+        self._hidden = [
+            Linear(weight, bias, dtype, activation)
+            for weight, bias in zip(linear.weight.chunk(parts), linear.bias.chunk(parts), strict=True)
+        ]
         self._unit_norm = PackedNorm(unit.norm, dtype)
         self._conv = Depthwise(unit.conv, dtype)
         self._linear = None
@@ -138,8 +199,12 @@ class _ConvolutionalGating:
 
     def __call__(self, x_ND: Tensor, index_K: Tensor | None, layout: Ragged) -> Tensor:
         normed = self._norm(x_ND, index_K)
-        kept_KU = self._kept(normed)
-        gated_KU = self._unit_norm(self._gated(normed))
+        hidden = [product(normed) for product in self._hidden]
+        kept_KU, gated_KU = hidden if len(hidden) == 2 else hidden[0].chunk(2, dim=1)
+        gated_KU = self._unit_norm(gated_KU)
+        if self._linear is None and self._activation is None:
+            self._conv.times(kept_KU, gated_KU, layout)
+            return self._out(kept_KU)
         for rows, gate in self._conv(gated_KU, layout):
             if self._linear is not None:
                 gate = self._linear(gate)
@@ -172,17 +237,40 @@ class PackedLayer:
         """Changes ``x_ND`` on the way; the result is another tensor."""
         with record_function(f"{RANGE}ffn1"):
             self._ffn1.add_to(x_ND, plan.frames.get("ffn1"))
-        both_N2D = x_ND.new_empty(len(x_ND), 2 * x_ND.shape[1], dtype=self._dtype)
-        attended_ND, convolved_ND = both_N2D.chunk(2, dim=1)
+        both_N2D: Tensor | None = None
+        halves: list[Tensor | None] = [None, None]
+        if x_ND.is_cpu:  # a GPU's fusion reads them where they are
+            both_N2D = x_ND.new_empty(len(x_ND), 2 * x_ND.shape[1], dtype=self._dtype)
+            halves = list(both_N2D.chunk(2, dim=1))
         with record_function(f"{RANGE}attention"):
-            fill(attended_ND, self._attention, x_ND, *plan.of("attention", layout))
+            attended_ND = self._attention.spread(x_ND, *plan.of("attention", layout), halves[0])
         with record_function(f"{RANGE}cgmlp"):
-            fill(convolved_ND, self._cgmlp, x_ND, *plan.of("cgmlp", layout))
+            convolved_ND = spread(self._cgmlp, x_ND, *plan.of("cgmlp", layout), self._dtype, halves[1])
         with record_function(f"{RANGE}merge"):
-            for rows, fused in self._fusion(both_N2D, layout):
-                both_N2D[rows].add_(fused)
-            x_ND.add_(self._merge(both_N2D))
+            x_ND.add_(self._merge(self._fusion.plus(attended_ND, convolved_ND, layout, both_N2D)))
         with record_function(f"{RANGE}ffn2"):
             self._ffn2.add_to(x_ND, plan.frames.get("ffn2"))
         with record_function(f"{RANGE}norm"):
             return self._final(x_ND)
+
+
+class PackedTransformerLayer:
+    """x ─ + attention ─ + FFN
+
+    Args:
+        layer: ESPnet's EncoderLayer; its weights are read now.
+        dtype: Of the products.
+    """
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        parts = transformer_branches(layer)
+        self._attention = PackedAttention(parts["attention"], dtype)
+        self._ffn = PackedFeedForward(parts["ffn"], dtype)
+
+    def __call__(self, x_ND: Tensor, layout: Ragged, plan: LayerPlan) -> Tensor:
+        """Changes ``x_ND``, and returns it."""
+        with record_function(f"{RANGE}attention"):
+            self._attention.add_to(x_ND, *plan.of("attention", layout))
+        with record_function(f"{RANGE}ffn"):
+            self._ffn.add_to(x_ND, plan.frames.get("ffn"))
+        return x_ND

@@ -23,20 +23,30 @@ from localgp.backbones.base import (
     Tokens,
 )
 from localgp.backbones.blocks import PackedNorm
+from localgp.backbones.owsm import layers
 from localgp.backbones.owsm.build import build_model, load_weights
 from localgp.backbones.owsm.fast import use_fast_kernels
-from localgp.backbones.owsm.files import explained, padded_seconds, read_files, write_espnet_directory
-from localgp.backbones.owsm.layers import (
-    PackedLayer,
-    decoder_branches,
-    encoder_branches,
-    run_decoder_layer,
-    run_encoder_layer,
+from localgp.backbones.owsm.files import (
+    explained,
+    locate,
+    padded_seconds,
+    read_config,
+    read_files,
+    write_espnet_directory,
 )
+from localgp.backbones.owsm.layers import decoder_branches, run_decoder_layer
 from localgp.backbones.owsm.positions import add_positions, position_table
 from localgp.backbones.owsm.reference import EspnetSearch
-from localgp.backbones.owsm.stem import CONVOLUTIONS, PackedSubsampling, stem_flops, subsample
+from localgp.backbones.owsm.stem import (
+    PackedSubsampling,
+    convolutions_of,
+    positions_of,
+    stem_flops,
+    subsample,
+)
+from localgp.backbones.owsm.supported import check_config, check_supported
 from localgp.backbones.owsm.tokens import OwsmTokenizer
+from localgp.backbones.sequences import joined
 from localgp.errors import BackboneError
 from localgp.timeline import Timeline
 
@@ -52,7 +62,7 @@ class OwsmBackbone(Backbone):
         BackboneError: A model of ESPnet's that is not of OWSM's kind.
     """
 
-    key = "espnet"
+    key = library = "espnet"
     net: Any  # ESPnet has no type annotations to go by
 
     def __init__(
@@ -73,7 +83,10 @@ class OwsmBackbone(Backbone):
         self.name, self.source = name, source
         self.net.error_calculator = None  # scoring is done on decoded text, not inside the loss
         frontend = self.net.frontend
-        self.timeline = Timeline(getattr(frontend, "hop_length", 160), CONVOLUTIONS)
+        self.timeline = Timeline(
+            getattr(frontend, "hop_length", 160), convolutions_of(self.net.encoder.embed)
+        )
+        self._layer = layers.of(self.net.encoder)
         self.shape = Shape(
             size=self.net.encoder.output_size(),
             encoder_layers=len(self.net.encoder.encoders),
@@ -83,8 +96,8 @@ class OwsmBackbone(Backbone):
         )
 
     @property
-    def stem(self) -> nn.Module:
-        return self.net.encoder.embed
+    def stem(self) -> tuple[nn.Module, ...]:
+        return (self.net.encoder.embed,)
 
     @property
     def encoder_norm(self) -> nn.Module:
@@ -114,10 +127,10 @@ class OwsmBackbone(Backbone):
         return feats, lengths
 
     def front(self, feats_BSF: Tensor, lengths_B: Tensor) -> Front:
-        return subsample(self.net.encoder.embed, feats_BSF, lengths_B)
+        return subsample(self.net.encoder.embed, self.timeline, feats_BSF, lengths_B)
 
     def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
-        return run_encoder_layer(self.net.encoder.encoders[index], x_BTD, mask_B1T, run)
+        return self._layer.run(self.net.encoder.encoders[index], x_BTD, mask_B1T, run)
 
     def embed(self, tokens_QL: Tensor) -> Tensor:
         return self.net.decoder.embed(tokens_QL)
@@ -139,7 +152,7 @@ class OwsmBackbone(Backbone):
 
     def branches(self, side: Side, index: int) -> Branches:
         if side == "encoder":
-            return encoder_branches(self.net.encoder.encoders[index])
+            return self._layer.branches(self.net.encoder.encoders[index])
         return decoder_branches(self.net.decoder.decoders[index])
 
     def stem_flops(self, feature_frames: int) -> int:
@@ -149,34 +162,23 @@ class OwsmBackbone(Backbone):
         encoder = self.net.encoder
         return Packed(
             stem=PackedSubsampling(encoder.embed, self.timeline, dtype),
-            positions=partial(add_positions, encoder.embed.out[1]),
-            layers=[PackedLayer(layer, dtype) for layer in encoder.encoders],
+            positions=partial(add_positions, positions_of(encoder.embed)),
+            layers=[self._layer.packed(layer, dtype) for layer in encoder.encoders],
             end=PackedNorm(encoder.after_norm, torch.float32),
         )
 
     def decoder_input(self, batch: dict[str, Any]) -> DecoderInput:
-        """OWSM's sequences, ``<sop> previous <sos> text``, or ``<sos> text`` where there is no previous text; targets
-        are ``text <eos>``, and ESPnet's ``ignore_id`` for the rest."""
-        net, ignore = self.net, self.net.ignore_id
-        text_QL, previous_QL = batch["text"], batch["text_prev"]
-        count_Q1 = (text_QL != ignore).sum(1, keepdim=True)
-        before_Q1 = (previous_QL != ignore).sum(1, keepdim=True) + 1  # with <sop>
-        before_Q1 = before_Q1.masked_fill((previous_QL == net.na).any(1, keepdim=True), 0)
-        lengths_Q1 = before_Q1 + 1 + count_Q1
-        longest = int(lengths_Q1.max())  # the one wait for a GPU
-        place_L = torch.arange(longest, device=text_QL.device)
-        from_sos_QL = place_L - before_Q1
-        text_from = (from_sos_QL - 1).clamp(0, text_QL.shape[1] - 1)
-        inputs_QL = text_QL.gather(1, text_from)
-        previous_from = (place_L - 1).clamp(0, previous_QL.shape[1] - 1).expand_as(from_sos_QL)
-        inputs_QL = torch.where(from_sos_QL < 0, previous_QL.gather(1, previous_from), inputs_QL)
-        inputs_QL = inputs_QL.masked_fill((from_sos_QL < 0) & (place_L == 0), net.sop)
-        inputs_QL = inputs_QL.masked_fill(from_sos_QL == 0, net.sos)
-        inputs_QL = inputs_QL.masked_fill(from_sos_QL > count_Q1, net.eos)
-        targets_QL = text_QL.gather(1, from_sos_QL.clamp(0, text_QL.shape[1] - 1))
-        targets_QL = targets_QL.masked_fill(from_sos_QL == count_Q1, net.eos)
-        targets_QL = targets_QL.masked_fill((from_sos_QL < 0) | (from_sos_QL > count_Q1), ignore)
-        return DecoderInput(inputs_QL, lengths_Q1.squeeze(1), targets_QL)
+        """OWSM's sequences, ``<sop> previous <sos> text``; targets are ``text <eos>``."""
+        net = self.net
+        return joined(
+            batch["text"],
+            batch["text_prev"],
+            begins=net.sop,
+            start=net.sos,
+            eos=net.eos,
+            none=net.na,
+            ignore=net.ignore_id,
+        )
 
     def losses(
         self, x_BTD: Tensor, lengths_B: Tensor, logits_QLV: Tensor, targets_QL: Tensor, batch: dict[str, Any]
@@ -206,52 +208,11 @@ class OwsmBackbone(Backbone):
         write_espnet_directory(self.net, self.train_config, folder, weights=weights)
 
 
-def check_supported(net: Any) -> None:
-    """Raises:
-    BackboneError: If encoder or decoder are not of the kind that OWSM has.
-    """
-    from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
-    from espnet.nets.pytorch_backend.transformer.subsampling import Conv2dSubsampling
-    from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
-    from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
-
-    def named(what: str, kind: type, supported: str) -> str:
-        return f"{what} is {kind.__name__}, supported: {supported}"
-
-    problems = []
-    encoder, decoder = net.encoder, net.decoder
-    if not isinstance(encoder, EBranchformerEncoder):
-        problems.append(named("encoder", type(encoder), "EBranchformerEncoder (e_branchformer)"))
-    else:
-        layer = encoder.encoders[0]
-        if not isinstance(encoder.embed, Conv2dSubsampling):
-            problems.append(named("input_layer", type(encoder.embed), "conv2d"))
-        if type(layer.attn) is not MultiHeadedAttention:
-            problems.append(named("attention", type(layer.attn), "selfattn with abs_pos"))
-        if layer.feed_forward is None or layer.feed_forward_macaron is None:
-            problems.append("layers lack FFNs, supported: use_ffn: true and macaron_ffn: true")
-    if not isinstance(decoder, TransformerDecoder):
-        problems.append(named("decoder", type(decoder), "TransformerDecoder (transformer)"))
-    else:
-        first = decoder.decoders[0]
-        if not isinstance(decoder.embed[0], nn.Embedding):
-            problems.append("the decoder's input_layer is not embed")
-        if not decoder.normalize_before or first.concat_after:
-            problems.append("the decoder's layers are not pre-norm without concat_after")
-        if type(first.self_attn) is not MultiHeadedAttention:
-            problems.append(named("the decoder's attention", type(first.self_attn), "MultiHeadedAttention"))
-        if decoder.output_layer is None:
-            problems.append("the decoder has no output layer")
-    if problems:
-        raise BackboneError(
-            "this backbone is not supported: " + "; ".join(problems) + ". Use an OWSM-v3.1 model."
-        )
-
-
 def load_backbone(cfg: Mapping[str, Any]) -> OwsmBackbone:
     """See `localgp.backbones.open_backbone`."""
     with explained(cfg):
         config, files = read_files(cfg)
+        check_config(config)
         net = build_model(config)
         if files is not None:
             load_weights(net, files)
@@ -270,3 +231,34 @@ def assemble(net: nn.Module, config: dict[str, Any], name: str, source: str) -> 
         name=name,
         source=source,
     )
+
+
+def adopt(model: Any, vocabulary: Any = None) -> OwsmBackbone:
+    """See `localgp.backbones.Family.adopt`.
+
+    Args:
+        model: ESPnet's ``Speech2Text`` of `espnet2.bin.s2t_inference`, or an ``ESPnetS2TModel``.
+        vocabulary: Of the latter, the directory that has its config.yaml and what that names.
+
+    Raises:
+        BackboneError: There is no telling what its tokens are.
+    """
+    net = getattr(model, "s2t_model", model)
+    if vocabulary is not None:
+        source = str(vocabulary)
+        with explained({"path": source}):
+            config = read_config(locate(source, need_weights=False))
+    elif hasattr(model, "s2t_train_args"):
+        config, source = dict(vars(model.s2t_train_args)), "ESPnet's Speech2Text"
+    else:
+        raise BackboneError(
+            "an ESPnetS2TModel does not know its BPE model; give the directory that has its config.yaml: "
+            "localgp.gate(model, ..., vocabulary=DIR), or ESPnet's Speech2Text instead"
+        )
+    if next(net.parameters()).dtype != torch.float32:
+        raise BackboneError("the model is not in fp32; give it so: model.float()")
+    if list(config["token_list"]) != list(net.token_list):
+        raise BackboneError(
+            f"{source} has another vocabulary than the model; give the directory of this model"
+        )
+    return assemble(net, config, "owsm", source)

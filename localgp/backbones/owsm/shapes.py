@@ -1,4 +1,4 @@
-"""The published shapes of OWSM-v3.1 and the mini backbone's, as ESPnet training configurations.
+"""The published shapes of OWSM-v3.1 and v4 and the mini backbone's, as ESPnet training configurations.
 
 With them a model can be built, and its cost counted, without any download.
 """
@@ -14,7 +14,7 @@ from localgp.corpora.languages import OWSM
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What sets one OWSM-v3.1 size apart from another.
+    """What sets one OWSM apart from another.
 
     Attributes:
         size: D, width of encoder and decoder.
@@ -25,6 +25,8 @@ class Dimensions:
         padded_seconds: Every input is padded to this.
         dropout: Of everything.
         init_silence: Seconds of silence that ESPnet's preprocessor may put on the left in training.
+        input_layer: ESPnet's name of the subsampling.
+        mels: F.
     """
 
     size: int
@@ -36,12 +38,17 @@ class Dimensions:
     padded_seconds: float = 30.0
     dropout: float = 0.1
     init_silence: float = 30.0
+    input_layer: str = "conv2d"
+    mels: int = 80
 
 
 DIMENSIONS = {
     "owsm_v3.1_base": Dimensions(384, 6, 6, 6, 1536),
     "owsm_v3.1_small": Dimensions(768, 12, 9, 9, 3072),
     "owsm_v3.1_medium": Dimensions(1024, 16, 18, 18, 4096),
+    "owsm_v4_base": Dimensions(384, 6, 6, 6, 1536, input_layer="conv2d8", mels=128),
+    "owsm_v4_small": Dimensions(768, 12, 9, 9, 3072, input_layer="conv2d8", mels=128),
+    "owsm_v4_medium": Dimensions(1024, 16, 18, 18, 4096, input_layer="conv2d8", mels=128),
     # 4 M parameters see too little data to overfit, and dropout is a tenth of a CPU step.
     "mini": Dimensions(128, 4, 4, 3, 512, vocabulary=0, padded_seconds=8.0, dropout=0.0, init_silence=0.5),
 }
@@ -69,7 +76,13 @@ def train_config(
         "cleaner": None,
         "g2p": None,
         "frontend": "default",
-        "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160, "fs": "16k"},
+        "frontend_conf": {
+            "n_fft": 512,
+            "win_length": 400,
+            "hop_length": 160,
+            "fs": "16k",
+            **({} if d.mels == 80 else {"n_mels": d.mels}),
+        },
         "specaug": None,
         "specaug_conf": {},
         "normalize": None if stats_file is None else "global_mvn",
@@ -91,7 +104,7 @@ def train_config(
             "dropout_rate": d.dropout,
             "positional_dropout_rate": d.dropout,
             "attention_dropout_rate": d.dropout,
-            "input_layer": "conv2d",
+            "input_layer": d.input_layer,
             "layer_drop_rate": 0.0,
             "linear_units": d.units,
             "positionwise_layer_type": "linear",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localgp.backbones.longform import LongForm
 from localgp.corpora.languages import find, like
 from localgp.errors import BackboneError, ConfigError
 
@@ -25,7 +26,7 @@ NO_TIMESTAMPS = "<notimestamps>"
 def time_symbol(seconds: float) -> str:
     """The timestamp symbol nearest to ``seconds``.
 
-    Example:
+    Examples:
         >>> time_symbol(3.207)
         '<3.20>'
     """
@@ -116,7 +117,7 @@ class OwsmTokenizer:
     Raises:
         BackboneError: A symbol that every OWSM model has is not in the token list.
 
-    Example:
+    Examples:
         >>> from localgp.backbones.owsm.files import EMBEDDED
         >>> tokenizer = OwsmTokenizer.embedded()
         >>> [tokenizer.token_list[i] for i in tokenizer.prompt("de", "fr")]
@@ -146,6 +147,7 @@ class OwsmTokenizer:
         self.languages = [token[1:-1] for token in self.token_list[between]]  # ISO 639-3
         self.language_ids = [self._ids[f"<{language}>"] for language in self.languages]
         self.start = [self.sos]
+        self.long_form = LongForm(no_speech=self._ids["<nospeech>"])
 
     @classmethod
     def embedded(cls) -> OwsmTokenizer:
@@ -197,6 +199,10 @@ class OwsmTokenizer:
             )
         ids = [self._ids[f"<{source}>"], self._ids[task]]
         return ids if timestamps else [*ids, self.notimestamps]
+
+    def previous(self, text: Sequence[int], longest: int) -> list[int]:
+        """``<sop> text before``, at most half of the positions; nothing where there is none."""
+        return [self.sop, *text[-(longest // 2 - 1) :]] if text else []
 
     def code(self, language: str) -> str:
         """ISO 639-3, from whatever `localgp.corpora.languages.canonical` takes.

@@ -1,0 +1,66 @@
+"""Whisper beside what else computes it, on a tiny random model."""
+
+from __future__ import annotations
+
+import pytest
+
+from localgp.backbones import open_backbone
+from localgp.evaluation.timing_goals import peer_goals
+from localgp.evaluation.timing_peers import bench_decoder_peers, bench_encoder_peers
+from tests.whisper_helpers import save_tiny_whisper
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = save_tiny_whisper(tmp_path_factory.mktemp("whisper") / "tiny", max_target_positions=24)
+    made = open_backbone({"name": "tiny", "path": str(folder), "weights": "pretrained"})
+    made.net.eval()
+    return made
+
+
+@pytest.mark.parametrize("peer", ["transformers", "ctranslate2"])
+def test_every_peer_computes_the_same(backbone, peer):
+    pytest.importorskip(peer)
+    said = []
+    (row,) = bench_encoder_peers(
+        backbone, name="tiny", peers=[peer], batches=[2], seconds=30.0, repeats=1, progress=said.append
+    )
+    assert row["relative_error"] < 1e-4
+    assert row["against"] == peer
+    assert f"tiny x2: {row['seconds']:.3f} s, {peer}" in said[0]
+    rows = bench_decoder_peers(
+        backbone, name="tiny", peers=[peer], utterances=[1], beams=[1, 2], repeats=1, progress=said.append
+    )
+    assert [(row["beam"], row["batch"]) for row in rows] == [(1, 1), (2, 1)]
+    if peer == "transformers":  # CTranslate2 lets no output be longer than half of the positions
+        assert [row["identical"] for row in rows] == [1, 1]
+
+
+def test_goals_of_whisper():
+    row = {"measure": "peer search", "backbone": "whisper_base", "against": "ctranslate2"}
+    rows = [
+        {
+            "measure": "peer encoder",
+            "backbone": "b",
+            "against": "transformers",
+            "batch": 1,
+            "time_ratio": 0.81,
+        },
+        row | {"batch": 8, "beam": 5, "speed_ratio": 1.5},
+        row | {"batch": 8, "beam": 1, "speed_ratio": 1.1},
+        row | {"batch": 3, "beam": 1, "speed_ratio": 9.0},
+        {
+            "measure": "learnt",
+            "backbone": "whisper_base row05",
+            "batch": 8,
+            "time_ratio_vs_dense": 0.3,
+            "flop_ratio": 0.26,
+        },
+    ]
+    goals = {goal["goal"]: goal["met"] for goal in peer_goals(rows)}
+    assert goals == {
+        "Whisper 1: own dense / transformers, b fp32, 30 s": False,
+        "Whisper 3: beam 5, speed / ctranslate2, whisper_base x8": True,
+        "Whisper 4: greedy, speed / ctranslate2, whisper_base x8": False,
+        "Whisper 2: learnt gates / own dense, whisper_base row05": True,
+    }
