@@ -184,10 +184,10 @@ def test_random_gates_do_not_depend_on_batch_mates(backbone, feats):
 
 
 def test_unsupported_backbones_are_named(encoder):
-    from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-    with pytest.raises(BackboneError, match="TransformerEncoder.*e_branchformer"):
-        make_backbone(TransformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
+    with pytest.raises(BackboneError, match="ConformerEncoder, supported: EBranchformerEncoder"):
+        make_backbone(ConformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
 
 
 def test_unknown_path_and_missing_context(backbone, feats):

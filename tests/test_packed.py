@@ -213,7 +213,7 @@ def test_options_of_the_convolutional_gating(full):
         output_size=32,
         attention_heads=4,
         attention_layer_type="selfattn",
-        pos_enc_layer_type="scaled_abs_pos",
+        pos_enc_layer_type="abs_pos",
         cgmlp_linear_units=64,
         cgmlp_conv_kernel=7,
         use_linear_after_conv=True,

@@ -107,8 +107,9 @@ def use_results(directory: Path) -> int:
 
     Evaluating compares the stored scores with the corpus, which is not there: it ends with that.
     """
-    from localgp import evaluate, report, train
+    from localgp import evaluate, train
     from localgp.errors import CorpusError
+    from localgp.report.__main__ import main as report
 
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) / "exp"
@@ -116,7 +117,7 @@ def use_results(directory: Path) -> int:
         train.main(_command(place))
         with contextlib.suppress(CorpusError):
             evaluate.main(_command(place))
-        report.main(_command(place))
+        report(_command(place))
         # A run without its configuration or its gates is reported as far as it goes.
         return sum(not (place / SEED1 / name).exists() for name in ("config.yaml", "gates/test.npz"))
 
