@@ -98,7 +98,9 @@ def test_a_ragged_batch_trains_as_its_utterances_alone(backbone, without_noise, 
     speech_BN = speech()
     together = model.encode(speech_BN, ENDS, path=path)
     counts = together.lengths.tolist()
-    assert counts == [backbone.timeline.frames(backbone.timeline.feature_frames(int(n))) for n in model.heard(ENDS)]
+    assert counts == [
+        backbone.timeline.frames(backbone.timeline.feature_frames(int(n))) for n in model.heard(ENDS)
+    ]
     assert len(set(counts)) == 3
     alone = [
         (model.encode(speech_BN[b : b + 1, : ENDS[b]], ENDS[b : b + 1], path=path), [counts[b]])
@@ -152,7 +154,9 @@ def test_one_shorter_length_for_all(backbone):
     model = GatedS2T(backbone, window=Window(1.5)).eval()
     assert (model.samples, model.window_seconds) == (24_000, 1.5)
     encoded = model.encode(speech()[:, :24_000], ENDS.clamp(max=24_000))
-    assert encoded.lengths.tolist() == [backbone.timeline.frames(backbone.timeline.feature_frames(24_000))] * 3
+    assert (
+        encoded.lengths.tolist() == [backbone.timeline.frames(backbone.timeline.feature_frames(24_000))] * 3
+    )
     assert GatedS2T(backbone, window=Window(60.0)).samples == backbone.samples, "no more than the model has"
 
 
