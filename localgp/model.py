@@ -37,7 +37,7 @@ class Losses(NamedTuple):
     total: Tensor
     attention: Tensor
     attention_weight: float
-    accuracy: float
+    accuracy: Tensor
     ctc: Tensor | None
     decoder_gates: list[Gates]
     tokens: Tensor

@@ -13,14 +13,15 @@ import torch
 SIZE, LAYERS = 32, 3
 
 
-def make_encoder(size=SIZE):
+def make_encoder(size=SIZE, mels=80, input_layer="conv2d"):
     """A randomly initialised E-Branchformer of OWSM-v3.1's kind, in eval mode; the same weights every time."""
     from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 
     torch.manual_seed(0)
     return EBranchformerEncoder(
-        80,
+        mels,
         output_size=size,
+        input_layer=input_layer,
         attention_heads=4,
         attention_layer_type="selfattn",
         pos_enc_layer_type="abs_pos",

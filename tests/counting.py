@@ -213,9 +213,13 @@ class CountingDevice(TorchFunctionMode):
         strangers = [tensor for tensor in given if tensor not in self._here and tensor.dim()]
         if name in ("__getitem__", "__setitem__"):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            ends = [end for i in index if isinstance(i, slice) for end in (i.start, i.stop)]
             masks = [i for i in index if isinstance(i, Tensor) and i.dtype == torch.bool]
             lists = [i for i in index if isinstance(i, list)]
             numbers = [i for i in index if isinstance(i, Tensor) and not i.dim() and i in self._here]
+            for end in ends:
+                if isinstance(end, Tensor) and end in self._here:
+                    self._note(self.waits)
             waits = bool(masks or lists or numbers or strangers)
         elif name == "copy_":
             waits = bool(strangers)

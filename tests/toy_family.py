@@ -182,7 +182,7 @@ class Toy(Backbone):
 
     def losses(self, x_BTD, lengths_B, logits_QLV, targets_QL, batch):
         loss = F.cross_entropy(logits_QLV.flatten(0, 1), targets_QL.flatten(), ignore_index=-1)
-        return Loss(loss, loss, 1.0, float((logits_QLV.argmax(-1) == targets_QL).float().mean()))
+        return Loss(loss, loss, 1.0, (logits_QLV.argmax(-1) == targets_QL).float().mean())
 
     def save(self, folder, *, weights=True):
         folder.mkdir(parents=True, exist_ok=True)

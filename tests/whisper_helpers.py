@@ -9,11 +9,9 @@ import torch
 VOCABULARY = 256 + 1608  # bytes and Whisper's symbols
 
 
-def save_tiny_whisper(folder: Path, *, mels: int = 80, seed: int = 0, **more) -> Path:
-    """Its directory, two layers a side."""
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
-
-    from localgp.backbones.whisper.tokens import WhisperTokens
+def make_tiny_whisper(*, mels: int = 80, seed: int = 0, **more):
+    """The model, two layers a side."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     shape = {
         "vocab_size": VOCABULARY,
@@ -35,6 +33,16 @@ def save_tiny_whisper(folder: Path, *, mels: int = 80, seed: int = 0, **more) ->
         torch.manual_seed(seed)
         model = WhisperForConditionalGeneration(WhisperConfig(**shape | more)).eval()
     model.generation_config.begin_suppress_tokens = None
+    return model
+
+
+def save_tiny_whisper(folder: Path, *, mels: int = 80, seed: int = 0, **more) -> Path:
+    """Its directory."""
+    from transformers import WhisperFeatureExtractor
+
+    from localgp.backbones.whisper.tokens import WhisperTokens
+
+    model = make_tiny_whisper(mels=mels, seed=seed, **more)
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder)
     WhisperTokens.placeholder(VOCABULARY).write(folder)

@@ -202,7 +202,7 @@ class Loss(NamedTuple):
     total: Tensor
     attention: Tensor
     attention_weight: float
-    accuracy: float
+    accuracy: Tensor
     ctc: Tensor | None = None
 
 

@@ -39,3 +39,10 @@ def joined(
     targets_QL = targets_QL.masked_fill(from_start_QL == count_Q1, eos)
     targets_QL = targets_QL.masked_fill((from_start_QL < 0) | (from_start_QL > count_Q1), ignore)
     return DecoderInput(inputs_QL, lengths_Q1.squeeze(1), targets_QL)
+
+
+def accuracy(logits_QLV: Tensor, targets_QL: Tensor, ignore: int) -> Tensor:
+    """Share of the targets that are likeliest; those that are ``ignore`` do not count."""
+    wanted_QL = targets_QL != ignore
+    right = ((logits_QLV.argmax(-1) == targets_QL) & wanted_QL).sum()
+    return right.double() / wanted_QL.sum().clamp(min=1)

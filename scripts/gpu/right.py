@@ -23,6 +23,7 @@ from localgp.gates import GlobalGates, RandomGates
 from localgp.kernels.ragged import Ragged
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNTS = ("tests/test_counts.py", "tests/test_counts_whisper.py")
 SIZES = (7, 48, 128, 384, 768, 1024, 1536, 2048, 3072, 4096)
 FP32, BF16 = 1e-4, 2e-2  # largest difference over largest value
 ENCODERS = (("mini", 801), ("owsm_v3.1_small", 3001), ("owsm_v3.1_medium", 3001))
@@ -68,14 +69,16 @@ def interpreted(found: Found) -> None:
 
 def counts(found: Found) -> None:
     """The tests of what is launched and waited for, counted on the CPU."""
-    _tests(found, "tests/test_counts.py", CUDA_VISIBLE_DEVICES="")
+    _tests(found, *COUNTS, CUDA_VISIBLE_DEVICES="")
 
 
-def _tests(found: Found, path: str, **environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", path]
+def _tests(found: Found, *paths: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *paths]
     result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     outcome = [line for line in result.stdout.splitlines() if " passed" in line or line.startswith("FAILED")]
-    found.true(path, result.returncode == 0, outcome="; ".join(outcome)[-600:] or result.stderr[-600:])
+    found.true(
+        " ".join(paths), result.returncode == 0, outcome="; ".join(outcome)[-600:] or result.stderr[-600:]
+    )
 
 
 def kernels(found: Found) -> None:

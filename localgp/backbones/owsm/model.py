@@ -46,7 +46,7 @@ from localgp.backbones.owsm.stem import (
 )
 from localgp.backbones.owsm.supported import check_config, check_supported
 from localgp.backbones.owsm.tokens import OwsmTokenizer
-from localgp.backbones.sequences import joined
+from localgp.backbones.sequences import accuracy, joined
 from localgp.errors import BackboneError
 from localgp.timeline import Timeline
 
@@ -184,16 +184,14 @@ class OwsmBackbone(Backbone):
         self, x_BTD: Tensor, lengths_B: Tensor, logits_QLV: Tensor, targets_QL: Tensor, batch: dict[str, Any]
     ) -> Loss:
         """ESPnet's hybrid CTC/attention loss: ctc_weight x ctc + (1 - ctc_weight) x attention."""
-        from espnet.nets.pytorch_backend.nets_utils import th_accuracy
-
         net = self.net
         attention = net.criterion_att(logits_QLV, targets_QL)
-        accuracy = th_accuracy(logits_QLV.flatten(0, 1), targets_QL, ignore_label=net.ignore_id)
+        right = accuracy(logits_QLV, targets_QL, net.ignore_id)
         if net.ctc is None:
-            return Loss(attention, attention, 1.0, float(accuracy))
+            return Loss(attention, attention, 1.0, right)
         ctc, _ = net._calc_ctc_loss(x_BTD, lengths_B, batch["text_ctc"], batch["text_ctc_lengths"])
         total = net.ctc_weight * ctc + (1 - net.ctc_weight) * attention
-        return Loss(total, attention, 1 - net.ctc_weight, float(accuracy), ctc)
+        return Loss(total, attention, 1 - net.ctc_weight, right, ctc)
 
     def reference_encoder(self, feats_BSF: Tensor, lengths_B: Tensor) -> Tensor:
         return self.net.encoder(feats_BSF, lengths_B)[0]

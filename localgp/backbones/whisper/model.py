@@ -23,7 +23,7 @@ from localgp.backbones.base import (
     Side,
 )
 from localgp.backbones.blocks import PackedNorm
-from localgp.backbones.sequences import joined
+from localgp.backbones.sequences import accuracy, joined
 from localgp.backbones.whisper.features import HOP, RATE, LogMel
 from localgp.backbones.whisper.files import build_model, explained, locate, tokens_of, write_directory
 from localgp.backbones.whisper.layers import (
@@ -189,9 +189,7 @@ class WhisperBackbone(Backbone):
             logits_QLV.flatten(0, 1).float(), targets_QL.flatten(), ignore_index=IGNORE, reduction="sum"
         )
         loss = total / len(targets_QL)
-        wanted_QL = targets_QL != IGNORE
-        right = ((logits_QLV.argmax(-1) == targets_QL) & wanted_QL).sum() / wanted_QL.sum().clamp(min=1)
-        return Loss(loss, loss, 1.0, float(right))
+        return Loss(loss, loss, 1.0, accuracy(logits_QLV, targets_QL, IGNORE))
 
     def reference_encoder(self, feats_BSF: Tensor, lengths_B: Tensor) -> Tensor:
         """With the attention that `transformers` takes if nothing is said."""

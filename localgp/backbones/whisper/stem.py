@@ -58,14 +58,15 @@ class WholeConvolutions:
         ]
 
     def __call__(self, feats_BSF: Tensor, lengths: list[int], layout: Ragged) -> Tensor:
-        own_B1S: Tensor | float = 1.0
+        own_B1S: Tensor | None = None
         if set(lengths) != {feats_BSF.shape[1]}:  # zeros behind each one's end
             ends_B1 = sent(torch.tensor(lengths), feats_BSF.device).unsqueeze(1)
             frames_S = torch.arange(feats_BSF.shape[1], device=feats_BSF.device)
             own_B1S = (frames_S < ends_B1).unsqueeze(1)
         x_BDS = feats_BSF.transpose(1, 2).to(self._layers[0][0].dtype)
         for weight, bias, stride in self._layers:
-            x_BDS = F.gelu(F.conv1d(x_BDS * own_B1S, weight, bias, stride=stride, padding=1))
+            x_BDS = x_BDS if own_B1S is None else x_BDS * own_B1S
+            x_BDS = F.gelu(F.conv1d(x_BDS, weight, bias, stride=stride, padding=1))
         return layout.pack(x_BDS.transpose(1, 2))
 
 
