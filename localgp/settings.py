@@ -215,7 +215,12 @@ SCHEMA: dict[str, Option] = {
     **_options(Part.MODEL, CONTEXTS, "contexts."),
     **_options(
         Part.MODEL,
-        {"name": FOLDER_NAME, "path": PATH, "weights": one_of("pretrained", "random")},
+        {
+            "name": FOLDER_NAME,
+            "path": PATH,
+            "checkpoint": PATH.or_null(),
+            "weights": one_of("pretrained", "random"),
+        },
         "backbone.",
     ),
     **_options(Part.DATA, CORPUS, "corpus."),

@@ -187,7 +187,7 @@ def test_a_truncated_checkpoint_is_named(written):
 
 
 def test_a_trainers_state_is_not_a_model(written):
-    torch.save({"model": {"a": torch.zeros(1)}, "epoch": 3}, written / "valid.acc.ave.pth")
+    torch.save({"optimizer": {"a": torch.zeros(1)}, "epoch": 3}, written / "valid.acc.ave.pth")
     with pytest.raises(BackboneError, match="not a state dictionary"):
         load(written)
 

@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from localgp import io
+from localgp.archive import write_zip
 from localgp.contexts.cache import ContextStore
 from localgp.corpora.audio import write_audio
 from localgp.errors import BusyError
 from localgp.evaluation.gates_file import GateRecord, write_gates
 from localgp.failures import remedy
-from localgp.hub.archive import write_zip
 from localgp.locks import held
 from localgp.report.style import pyplot, save_figure
 from localgp.training.callbacks import WriteInPlace

@@ -8,6 +8,8 @@ import logging
 import os
 import pwd
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 import yaml
 
 import localgp
+from localgp.archive import unpacked, write_zip
 from localgp.backbones.owsm.build import build_model
 from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, locate, write_espnet_directory
 from localgp.backbones.owsm.model import load_backbone
@@ -23,7 +26,6 @@ from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list
 from localgp.caches import give_numba_a_cache, give_user_a_name
 from localgp.contexts.source import local_directory
 from localgp.errors import BackboneError, ConfigError
-from localgp.hub.archive import unpacked, write_zip
 from localgp.hub.load import describe
 from localgp.paths import literal
 from localgp.run import Run, write_atomically
@@ -49,8 +51,8 @@ def model(espnet, tmp_path):
     return Path(shutil.copytree(espnet, tmp_path / "model"))
 
 
-def load(path):
-    return load_backbone({"name": "tiny", "path": str(path), "weights": "pretrained"})
+def load(path, **options):
+    return load_backbone({"name": "tiny", "path": str(path), "weights": "pretrained"} | options)
 
 
 def edit(model, **changes):
@@ -117,6 +119,124 @@ def test_a_training_directory_loads(espnet, model):
     os.replace(model / "kept", model / "valid.acc.ave_5best.pth")
     ours, theirs = load(model).net.state_dict(), load(espnet).net.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_is_chosen_by_name(espnet, model):
+    make_checkpoints(model, "1epoch.pth", "latest.pth>1epoch.pth", "2epoch.pth")
+    shutil.copy(espnet / "valid.acc.ave.pth", model / "2epoch.pth")
+    with pytest.raises(BackboneError, match=r"choose one of them: backbone\.checkpoint=latest\.pth"):
+        load(model)
+    load(model, checkpoint="2epoch.pth")
+    with pytest.raises(
+        BackboneError, match=r"checkpoint=3epoch\.pth: .* 1epoch\.pth, 2epoch\.pth, latest\.pth"
+    ):
+        load(model, checkpoint="3epoch.pth")
+    with pytest.raises(ConfigError, match=r"checkpoint=2epoch\.pth and backbone\.weights=random exclude"):
+        load(model, checkpoint="2epoch.pth", weights="random")
+
+
+def test_runs_are_read_that_were_stored_before_a_checkpoint_could_be_chosen(tmp_path):
+    from omegaconf import OmegaConf
+
+    from localgp.hub.load import base_config, stored_config
+
+    for override in ("", "++backbone.checkpoint=2epoch.pth"):
+        cfg = base_config("conf=row05", *([override] if override else []))
+        if not override:
+            del cfg.backbone.checkpoint
+        run = Run(base_config("conf=row05", f"exp_dir={tmp_path}", *([override] if override else [])))
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        run.check(trained=True)
+        found = stored_config(run.path / "config.yaml").backbone.checkpoint
+        assert found == (override.partition("=")[2] or None)
+
+
+# --- other forms of a model
+
+
+@pytest.mark.parametrize("place", ["exp/s2t", "exp_owsm/s2t_train"])
+def test_a_recipes_folder_of_experiments(espnet, tmp_path, place):
+    (tmp_path / place).mkdir(parents=True)
+    for file in ("config.yaml", "valid.acc.ave.pth"):
+        shutil.copy(espnet / file, tmp_path / place)
+    (tmp_path / "data").mkdir()
+    for file in ("bpe.model", "feats_stats.npz"):
+        shutil.copy(espnet / file, tmp_path / "data")
+    stats = {"stats_file": "data/feats_stats.npz"}
+    edit(tmp_path / place, bpemodel="data/bpe.model", normalize_conf=stats)
+    assert load(tmp_path).source == str(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
+def test_an_archive_is_given_as_the_path(espnet, tmp_path, monkeypatch, suffix):
+    monkeypatch.setenv("LOCALGP_CACHE", str(tmp_path / "cache"))
+    kind = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar"}[suffix]
+    archive = shutil.make_archive(str(tmp_path / "model"), kind, espnet)
+    loaded = load(archive)
+    assert loaded.source == archive
+    assert loaded.tokenizer.bpe_model.is_relative_to(tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("[0-9a-f]*"))) == 1  # a digest
+    evil = tmp_path / f"evil{suffix}"
+    if kind == "zip":
+        with zipfile.ZipFile(evil, "w") as zipped:
+            zipped.writestr("../config.yaml", "x")
+    else:
+        with tarfile.open(evil, "w:gz" if kind == "gztar" else "w") as tarred:
+            tarred.add(espnet / "config.yaml", "../config.yaml")
+    with pytest.raises(BackboneError, match=r"refused, member '\.\./config\.yaml'"):
+        load(evil)
+    (tmp_path / "model.pth").write_bytes(b"")
+    with pytest.raises(BackboneError, match=r"is a file; give the directory .*, or a zip or tar of it"):
+        load(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("form", ["model", "module", "extra"])
+def test_what_a_checkpoint_holds_besides_is_no_obstacle(espnet, model, caplog, form):
+    state = torch.load(espnet / "valid.acc.ave.pth", weights_only=True)
+    given = state | {"encoder.old": torch.zeros(2)} if form == "extra" else {form: state, "scaler": {}}
+    torch.save(given, model / "valid.acc.ave.pth")
+    with caplog.at_level(logging.WARNING):
+        ours = load(model).net.state_dict()
+    assert all(torch.equal(ours[name], state[name]) for name in state)
+    assert ("left out encoder.old, which the model does not have" in caplog.text) == (form == "extra")
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_attention_qk_norm_is_espnets_qk_norm(model, tmp_path, caplog, normed):
+    config = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    for part in ("encoder_conf", "decoder_conf"):
+        config[part] |= {"attention_qk_norm": normed}
+    (model / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    net = load(model, weights="random").net
+    torch.save(net.state_dict(), model / "valid.acc.ave.pth")
+    assert load(model).branches("encoder", 0)["attention"].head_norms is None or normed
+    assert "ignored" not in caplog.text
+    from espnet2.tasks.s2t import S2TTask
+
+    arguments = espnet_arguments(model, tmp_path / "work")
+    theirs, _ = S2TTask.build_model_from_file(arguments["s2t_train_config"], arguments["s2t_model_file"])
+    assert ("encoder.encoders.0.attn.q_norm.weight" in theirs.state_dict()) == normed
+
+
+def test_a_preprocessor_may_name_the_symbols(model):
+    symbols = {"<na>": "<none>", "<notimestamps>": "<notime>"}
+    config = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    tokens = [symbols.get(token, token) for token in config["token_list"]]
+    given = {"na_symbol": "<none>", "notime_symbol": "<notime>", "last_time_symbol": "<4.00>"}
+    edit(
+        model,
+        token_list=tokens,
+        preprocessor_conf=config["preprocessor_conf"] | given,
+        model_conf=config["model_conf"] | {"sym_na": "<none>"},
+    )
+    found = load(model).tokenizer
+    assert [tokens[i] for i in (found.na, found.notimestamps, found.last_time)] == list(given.values())
+    assert tokens[found.first_time] == "<0.00>"
+    assert found.prompt("de", "de")[-1] == found.notimestamps
+    edit(model, preprocessor_conf=config["preprocessor_conf"] | {"first_time_symbol": "<0>"})
+    with pytest.raises(BackboneError, match=r"lacks .*<0>"):
+        load(model)
 
 
 def test_no_averaged_checkpoint_or_only_broken_links(model):

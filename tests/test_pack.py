@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import localgp
+from localgp.archive import unpacked, write_zip
 from localgp.errors import BackboneError, CheckpointError, ConfigError, HubError
-from localgp.hub.archive import unpacked, write_zip
 from localgp.hub.card import licence_of
 from localgp.hub.licences import licence_identifier
 from localgp.hub.pack import pack, packed_name, push
@@ -305,7 +305,7 @@ def test_links_and_bombs_are_refused(tmp_path, monkeypatch):
         tarred.addfile(link)
     with pytest.raises(BackboneError, match="is a link or a device"):
         unpacked(path)
-    monkeypatch.setattr("localgp.hub.archive._LARGEST", 1000)
+    monkeypatch.setattr("localgp.archive._LARGEST", 1000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("zeros", bytes(10_000))
     with pytest.raises(BackboneError, match="unpacks to over"):

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from localgp.archive import opened
 from localgp.errors import BackboneError
-from localgp.paths import expanded
 
 if TYPE_CHECKING:
     from localgp.backbones.base import Backbone, Tokens
@@ -69,7 +69,7 @@ def families() -> dict[str, Family]:
 
 
 def family_of(path: str, name: str) -> Family:
-    """The family of a model: by the files of a directory, else by name, else by the words of a hub id.
+    """The family of a model: by the files of a directory or archive, else by name, else by the words of a hub id.
 
     Args:
         path, name: Of the backbone's configuration.
@@ -78,7 +78,7 @@ def family_of(path: str, name: str) -> Family:
         BackboneError: A directory that no family knows, where there are several.
     """
     known = families()
-    directory = expanded(path)
+    directory = opened(path)
     if directory.is_dir():
         found = [family for family in known.values() if family.recognises(directory)]
     else:
@@ -110,9 +110,9 @@ def open_backbone(cfg: Mapping[str, Any]) -> Backbone:
     """Builds a backbone and loads its weights.
 
     Args:
-        cfg: ``name``; ``path``: ``embedded``, a directory or a Hugging Face repository id; ``weights``:
-            ``pretrained``, or ``random`` for the same shape with random weights, for which nothing is downloaded when
-            the shape is known by ``name``.
+        cfg: ``name``; ``path``: ``embedded``, a directory, an archive of one or a Hugging Face repository id;
+            ``weights``: ``pretrained``, or ``random`` for the same shape with random weights, for which nothing is
+            downloaded when the shape is known by ``name``; ``checkpoint``: of several in a directory, the one to take.
 
     Raises:
         BackboneError: A model that is missing, incomplete, unsafe or of another kind.

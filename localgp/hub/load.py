@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from localgp.archive import opened
 from localgp.backbones import families, family_of
 from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
 from localgp.extensions import own_contexts, permit
 from localgp.failures import remedy
-from localgp.hub.archive import is_archive, unpacked
 from localgp.parts import with_parts
-from localgp.paths import expanded, literal
+from localgp.paths import literal
 from localgp.search.options import DecodeOptions
 from localgp.settings import Part, check
 from localgp.stored import read_yaml_mapping, short
@@ -161,12 +161,10 @@ def _find(source: str) -> Path | str:
     """The directory of a model, unpacked or fetched where need be; ``embedded`` stays as it is."""
     if source == "embedded":
         return source
-    path = expanded(source)
+    path = opened(source)
     if path.is_dir():
         return path
     if path.is_file():
-        if is_archive(path):
-            return unpacked(path)
         raise BackboneError(
             f"{source} is a file and not an archive of a model; give the directory of the run or the model"
         )

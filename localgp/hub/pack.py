@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from localgp import __version__
+from localgp.archive import write_zip
 from localgp.backbones import family_of
 from localgp.errors import CheckpointError, ConfigError, HubError
-from localgp.hub.archive import write_zip
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.licences import licence_identifier
 from localgp.hub.load import CONFIG, EXTRAS, GATES, METRICS, WEIGHTS
@@ -150,9 +150,11 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("corpus"), dict):
         kept["corpus"] = {k: v for k, v in kept["corpus"].items() if k not in ("root", "workers", "manifest")}
     backbone = kept.get("backbone")
-    if isinstance(backbone, dict) and expanded(str(backbone.get("path"))).is_dir():
-        family = family_of(str(backbone["path"]), str(backbone.get("name")))
-        kept["backbone"] = {**backbone, "path": family.KEY}
+    if isinstance(backbone, dict):
+        if expanded(str(backbone.get("path"))).exists():
+            family = family_of(str(backbone["path"]), str(backbone.get("name")))
+            backbone = {**backbone, "path": family.KEY}
+        kept["backbone"] = {**backbone, "checkpoint": None}  # there is but one in what is packed
     if isinstance(kept.get("contexts"), dict):
         kept["contexts"] = {name: _portable_context(section) for name, section in kept["contexts"].items()}
     return kept

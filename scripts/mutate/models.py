@@ -42,7 +42,7 @@ def read_espnet(directory: Path) -> int:
 
 
 def make_archive(directory: Path) -> None:
-    from localgp.hub.archive import write_zip
+    from localgp.archive import write_zip
 
     tiny_espnet(directory / "model")
     write_zip(directory / "model.zip", directory / "model", first="meta.yaml")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localgp.paths import expanded
+from localgp.archive import opened
 
 if TYPE_CHECKING:
     from localgp.backbones.owsm.model import OwsmBackbone
@@ -35,7 +35,7 @@ def parts(path: str, name: str) -> tuple[str, ...]:
         >>> parts("espnet/owsm_v3", ""), parts("espnet/owsm_v3.1_ebf", "")
         (('attention', 'ffn'), ('ffn1', 'attention', 'cgmlp', 'ffn2'))
     """
-    directory = expanded(path)
+    directory = opened(path)
     if not directory.is_dir():
         return TRANSFORMER if re.search(r"owsm_v[123]$", path) else PARTS
     for pattern in CONFIGURATIONS:

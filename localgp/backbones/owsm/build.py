@@ -13,19 +13,23 @@ from typing import Any
 
 import torch
 
-from localgp.backbones.owsm.components import component_class, quiet_espnet
+from localgp.backbones.owsm.components import COMPONENTS, component_class, quiet_espnet
 from localgp.backbones.owsm.files import ModelFiles
 from localgp.errors import BackboneError
 from localgp.weights import mismatches
 
 log = logging.getLogger(__name__)
 
+QK_NORM = "qk_norm"  # whether attention has norms of its queries and keys; attention_qk_norm before it was published
+WRAPPINGS = ("module", "model")  # DeepSpeed's, and a trainer's state, of which the rest is its optimizer's
+
 
 def build_model(config: Mapping[str, Any]) -> Any:
     """ESPnet's S2T model of a configuration, randomly initialised as ESPnet's own task does it: the parts are built
     in its order, so that a seed gives the same weights.
 
-    Published configurations carry arguments that not every ESPnet accepts; those are left out with a log line.
+    Args:
+        config: Without arguments that this ESPnet does not know (`accepted`).
     """
     tokens = list(config["token_list"])
     try:
@@ -79,28 +83,47 @@ def component(kind: str, name: Any, config: Mapping[str, Any], **arguments: Any)
     """A component as the configuration describes it; ``arguments`` are what the other components decide."""
     with quiet_espnet():
         made = component_class(kind, name)
-    return made(**arguments, **_accepted(made, config, kind))
+    return made(**arguments, **(config.get(f"{kind}_conf") or {}))
 
 
-def _accepted(kind: type, config: Mapping[str, Any], component: str) -> dict[str, Any]:
-    """The arguments of one component that this ESPnet's class takes."""
-    given = dict(config.get(f"{component}_conf") or {})
-    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return given
-    ignored = sorted(set(given) - set(parameters))
+def accepted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as this ESPnet takes it: published ones carry arguments that not every version knows. One that
+    it has under another name is renamed, the others are left out with a log line."""
+    names = {kind: config.get(kind) for kind in COMPONENTS}
+    names |= {"ctc": "ctc", "model": config.get("model", "espnet")}
+    if config.get("input_size") is None:
+        names["frontend"] = config.get("frontend") or "default"
+    result = dict(config)
+    for kind, name in names.items():
+        if name is not None and result.get(f"{kind}_conf"):
+            with quiet_espnet():
+                made = component_class(kind, name)
+            result[f"{kind}_conf"] = _accepted(made, result[f"{kind}_conf"], kind)
+    return result
+
+
+def _accepted(made: type, given: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The arguments of one component."""
+    known = inspect.signature(made.__init__).parameters  # type: ignore[misc]
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return dict(given)
+    kept = {key: value for key, value in given.items() if key in known}
+    normed = [key for key in given if key.endswith(QK_NORM) and key not in known]
+    if normed and QK_NORM in known:
+        kept.setdefault(QK_NORM, any(given[key] for key in normed))
+    ignored = sorted(set(given) - set(kept) - set(normed))
     if ignored:
         log.warning(
-            "config.yaml: %s_conf: ignored %s, which this ESPnet does not know", component, ", ".join(ignored)
+            "config.yaml: %s_conf: ignored %s, which this ESPnet does not know", kind, ", ".join(ignored)
         )
-    accepted = {key: value for key, value in given.items() if key in parameters}
-    if accepted.get("use_flash_attn"):
-        accepted["use_flash_attn"] = False  # another kernel for the same result, CUDA and fp16 only
-    return accepted
+    if kept.get("use_flash_attn"):
+        kept["use_flash_attn"] = False  # another kernel for the same result, CUDA and fp16 only
+    return kept
 
 
 def load_weights(model: Any, files: ModelFiles) -> None:
-    """Loads a checkpoint into a model that must have exactly its parameters; half precision is widened.
+    """Loads a checkpoint into a model that must have all of its parameters; half precision is widened, and tensors
+    that the model has no place for are left out with a log line.
 
     Raises:
         BackboneError: A file that is damaged, holds anything but tensors, or does not fit.
@@ -120,19 +143,23 @@ def load_weights(model: Any, files: ModelFiles) -> None:
         raise BackboneError(
             f"{files.weights}: damaged or not a checkpoint ({error}); copy it again"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("module"), dict):
-        state = state["module"]  # DeepSpeed's wrapping
+    if isinstance(state, dict):
+        state = next((state[key] for key in WRAPPINGS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise BackboneError(
-            f"{files.weights}: not a state dictionary of tensors; give a model, not a trainer's state"
+            f"{files.weights}: not a state dictionary of tensors; give a checkpoint of ESPnet's"
         )
     own = model.state_dict()
     problems = mismatches(own, state)
-    if problems:
+    extra = sorted(set(state) - set(own))
+    if len(problems) > len(extra):
         shown = "\n  ".join(problems[:6])
         more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise BackboneError(
             f"{files.weights} does not fit {files.config} ({len(own)} tensors expected, {len(state)} given):\n"
             f"  {shown}{more}\n  Use the config.yaml that lies beside the checkpoint."
         )
-    model.load_state_dict(state)
+    if extra:
+        shown = ", ".join(extra[:6]) + (f" and {len(extra) - 6} more" if len(extra) > 6 else "")
+        log.warning("%s: left out %s, which the model does not have", files.weights, shown)
+    model.load_state_dict(state, strict=False)

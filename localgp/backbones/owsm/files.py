@@ -17,13 +17,13 @@ from typing import Any
 
 import yaml
 
+from localgp.archive import opened
 from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, train_config
 from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
 from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
 from localgp.io import staging
-from localgp.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +55,26 @@ class ModelFiles:
     source: str
 
 
-def locate(path: str, *, need_weights: bool = True) -> ModelFiles:
+def locate(path: str, *, need_weights: bool = True, checkpoint: str | None = None) -> ModelFiles:
     """Finds the files of a model.
 
     Args:
-        path: ``embedded``, a directory, or a Hugging Face repository id.
+        path: ``embedded``, a directory, an archive of one, or a Hugging Face repository id.
         need_weights: Whether a checkpoint has to be there.
+        checkpoint: Name of the one to take, beside the configuration; None for the only or the averaged one.
 
     Raises:
         BackboneError: Nothing there, or a file of it is missing or ambiguous.
     """
     if path == "embedded":
-        return _files_of(EMBEDDED, "the package (embedded)", need_weights)
-    directory = expanded(path)
+        return _files_of(EMBEDDED, "the package (embedded)", need_weights, checkpoint)
+    directory = opened(path)
     if directory.is_dir():
-        return _files_of(directory, str(directory), need_weights)
+        return _files_of(directory, path, need_weights, checkpoint)
     if directory.is_file():
-        raise BackboneError(f"backbone.path={path} is a file; give the directory that holds config.yaml")
+        raise BackboneError(
+            f"backbone.path={path} is a file; give the directory that holds config.yaml, or a zip or tar of it"
+        )
     if HUB_ID.match(path):
         fetched = download(
             path,
@@ -80,14 +83,15 @@ def locate(path: str, *, need_weights: bool = True) -> ModelFiles:
             instead="The right shape without any download: backbone.weights=random",
             error=BackboneError,
         )
-        return _files_of(fetched, path, need_weights)
+        return _files_of(fetched, path, need_weights, checkpoint)
     raise BackboneError(
         f"backbone.path={path}: no such directory, and not a Hugging Face repository id (owner/name); valid are "
-        "'embedded', a directory with config.yaml and *.pth, or an id such as espnet/owsm_v3.1_ebf_base"
+        "'embedded', a directory with config.yaml and *.pth, an archive of one, or an id such as "
+        "espnet/owsm_v3.1_ebf_base"
     )
 
 
-def _files_of(directory: Path, source: str, need_weights: bool) -> ModelFiles:
+def _files_of(directory: Path, source: str, need_weights: bool, checkpoint: str | None) -> ModelFiles:
     meta = directory / "meta.yaml"
     named = _read_meta(meta) if meta.is_file() else {}
     config = directory / named.get("s2t_train_config", "config.yaml")
@@ -102,7 +106,9 @@ def _files_of(directory: Path, source: str, need_weights: bool) -> ModelFiles:
         if nested:
             config = nested[0]
     weights = directory / named["s2t_model_file"] if "s2t_model_file" in named else None
-    if weights is None or not weights.is_file():
+    if checkpoint is not None:
+        weights = _named_checkpoint(config.parent, checkpoint)
+    elif need_weights and (weights is None or not weights.is_file()):
         weights = _choose_checkpoint(config.parent)
     missing = [] if config.is_file() else ["config.yaml (ESPnet's training configuration)"]
     if need_weights and weights is None:
@@ -123,6 +129,15 @@ def _read_meta(path: Path) -> dict[str, str]:
         return {**(meta.get("yaml_files") or {}), **(meta.get("files") or {})}
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise BackboneError(f"{path}: cannot be read ({error}); delete it or copy it again") from error
+
+
+def _named_checkpoint(directory: Path, name: str) -> Path:
+    if not (directory / name).is_file():
+        there = ", ".join(sorted(path.name for path in directory.glob("*.pth"))) or "none"
+        raise BackboneError(
+            f"backbone.checkpoint={name}: {directory} has no such file; its checkpoints: {there}"
+        )
+    return directory / name
 
 
 def _choose_checkpoint(directory: Path) -> Path | None:
@@ -149,7 +164,7 @@ def _choose_checkpoint(directory: Path) -> Path | None:
             return chosen
     raise BackboneError(
         f"{directory} holds {len(found)} checkpoints and not one averaged: {', '.join(p.name for p in found)}; "
-        "keep the one to use, or name it in meta.yaml as files: {s2t_model_file: NAME}"
+        f"choose one of them: backbone.checkpoint={found[-1].name}"
     )
 
 
@@ -211,9 +226,14 @@ def read_files(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], ModelFiles | Non
     random weights."""
     if cfg["weights"] not in WEIGHTS:
         raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
+    checkpoint = cfg.get("checkpoint")
     if cfg["weights"] == "random":
+        if checkpoint is not None:
+            raise ConfigError(
+                f"backbone.checkpoint={checkpoint} and backbone.weights=random exclude each other"
+            )
         return read_train_config(cfg), None
-    files = locate(str(cfg["path"]))
+    files = locate(str(cfg["path"]), checkpoint=checkpoint)
     return read_config(files), files
 
 
@@ -221,7 +241,13 @@ def read_vocabulary(cfg: Mapping[str, Any]) -> tuple[OwsmTokenizer, float]:
     """Tokenizer and seconds of input of a backbone whose weights are left unread."""
     with explained(cfg):
         config, _ = read_files(cfg)
-        return OwsmTokenizer(config["token_list"], Path(config["bpemodel"])), padded_seconds(config)
+        return tokenizer_of(config), padded_seconds(config)
+
+
+def tokenizer_of(config: Mapping[str, Any]) -> OwsmTokenizer:
+    """The vocabulary of an ESPnet configuration."""
+    symbols = config.get("preprocessor_conf") or {}
+    return OwsmTokenizer(config["token_list"], Path(config["bpemodel"]), symbols)
 
 
 def padded_seconds(config: Mapping[str, Any]) -> float:
@@ -251,7 +277,7 @@ def read_train_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The ESPnet configuration of a backbone, without its weights and, for the names in `DIMENSIONS`, without
     any download: a directory given as ``path`` goes first, then the shape known by name."""
     path, name = str(cfg["path"]), str(cfg["name"])
-    if path == "embedded" or expanded(path).is_dir() or name not in DIMENSIONS:
+    if path == "embedded" or opened(path).is_dir() or name not in DIMENSIONS:
         return read_config(locate(path, need_weights=False))
     bpe = EMBEDDED / BPE_FILE
     text = [piece for piece in bpe_pieces(bpe) if not is_special(piece)]
@@ -315,10 +341,11 @@ def espnet_arguments(path: str | Path, work_directory: Path) -> dict[str, str]:
         >>> sorted(arguments)
         ['s2t_model_file', 's2t_train_config']
     """
+    from localgp.backbones.owsm.build import accepted
+
     files = locate(str(path))
     work_directory.mkdir(parents=True, exist_ok=True)
     config = work_directory / CONFIG_FILE
-    config.write_text(
-        yaml.safe_dump(read_config(files), allow_unicode=True, sort_keys=False), encoding="utf-8"
-    )
+    text = yaml.safe_dump(accepted(read_config(files)), allow_unicode=True, sort_keys=False)
+    config.write_text(text, encoding="utf-8")
     return {"s2t_train_config": str(config), "s2t_model_file": str(files.weights)}

@@ -24,7 +24,7 @@ from localgp.backbones.base import (
 )
 from localgp.backbones.blocks import PackedNorm
 from localgp.backbones.owsm import layers
-from localgp.backbones.owsm.build import build_model, load_weights
+from localgp.backbones.owsm.build import accepted, build_model, load_weights
 from localgp.backbones.owsm.fast import use_fast_kernels
 from localgp.backbones.owsm.files import (
     explained,
@@ -32,6 +32,7 @@ from localgp.backbones.owsm.files import (
     padded_seconds,
     read_config,
     read_files,
+    tokenizer_of,
     write_espnet_directory,
 )
 from localgp.backbones.owsm.layers import decoder_branches, run_decoder_layer
@@ -45,7 +46,6 @@ from localgp.backbones.owsm.stem import (
     subsample,
 )
 from localgp.backbones.owsm.supported import check_config, check_supported
-from localgp.backbones.owsm.tokens import OwsmTokenizer
 from localgp.backbones.sequences import accuracy, joined
 from localgp.errors import BackboneError
 from localgp.timeline import Timeline
@@ -211,6 +211,7 @@ def load_backbone(cfg: Mapping[str, Any]) -> OwsmBackbone:
     with explained(cfg):
         config, files = read_files(cfg)
         check_config(config)
+        config = accepted(config)
         net = build_model(config)
         if files is not None:
             load_weights(net, files)
@@ -222,7 +223,7 @@ def assemble(net: nn.Module, config: dict[str, Any], name: str, source: str) -> 
     preprocessor = config.get("preprocessor_conf") or {}
     return OwsmBackbone(
         net,
-        OwsmTokenizer(config["token_list"], Path(config["bpemodel"])),
+        tokenizer_of(config),
         train_config=config,
         sample_rate=int(preprocessor.get("fs", 16000)),
         padded_seconds=padded_seconds(config),

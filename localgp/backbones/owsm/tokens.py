@@ -7,7 +7,7 @@ model holds after its three control symbols (OWSM's special symbols first, text 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TIME_RESOLUTION = 0.02  # seconds between timestamp symbols
 HEAD, TAIL = ("<blank>", "<unk>"), ("<sos>", "<eos>", "<sop>")
 NO_TIMESTAMPS = "<notimestamps>"
+USUAL: Mapping[str, Any] = {}
 
 
 def time_symbol(seconds: float) -> str:
@@ -113,6 +114,7 @@ class OwsmTokenizer:
     Args:
         token_list: The model's tokens in the order of their ids.
         bpe_model: The SentencePiece model file.
+        preprocessor: ESPnet's ``preprocessor_conf``, in which a symbol may have a name of its own.
 
     Raises:
         BackboneError: A symbol that every OWSM model has is not in the token list.
@@ -126,13 +128,19 @@ class OwsmTokenizer:
         'guten tag.'
     """
 
-    def __init__(self, token_list: Sequence[str], bpe_model: Path) -> None:
+    def __init__(
+        self, token_list: Sequence[str], bpe_model: Path, preprocessor: Mapping[str, Any] = USUAL
+    ) -> None:
         self.token_list = list(token_list)
         self.bpe_model = Path(bpe_model)
         self._bpe = read_bpe(self.bpe_model)
         self._ids = {token: index for index, token in enumerate(self.token_list)}
         times = [t for t in self.token_list if is_special(t) and t[1:-1].replace(".", "", 1).isdigit()]
-        needed = (*HEAD, *TAIL, "<na>", "<nospeech>", "<asr>", NO_TIMESTAMPS)
+        usual = {"na": "<na>", "notime": NO_TIMESTAMPS}
+        if times:
+            usual |= {"first_time": times[0], "last_time": times[-1]}
+        named = {name: preprocessor.get(f"{name}_symbol") or symbol for name, symbol in usual.items()}
+        needed = (*HEAD, *TAIL, "<nospeech>", "<asr>", *named.values())
         missing = [symbol for symbol in needed if symbol not in self._ids]
         if missing or not times:
             raise BackboneError(
@@ -141,8 +149,7 @@ class OwsmTokenizer:
             )
         self.blank, self.unk = self._ids["<blank>"], self._ids["<unk>"]
         self.sos, self.eos, self.sop = (self._ids[symbol] for symbol in TAIL)
-        self.na, self.notimestamps = self._ids["<na>"], self._ids[NO_TIMESTAMPS]
-        self.first_time, self.last_time = self._ids[times[0]], self._ids[times[-1]]
+        self.na, self.notimestamps, self.first_time, self.last_time = (self._ids[s] for s in named.values())
         between = slice(self._ids["<nospeech>"] + 1, self._ids["<asr>"])
         self.languages = [token[1:-1] for token in self.token_list[between]]  # ISO 639-3
         self.language_ids = [self._ids[f"<{language}>"] for language in self.languages]

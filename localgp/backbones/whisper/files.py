@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localgp.archive import opened
 from localgp.backbones.whisper.shapes import DIMENSIONS, arguments
 from localgp.backbones.whisper.tokens import WhisperTokens
 from localgp.download import HUB_ID, download
@@ -72,14 +73,20 @@ def locate(cfg: Mapping[str, Any]) -> WhisperFiles:
     path, name = str(cfg["path"]), str(cfg["name"])
     if cfg["weights"] not in WEIGHTS:
         raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
+    if cfg.get("checkpoint") is not None:
+        raise ConfigError(
+            f"backbone.checkpoint={cfg['checkpoint']}: only ESPnet's directories hold several checkpoints; leave it out"
+        )
     wanted = cfg["weights"] == "pretrained"
-    directory = Path(path).expanduser()
+    directory = opened(path)
     if directory.is_dir():
         return _files_of(directory, str(directory), wanted)
     if not wanted and name in DIMENSIONS:
         return WhisperFiles(None, arguments(DIMENSIONS[name]), False, name)
     if directory.is_file():
-        raise BackboneError(f"backbone.path={path} is a file; give the directory that holds {CONFIG_FILE}")
+        raise BackboneError(
+            f"backbone.path={path} is a file; give the directory that holds {CONFIG_FILE}, or a zip or tar of it"
+        )
     if HUB_ID.match(path):
         fetched = download(
             path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -32,6 +33,17 @@ def is_archive(path: Path) -> bool:
     return path.name.endswith(SUFFIXES)
 
 
+def opened(path: str) -> Path:
+    """A path as a user gives it; of an archive, the directory that it is unpacked to.
+
+    Raises:
+        BackboneError: See `unpacked`.
+        ConfigError: See `localgp.paths.expanded`.
+    """
+    place = expanded(path)
+    return unpacked(place) if is_archive(place) and place.is_file() else place
+
+
 def cache_directory() -> Path:
     """Where archives are unpacked: ``$LOCALGP_CACHE``, or ``localgp`` in the user's cache directory."""
     if os.environ.get("LOCALGP_CACHE"):
@@ -50,8 +62,8 @@ def unpacked(archive: Path) -> Path:
     from filelock import FileLock
 
     try:
-        with archive.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        state = archive.stat()
+        digest = _digest(archive, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise BackboneError(f"{archive}: cannot be read ({error.strerror})") from error
     try:
@@ -71,6 +83,13 @@ def unpacked(archive: Path) -> Path:
     finally:
         lock.release()
     return final / _CONTENT
+
+
+@functools.lru_cache
+def _digest(archive: Path, size: int, changed: int) -> str:
+    """Of a file in one state; a command opens the same one several times."""
+    with archive.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _is_whole(directory: Path) -> bool:
