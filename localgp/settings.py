@@ -164,7 +164,12 @@ ANALYZE = {
     "swap_utterances": AMOUNT,
     "format": one_of("svg", "pdf", "png"),
 }
-REPORT = {"results": PATH.or_null(), "readme": PATH.or_null(), "utterances": AMOUNT}
+REPORT = {
+    "results": PATH.or_null(),
+    "readme": PATH.or_null(),
+    "gpu": PATH.or_null(),
+    "utterances": AMOUNT,
+}
 CORPUS = {
     "name": FOLDER_NAME,
     "reader": one_of("europarl_st", "manifest"),

@@ -11,6 +11,7 @@ import pytest
 from localgp.cli import CONF_DIR
 from localgp.errors import ConfigError
 from localgp.report.build import build_report
+from localgp.report.gpu import NOT_MEASURED
 from localgp.report.markdown import readme_section, replace_between_markers
 from localgp.report.pareto import Point, front, pareto_figure, points
 from localgp.report.runs import collect, group
@@ -47,6 +48,7 @@ def page(place):
     (place.path / "exp/bench/runs.json").write_text(json.dumps(runs))
     readme, results = place.path / "README.md", place.path / "RESULTS.md"
     readme.write_text(README)
+    results.write_text("old\n<!-- gpu:begin -->\n\nof a card\n\n<!-- gpu:end -->")  # which is kept
     path, _, _ = build_report(place.config(f"++report.readme={readme}", f"++report.results={results}"))
     return path
 
@@ -158,7 +160,9 @@ def test_report_replaces_between_markers_only(place, page):
     replace_between_markers(readme, {"results": readme_section(collect(place.path / "exp")), "speed": "x"})
     assert readme.read_text(encoding="utf-8") == text, "doing it again changes nothing"
     results = (place.path / "RESULTS.md").read_text(encoding="utf-8")
-    assert results == (place.path / "exp/RESULTS.md").read_text(encoding="utf-8")
+    assert results == (place.path / "exp/RESULTS.md").read_text(encoding="utf-8").replace(
+        NOT_MEASURED, "of a card"
+    )
 
 
 @pytest.mark.parametrize(

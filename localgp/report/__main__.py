@@ -2,6 +2,7 @@
 
 python -m localgp.report
 python -m localgp.report exp report.results=RESULTS.md
+python -m localgp.report report.gpu=gpu_check.json
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from localgp.evaluation.table import scores_table
-    from localgp.report.build import build_report
+    from localgp.report.build import add_gpu_section, build_report
     from localgp.report.runs import collect, group
 
+    if cfg.report.gpu:
+        results = Path(cfg.report.results or "RESULTS.md")
+        add_gpu_section(Path(cfg.report.gpu), results)
+        print(f"tables: {results}")
+        return
     page, results, _ = build_report(cfg)
     for (label, backbone), groups in group(collect(Path(cfg.exp_dir))).items():
         print(f"\n{label}; backbone {backbone}")

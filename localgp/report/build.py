@@ -23,6 +23,7 @@ from localgp.report.comparisons import (
 )
 from localgp.report.encoded_again import attention_table, swap_table
 from localgp.report.figures import agreement_figure, mask_figure, relations_figure, varied
+from localgp.report.gpu import gpu_section
 from localgp.report.markdown import (
     ORIENTATION,
     Tests,
@@ -30,6 +31,7 @@ from localgp.report.markdown import (
     readme_section,
     replace_between_markers,
     results,
+    section_of,
 )
 from localgp.report.page import Page, caption, details, heat_table, viewer
 from localgp.report.pareto import COSTS, SCORES, pareto_figure
@@ -68,6 +70,7 @@ _NOT_TIMED = (
 
 def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
     """Writes ``<exp_dir>/report.html`` and ``<exp_dir>/RESULTS.md``, and what ``report`` of the configuration asks for.
+    What a GPU's section had in there stays.
 
     Returns:
         Both paths, and RESULTS.md's text.
@@ -91,7 +94,10 @@ def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
     text = results(runs, tests, contexts, benchmarks)
     write_atomically(exp_dir / "RESULTS.md", text)
     if options.results:
+        kept = section_of(Path(options.results), "gpu")  # of a card that may be elsewhere
         write_atomically(Path(options.results), text)
+        if kept:
+            replace_between_markers(Path(options.results), {"gpu": kept}, "report.results")
     if options.readme:
         sections = {
             "results": readme_section(runs, contexts),
@@ -101,6 +107,11 @@ def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
     page = build_page(runs, exp_dir, corpora, options.utterances, tests, contexts, benchmarks, scored)
     write_atomically(exp_dir / "report.html", page.html())
     return exp_dir / "report.html", exp_dir / "RESULTS.md", text
+
+
+def add_gpu_section(given: Path, results: Path) -> None:
+    """Puts what ``make gpu`` found between the markers for it, and leaves the rest of a RESULTS.md as it is."""
+    replace_between_markers(results, {"gpu": gpu_section(given)}, "report.results")
 
 
 def build_page(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from localgp.errors import ConfigError
+from localgp.report import gpu
 from localgp.report.comparisons import CONTEXT_EFFECT, SIGNIFICANCE, TITLE
 from localgp.report.runs import Evaluated, Group, group
 from localgp.report.speed import Benchmark, speed_section
@@ -77,6 +78,7 @@ def results(
                 side_by_side(groups).markdown(),
             ]
     parts += ["## Speed", speed_section(benchmarks or {}, whole=True)]
+    parts += [f"## {gpu.TITLE}", _between("gpu", gpu.NOT_MEASURED)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,25 +96,27 @@ def readme_section(runs: Sequence[Evaluated], contexts: Tests | None = None) -> 
     return "\n\n".join(parts)
 
 
-def replace_between_markers(path: Path, sections: Mapping[str, str]) -> None:
+def replace_between_markers(path: Path, sections: Mapping[str, str], option: str = "report.readme") -> None:
     """Puts each section between its markers in a file; the file is replaced whole or not at all.
 
     Args:
-        sections: ``results``, which the file must have markers for, and others, for which it may:
+        sections: The first, which the file must have markers for, and others, for which it may:
             ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+        option: That names the file.
 
     Raises:
         ConfigError: There is no such file, or not exactly one pair of a section's markers in it.
     """
+    first = next(iter(sections))
     if not path.is_file():
-        begin, end = _markers("results")
+        begin, end = _markers(first)
         raise ConfigError(
-            f"report.readme is {path}, which does not exist; name a file with the lines {begin} and {end}"
+            f"{option} is {path}, which does not exist; name a file with the lines {begin} and {end}"
         )
     content = path.read_text(encoding="utf-8")
     for name, text in sections.items():
         begin, end = _markers(name)
-        if name != "results" and begin not in content and end not in content:
+        if name != first and begin not in content and end not in content:
             continue
         head, begun, rest = content.partition(begin)
         _, ended, tail = rest.partition(end)
@@ -120,8 +124,22 @@ def replace_between_markers(path: Path, sections: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{path} has not exactly one {begin} followed by one {end}; put them on lines of their own"
             )
-        content = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
+        content = f"{head}{_between(name, text)}{tail}"
     write_atomically(path, content)
+
+
+def section_of(path: Path, name: str) -> str | None:
+    """What stands between a section's markers in a file; None where there are none."""
+    begin, end = _markers(name)
+    content = path.read_text(encoding="utf-8") if path.is_file() else ""
+    _, begun, rest = content.partition(begin)
+    text, ended, _ = rest.partition(end)
+    return text.strip() if begun and ended else None
+
+
+def _between(name: str, text: str) -> str:
+    begin, end = _markers(name)
+    return f"{begin}\n\n{text}\n\n{end}"
 
 
 def _markers(name: str) -> tuple[str, str]:

@@ -11,6 +11,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+LABELS = (
+    "check",
+    "figure",
+    "ok",
+    "measure",
+    "model",
+    "batch",
+    "run",
+)  # of a row: what stands before its figures
+
 
 @dataclass
 class Found:
@@ -35,6 +45,17 @@ class Found:
         """Figures that nothing is decided by."""
         self.send({"figure": what, **figures})
 
+    def time(self, measure: str, model: str, batch: int, run: str, **figures: Any) -> None:
+        """The same of a run that is timed; `localgp.report.gpu` makes tables of these."""
+        self.say(
+            f"{measure} {model} x{batch} {run}",
+            measure=measure,
+            model=model,
+            batch=batch,
+            run=run,
+            **figures,
+        )
+
 
 @dataclass(frozen=True)
 class Part:
@@ -51,8 +72,11 @@ class Part:
     needs_card: bool = True
 
 
-def run_part(part: Part, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Returns:
+def run_part(part: Part, progress: Callable[[str], None], limit: float = math.inf) -> dict[str, Any]:
+    """Args:
+        limit: Seconds, in place of the part's where those are more.
+
+    Returns:
     ``part``, ``status`` (``passed``, ``failed`` or ``timed out``), ``seconds``, ``rows``, and the traceback as
     ``error`` if there was one. Rows that were found before a crash are kept.
     """
@@ -66,7 +90,7 @@ def run_part(part: Part, progress: Callable[[str], None]) -> dict[str, Any]:
     result: dict[str, Any] = {"part": part.name, "status": "failed", "rows": []}
     ended = False
     while not ended:
-        left = part.seconds - (time.monotonic() - began)
+        left = min(part.seconds, limit) - (time.monotonic() - began)
         if left <= 0 or not ours.poll(left):
             result["status"] = "timed out"
             break
@@ -104,6 +128,6 @@ def _child(part: Part, pipe: Connection) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     mark = {True: "  ok   ", False: "  FAIL "}.get(row.get("ok"), "       ")  # type: ignore[arg-type]
-    shown = {key: value for key, value in row.items() if key not in ("check", "figure", "ok")}
+    shown = {key: value for key, value in row.items() if key not in LABELS}
     named = row.get("check") or row.get("figure")
     return f"{mark}{named}: " + ", ".join(f"{key} {value}" for key, value in shown.items())

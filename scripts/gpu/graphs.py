@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpu.boxed import Found
-from gpu.models import features, local_gates, random_backbone
+from gpu.models import local_gates, random_backbone, windows
 from gpu.right import relative
 from gpu.timings import BATCHES, BF16, compare
 from localgp.encoder.packed import PackedEncoder, PackedGates, PackedOutput
@@ -40,7 +40,7 @@ def graphs(name: str) -> Callable[[Found], None]:
         backbone = random_backbone(name, "cuda")
         packed = PackedEncoder(backbone, BF16)
         for batch in BATCHES:
-            feats_BSF, lengths_B = features(batch, "cuda")
+            feats_BSF, lengths_B = windows(backbone, batch)
             lengths = lengths_B.tolist()
             policies: dict[str, Any] = {
                 "dense": None,
@@ -50,13 +50,13 @@ def graphs(name: str) -> Callable[[Found], None]:
             for kind, gates in policies.items():
                 runs[kind] = partial(packed, feats_BSF, lengths, gates)
                 runs[f"{kind} as a graph"], replayed = recorded(runs[kind])
-                feats_BSF.copy_(features(batch, "cuda", seed=1)[0])
+                feats_BSF.copy_(windows(backbone, batch, seed=1)[0])
                 expected = runs[kind]().x.clone()
                 runs[f"{kind} as a graph"]()
                 found.near(
                     f"{name} x{batch} {kind}: a graph on new input", relative(replayed.x, expected), 1e-6
                 )
             for what, figures in compare(runs).items():
-                found.say(f"graph {name} x{batch} {what}", **figures)
+                found.time("graph", name, batch, what, **figures)
 
     return run

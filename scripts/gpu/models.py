@@ -25,7 +25,10 @@ WINDOW = 3001  # feature frames of 30 s
 
 
 def described(name: str, weights: str = "random") -> dict[str, str]:
-    return {"name": name, "path": "embedded" if name == "mini" else f"espnet/{name}", "weights": weights}
+    path = "embedded" if name == "mini" else f"espnet/{name}"
+    if name.startswith("whisper_"):
+        path = f"openai/{name.replace('_', '-')}"
+    return {"name": name, "path": path, "weights": weights}
 
 
 def random_backbone(name: str, device: str) -> Backbone:
@@ -56,12 +59,19 @@ def encode(
     return PackedEncoder(backbone, dtype).encode(feats_BSF, lengths_B, gates)
 
 
-def features(batch: int, device: str, frames: int = WINDOW, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noise (B, S, 80), the same on every device, and its lengths."""
+def features(
+    batch: int, device: str | torch.device, frames: int = WINDOW, seed: int = 0, mels: int = 80
+) -> tuple[Tensor, Tensor]:
+    """Noise (B, S, F), the same on every device, and its lengths."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, frames, 80, generator=generator).to(device), torch.full((batch,), frames).to(
-        device
-    )
+    feats_BSF = torch.randn(batch, frames, mels, generator=generator)
+    return feats_BSF.to(device), torch.full((batch,), frames).to(device)
+
+
+def windows(backbone: Backbone, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The same of a backbone's full windows, on its device."""
+    frames = backbone.timeline.feature_frames(backbone.samples)
+    return features(batch, backbone.device, frames, seed, backbone.shape.mels)
 
 
 class FixedGates(ControlGates):
@@ -81,7 +91,8 @@ def local_gates(
     """LocalGP's gates over the context ``front`` with random heads, that close ``share`` of these frames."""
     size, layers = backbone.shape.size, backbone.shape.encoder_layers
     torch.manual_seed(1)
-    gates = LocalGates(layers, size, MODULES, {"front": size}, bias=0.0, attention=attention)
+    parts = backbone.frame_parts()
+    gates = LocalGates(layers, size, parts, {"front": size}, bias=0.0, attention=attention)
     for layer in gates.layers:
         for head in layer.heads.values():  # type: ignore[union-attr, operator]
             nn.init.normal_(head.weight, std=size**-0.5)

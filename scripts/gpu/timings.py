@@ -1,4 +1,4 @@
-"""Times on the device: ours and ESPnet's in turns, in bf16.
+"""Times on the device: ours and the third-party library's in turns, in bf16.
 
 ``wall_ms``: the host's clock around a run and the wait for its end. ``event_ms``: between two events on the stream.
 ``kernel_ms``: the kernels' times added up; what wall time has beyond it is the device waiting for the host.
@@ -8,6 +8,7 @@ Shape legend: B utterances, S feature frames, T encoder frames, D model size.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from gpu.boxed import Found
 from gpu.counted import count
-from gpu.models import MODULES, features, local_gates, random_backbone
+from gpu.models import local_gates, random_backbone, windows
 from gpu.whole import DECODER_MODULES
 from localgp.backbones.base import Backbone
 from localgp.encoder.packed import PackedEncoder, PackedGates
@@ -68,26 +69,31 @@ def compare(runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict
 
 
 def encoders(name: str) -> Callable[[Found], None]:
-    """Encodes of 30 s: ESPnet, ours dense, LocalGP's gates at 30 and 50 %, and random ones, which cost nothing."""
+    """Of full windows."""
 
     @torch.no_grad()
     def run(found: Found) -> None:
         backbone = random_backbone(name, "cuda")
-        packed = PackedEncoder(backbone, BF16)
         for batch in BATCHES:
-            feats_BSF, lengths_B = features(batch, "cuda")
-            runs = {
-                "dense": _ours(packed, feats_BSF),
-                "espnet": _espnet(backbone, feats_BSF, lengths_B),
-                "random 30 %": _ours(packed, feats_BSF, RandomGates(MODULES, 0.3).eval()),
-            }
-            for share in SHARES:
-                policy = local_gates(backbone, feats_BSF[:4], lengths_B[:4], share)
-                runs[f"local {share:.0%}".replace("%", " %")] = _ours(packed, feats_BSF, policy)
-            for what, figures in compare(runs).items():
-                found.say(f"encode {name} x{batch} {what}", **figures)
+            for what, figures in compare(encodes(backbone, *windows(backbone, batch))).items():
+                found.time("encode", name, batch, what, **figures)
 
     return run
+
+
+def encodes(backbone: Backbone, feats_BSF: Tensor, lengths_B: Tensor) -> dict[str, Callable[[], Any]]:
+    """Ours dense, the third-party library's, ours with LocalGP's gates at 30 and 50 %, and with random ones, which cost
+    nothing."""
+    packed = PackedEncoder(backbone, BF16)
+    runs = {
+        "dense": _ours(packed, feats_BSF),
+        backbone.library: _theirs(backbone, feats_BSF, lengths_B),
+        "random 30 %": _ours(packed, feats_BSF, RandomGates(backbone.frame_parts(), 0.3).eval()),
+    }
+    for share in SHARES:
+        policy = local_gates(backbone, feats_BSF[:4], lengths_B[:4], share)
+        runs[f"local {100 * share:.0f} %"] = _ours(packed, feats_BSF, policy)
+    return runs
 
 
 def _ours(packed: PackedEncoder, feats_BSF: Tensor, policy: Any = None) -> Callable[[], Any]:
@@ -96,11 +102,16 @@ def _ours(packed: PackedEncoder, feats_BSF: Tensor, policy: Any = None) -> Calla
     return lambda: packed(feats_BSF, lengths, gates)
 
 
-def _espnet(backbone: Backbone, feats_BSF: Tensor, lengths_B: Tensor) -> Callable[[], Any]:
-    """As its ``Speech2Text`` runs it."""
+def _theirs(backbone: Backbone, feats_BSF: Tensor, lengths_B: Tensor) -> Callable[[], Any]:
+    """As the library is run in bf16: `transformers` with weights in it, ESPnet's ``Speech2Text`` by autocast."""
+    if backbone.library == "transformers":
+        net: Any = copy.deepcopy(backbone.net).to(BF16)
+        net.set_attn_implementation("sdpa")
+        feats_BFS = feats_BSF.to(BF16).transpose(1, 2)
+        return lambda: net.model.encoder(feats_BFS).last_hidden_state
 
     def run() -> Any:
-        with torch.autocast("cuda", BF16):
+        with torch.autocast(feats_BSF.device.type, BF16):
             return backbone.reference_encoder(feats_BSF, lengths_B)
 
     return run
@@ -128,9 +139,9 @@ def decoder(name: str) -> Callable[[Found], None]:
                 for key, value in row.items()
                 if value is not None and key not in ("measure", "backbone")
             }
-            found.say(f"decoder {name} {row['measure']} x{row['utterances']}", **kept)
+            found.time("decode", name, row["utterances"], row["measure"], **kept)
         for kind, figures in _steps(backbone).items():
-            found.say(f"decoder {name} a step of 1 utterance, {kind}", **figures)
+            found.time("step", name, 1, kind, **figures)
 
     return run
 
@@ -177,12 +188,16 @@ def training(name: str) -> Callable[[Found], None]:
     def run(found: Found) -> None:
         backbone = random_backbone(name, "cuda")
         backbone.use_fast_kernels()
-        encoder: Any = backbone.net.encoder
-        feats_BSF, lengths_B = features(4, "cuda")
+        feats_BSF, lengths_B = windows(backbone, 4)
         backbone.net.train()
         size, layers = backbone.shape.size, backbone.shape.encoder_layers
-        local = LocalGates(layers, size, MODULES, {"front": size}, bias=0.85).cuda().train()  # 30 % skipped
-        optimizer = torch.optim.AdamW([*encoder.parameters(), *local.parameters()], lr=1e-6, fused=True)
+        parts = backbone.frame_parts()
+        local = LocalGates(layers, size, parts, {"front": size}, bias=0.85).cuda().train()  # 30 % skipped
+        every = [
+            *backbone.net.parameters(),
+            *local.parameters(),
+        ]  # the decoder's have no gradient, and no part
+        optimizer = torch.optim.AdamW(every, lr=1e-6, fused=True)
 
         def step(policy: Any, path: str) -> Callable[[], None]:
             def once() -> None:
@@ -201,10 +216,10 @@ def training(name: str) -> Callable[[Found], None]:
             "dense": step(None, "masked"),
             "local masked": step(local, "masked"),
             "local gathered": step(local, "gathered"),
-            "random 30 % gathered": step(RandomGates(MODULES, 0.3).train(), "gathered"),
+            "random 30 % gathered": step(RandomGates(parts, 0.3).train(), "gathered"),
         }
         for what, figures in compare(runs, 10).items():
-            found.say(f"training {name} x4 {what}", **figures)
+            found.time("training", name, 4, what, **figures)
 
     return run
 
