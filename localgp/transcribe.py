@@ -21,7 +21,7 @@ from localgp.signals import Stopped
 from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED, Transcript
 from localgp.transcription.inputs import Input, find_inputs, readable
 from localgp.transcription.outputs import Outputs, model_identity
-from localgp.transcription.request import check_request
+from localgp.transcription.request import TASKS, check_request
 
 SOME_FAILED = 3
 
@@ -53,8 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tgt", help="language to write; left out: the spoken one, a transcript")
     parser.add_argument(
         "--task",
-        choices=("transcribe", "translate"),
-        help="translate: into English, as --tgt eng; instead of --tgt",
+        help="instead of --tgt: transcribe, translate (into English, as --tgt eng), or one that the model has by name, "
+        "such as POWSM's pr, g2p and p2g",
+    )
+    parser.add_argument(
+        "--before",
+        metavar="TEXT",
+        default="",
+        help="text to give every window as the one before it, such as what POWSM's g2p is to write the phones of",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the output")
     parser.add_argument("--output-dir", type=Path, help="one file per input there; left out: standard output")
@@ -119,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments)  # files before and behind options
     if args.task and args.tgt:
         parser.error(f"--task {args.task} says what is written; leave --tgt {args.tgt} out")
-    if args.task == "translate":
-        args.tgt = "eng"
+    if args.task in TASKS:  # outputs are the same, however it was said
+        args.task, args.tgt = None, TASKS[args.task]
     inputs = find_inputs(args.files, args.recursive)
     if args.format in TIMED and args.output_dir is None and len(inputs) > 1:
         parser.error(f"--format {args.format} of several files needs --output-dir")
@@ -160,11 +166,12 @@ def _outputs(args: argparse.Namespace, inputs: Sequence[Input], decoding: dict[s
     named = ("timestamps", "windows", "max_window", "gates", "temperatures", "previous")
     settings = {name: getattr(args, name) for name in named}
     languages = {name: code and name_of(code) for name, code in (("src", args.src), ("tgt", args.tgt))}
+    asked = {name: value for name in ("task", "before") if (value := getattr(args, name))}
     return Outputs(
         args.output_dir,
         inputs,
         SUFFIXES[args.format],
-        settings | languages | decoding | {"model": model_identity(args.model)},
+        settings | languages | asked | decoding | {"model": model_identity(args.model)},
         overwrite=args.overwrite,
         full_names=args.full_names,
     )
@@ -193,6 +200,7 @@ def _check(args: argparse.Namespace, decoding: dict[str, Any]) -> None:
         max_window=args.max_window,
         ctc_weight=options.ctc_weight,
         temperatures=args.temperatures,
+        task=args.task,
     )
 
 
@@ -228,6 +236,8 @@ def _transcribe(
         max_window=args.max_window,
         temperatures=args.temperatures,
         previous=args.previous,
+        task=args.task,
+        before=args.before,
         progress=not args.quiet,
         **decoding,
     )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+import localgp
 from localgp.backbones.cost import EncoderCost
 from localgp.backbones.owsm.components import quiet_espnet
 from localgp.backbones.owsm.files import espnet_arguments
 from localgp.backbones.owsm.model import load_backbone
 from localgp.build import build_model
+from localgp.corpora.audio import write_audio
 from localgp.corpora.rows import Task
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
+from localgp.errors import ConfigError
 from localgp.evaluation.flops import count_with_fvcore
 from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches
 from localgp.training.module import TrainingModule
+from localgp.transcribe import main
 from tests.owsm_helpers import PUBLISHED, write
 from tests.test_config import composed
 
@@ -110,6 +115,36 @@ def test_hypotheses_are_espnets(model, directory, speech, tmp_path):
         assert len(written.tokens) >= TOKENS
         ours = [tokenizer.token_list[i] for i in written.tokens if i != tokenizer.eos]
         assert best[1][-len(ours) :] == ours
+
+
+@pytest.mark.parametrize(("task", "before"), [("pr", ""), ("g2p", "guten tag"), ("p2g", "guten tag")])
+def test_powsms_tasks_are_asked_for_by_name(tmp_path, task, before):
+    """Its text beside ESPnet's own, with the same language, task and text before."""
+    directory = write("powsm", tmp_path / "model")
+    model = localgp.load(str(directory), device="cpu")
+    noise = 0.1 * torch.randn(30_000, generator=torch.Generator().manual_seed(0))
+    asked = {"beam": 2, "ctc_weight": 0.3, "maxlenratio": -TOKENS}
+    ours = model.transcribe(noise, src="de", task=task, before=before, **asked)
+    with quiet_espnet():
+        from espnet2.bin.s2t_inference import Speech2Text
+
+        arguments = espnet_arguments(directory, tmp_path / "work")
+        theirs = Speech2Text(**arguments, beam_size=2, ctc_weight=0.3, maxlenratio=-TOKENS, device="cpu")
+        found = theirs(noise, text_prev=before or "<na>", lang_sym="<deu>", task_sym=f"<{task}>")
+    assert ours.text == found[0][3].strip()
+    assert ours.target == task
+    with pytest.raises(
+        ConfigError, match=r"task is 'pp'; this model has transcribe, translate, pr, g2p, p2g"
+    ):
+        model.transcribe(noise, src="de", task="pp")
+    with pytest.raises(ConfigError, match="leave the target fra out"):
+        model.transcribe(noise, src="de", tgt="fra", task=task)
+
+
+def test_a_task_that_a_model_lacks_is_refused_before_it_is_loaded(tmp_path):
+    write_audio(tmp_path / "a.wav", np.zeros(16_000, np.float32), 16_000)
+    with pytest.raises(ConfigError, match=r"task is 'pr'; this model has transcribe, translate$"):
+        main([str(tmp_path / "a.wav"), "--task", "pr"])
 
 
 def test_flops_are_fvcores_on_espnets_modules(directory):

@@ -122,6 +122,8 @@ class Tokens(Protocol):
         language_ids: The tokens of these languages, in their order.
         first_time, last_time: Ids of the first and the last time symbol, which are contiguous; an empty range where
             there are none.
+        tasks: What it can be asked for by name besides the text and translations of it; `prompt` takes one, as its
+            symbol ``<name>``, for a target.
         na: Stands for previous text that there is none of.
         long_form: How it walks through long recordings.
     """
@@ -134,6 +136,7 @@ class Tokens(Protocol):
     language_ids: list[int]
     first_time: int
     last_time: int
+    tasks: Sequence[str]
     na: int
     long_form: LongForm
 

@@ -92,6 +92,19 @@ def canonical(code: str) -> str:
     )
 
 
+def is_code(code: str) -> bool:
+    """Whether it names a language.
+
+    Examples:
+        >>> is_code("de"), is_code("yue"), is_code("pr"), is_code("g2p")
+        (True, True, False, False)
+    """
+    try:
+        return bool(canonical(code))
+    except ConfigError:
+        return False
+
+
 def name_of(own: str) -> str:
     """A model's own code as it is named inside; itself where it is none of ISO's."""
     try:

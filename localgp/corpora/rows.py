@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to be written down for one utterance: its transcript (target == source) or a translation."""
+    """One thing to be written down for one utterance: its transcript (target == source), a translation, or what a
+    symbol of the model's own asks for (target ``<pr>``)."""
 
     row: int
     source: str
@@ -26,6 +27,10 @@ class Task:
     @property
     def name(self) -> str:
         return self.source if self.source == self.target else f"{self.source}-{self.target}"
+
+    @property
+    def translates(self) -> bool:
+        return self.source != self.target and not self.target.startswith("<")
 
 
 def list_tasks(rows: Any, languages: Sequence[str] | None = None) -> list[Task]:

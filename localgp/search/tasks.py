@@ -40,8 +40,8 @@ GatesFor = Callable[[Tensor, Sequence[str], Tensor], DecoderGates | None]
 class TaskSearches:
     """One beam search for transcripts and one for translations.
 
-    A CTC head, where a model has one, writes the transcript whatever the task, so ``ctc_weight`` is used for
-    transcripts alone; translations are decoded by attention.
+    A CTC head, where a model has one, writes the transcript whatever the language asked for, so ``ctc_weight`` is not
+    used for translations, which are decoded by attention.
 
     Args:
         backbone: Its weights are read now.
@@ -111,4 +111,4 @@ class TaskSearches:
         return Written(tokens, best.open_PLM, best.scores["allowed"] / (count + 1))
 
     def _search_for(self, task: Task, timestamps: bool) -> BeamSearch:
-        return self._translations if timestamps or task.source != task.target else self._transcripts
+        return self._translations if timestamps or task.translates else self._transcripts

@@ -11,6 +11,10 @@ from localgp.errors import ConfigError, refuse
 if TYPE_CHECKING:
     from localgp.backbones.base import Tokens
 
+TASKS: dict[str, str | None] = {
+    "transcribe": None,
+    "translate": "eng",
+}  # of every model, and what is then written
 WINDOWS = ("timestamps", "pauses")
 
 
@@ -25,6 +29,7 @@ def check_request(
     max_window: float | None = None,
     ctc_weight: float = 0.0,
     temperatures: Sequence[float] | None = None,
+    task: str | None = None,
 ) -> float:
     """Arguments as of `localgp.transcription.transcriber.Transcriber.transcribe_each`.
 
@@ -54,6 +59,10 @@ def check_request(
         problems.append(
             f"temperatures are {list(temperatures)}; valid: one or more of 0 (the best tokens) or above (drawn)"
         )
+    try:
+        tgt = target_of(tokenizer, tgt, task)
+    except ConfigError as error:
+        problems.append(str(error))
     for spoken, written in ((src, src), (src or tokenizer.languages[0], tgt)):
         if spoken is not None and written is not None:
             try:
@@ -62,3 +71,24 @@ def check_request(
                 problems.append(str(error))
     refuse(dict.fromkeys(problems))
     return longest
+
+
+def target_of(tokenizer: Tokens, tgt: str | None, task: str | None) -> str | None:
+    """What is to be written, as `Tokens.prompt` takes it; None for the language that is spoken.
+
+    Args:
+        tgt: A language.
+        task: One of `TASKS`, or of the model's own.
+
+    Raises:
+        ConfigError: A task that the model does not have, or one beside a language.
+    """
+    if task is None:
+        return tgt
+    if tgt is not None:
+        raise ConfigError(f"task {task} says what is written; leave the target {tgt} out")
+    if task in TASKS:
+        return TASKS[task]
+    if task not in tokenizer.tasks:
+        raise ConfigError(f"task is {task!r}; this model has {', '.join([*TASKS, *tokenizer.tasks])}")
+    return f"<{task}>"

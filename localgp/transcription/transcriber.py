@@ -31,7 +31,7 @@ from localgp.transcription.formats import Transcript
 from localgp.transcription.gates import GateMasks
 from localgp.transcription.inputs import on_disk, readable
 from localgp.transcription.jobs import Job, PauseJob, TimestampJob
-from localgp.transcription.request import check_request
+from localgp.transcription.request import check_request, target_of
 from localgp.transcription.samples import as_samples, is_samples
 from localgp.transcription.trust import FORGET, NO_SPEECH, repeats, unsure
 from localgp.transcription.windows import TimeTokens, Window, cut_at_pauses
@@ -139,6 +139,8 @@ class Transcriber:
         max_window: float | None = None,
         temperatures: Sequence[float] | None = None,
         previous: bool = False,
+        task: str | None = None,
+        before: str = "",
         progress: bool = False,
         **decoding: Any,
     ) -> Iterator[tuple[int, Transcript | AudioError]]:
@@ -156,6 +158,10 @@ class Transcriber:
                 trusted (`localgp.transcription.trust`); above 0, tokens are drawn. None: as the model does it: Whisper
                 0, 0.2, … 1, others 0 alone.
             previous: Give a window with predicted times the text before it.
+            task: In place of ``tgt``: ``transcribe``, ``translate`` (into English), or one that the model has by
+                name, such as POWSM's ``pr``, ``g2p`` and ``p2g``.
+            before: A text to give every window as the one before it, such as that whose phones POWSM's ``g2p`` is to
+                write.
             progress: Show a bar of the seconds done.
             decoding: Changes to the model's decode options: ``beam=1``, ``ctc_weight=0``, ...
         """
@@ -171,7 +177,10 @@ class Transcriber:
             max_window=max_window,
             ctc_weight=options.ctc_weight,
             temperatures=temperatures,
+            task=task,
         )
+        tgt = target_of(self.backbone.tokenizer, tgt, task)
+        given = self.backbone.tokenizer.encode(before)
         if temperatures is None:
             temperatures = self.backbone.tokenizer.long_form.temperatures
         bar = _Bar(len(files), progress)
@@ -191,7 +200,7 @@ class Transcriber:
                     bar.file_done()
             picked = self._pick(active, batch)
             if picked:
-                self._run(picked, src, tgt, options, temperatures, previous)
+                self._run(picked, src, tgt, options, temperatures, previous, given)
                 bar.advance(sum(job.done_seconds for _, job in active), [j for _, j in active])
             for index, job in [entry for entry in active if not entry[1].ready()]:
                 yield index, self._transcript(files[index], job, src, tgt)
@@ -281,6 +290,7 @@ class Transcriber:
         options: DecodeOptions,
         temperatures: Sequence[float],
         previous: bool,
+        given: list[int],
     ) -> None:
         pieces = [job.samples[window.first : window.last] for job, window in picked]
         encoded = self._encode(pieces, options.budget)
@@ -293,7 +303,7 @@ class Transcriber:
         tasks = []
         for row, (job, _) in enumerate(picked):
             assert job.language is not None
-            target = self._code(tgt) if tgt else job.language
+            target = self._written(tgt, job.language)
             # Contexts know languages by two letters, as the corpora name them.
             tasks.append(Task(row, name_of(job.language), name_of(target)))
         if options not in self._searches:
@@ -301,7 +311,7 @@ class Transcriber:
                 options: TaskSearches(self.backbone, options, self.dtype)
             }
         gates = partial(self.model.step_gates, encoded) if self.model.decoder_policy is not None else None
-        before = [self._before(job) if previous else [] for job, _ in picked]
+        before = [self._before(given + (job.text_before if previous else [])) for job, _ in picked]
         timed = picked[0][0].timed
         accepted: list[list[int]] = [[] for _ in picked]
         left = list(range(len(picked)))
@@ -336,8 +346,8 @@ class Transcriber:
         eos = self.backbone.tokenizer.eos
         return tokens[: tokens.index(eos)] if eos in tokens else tokens
 
-    def _before(self, job: Job) -> list[int]:
-        return self.backbone.tokenizer.previous(job.text_before, self.backbone.shape.longest or LONGEST)
+    def _before(self, text: list[int]) -> list[int]:
+        return self.backbone.tokenizer.previous(text, self.backbone.shape.longest or LONGEST)
 
     def _nothing_said(self, encoded: EncoderOutput, row: int, before: list[int]) -> bool:
         """By the probability of the symbol for it behind the start."""
@@ -396,6 +406,12 @@ class Transcriber:
     def _code(self, language: str) -> str:
         return self.backbone.tokenizer.code(language)
 
+    def _written(self, tgt: str | None, spoken: str) -> str:
+        """The model's code of the language that is written, or the symbol of a task of its own."""
+        if tgt is None or tgt.startswith("<"):
+            return tgt or spoken
+        return self._code(tgt)
+
     def _transcript(self, source: Source, job: Job, src: str | None, tgt: str | None) -> Transcript:
         # A recording without any sound has no language of its own.
         language = job.language or (self._code(src) if src else "und")
@@ -403,7 +419,7 @@ class Transcriber:
             readable(source) if isinstance(source, str | Path) else "array",
             round(job.seconds, 3),
             language,
-            self._code(tgt) if tgt else language,
+            self._written(tgt, language).strip("<>"),
             None if job.language_probability is None else round(job.language_probability, 4),
             job.segments,
             job.warnings,

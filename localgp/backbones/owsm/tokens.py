@@ -8,11 +8,12 @@ model holds after its three control symbols (OWSM's special symbols first, text 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localgp.backbones.longform import LongForm
-from localgp.corpora.languages import find, like
+from localgp.corpora.languages import find, is_code, like
 from localgp.errors import BackboneError, ConfigError
 
 if TYPE_CHECKING:
@@ -151,7 +152,14 @@ class OwsmTokenizer:
         self.sos, self.eos, self.sop = (self._ids[symbol] for symbol in TAIL)
         self.na, self.notimestamps, self.first_time, self.last_time = (self._ids[s] for s in named.values())
         between = slice(self._ids["<nospeech>"] + 1, self._ids["<asr>"])
-        self.languages = [token[1:-1] for token in self.token_list[between]]  # ISO 639-3
+        symbols = [token[1:-1] for token in self.token_list[between]]
+        self.languages = [name for name in symbols if is_code(name)]  # two letters in v1 and v2, then three
+        behind = takewhile(is_special, self.token_list[between.stop + 1 :])
+        symbols += [token[1:-1] for token in behind if token not in (*times, *named.values())]
+        known = set(self.languages)
+        self.tasks: Sequence[str] = [
+            name for name in symbols if name not in known and not name.startswith("st_")
+        ]
         self.language_ids = [self._ids[f"<{language}>"] for language in self.languages]
         self.start = [self.sos]
         self.long_form = LongForm(no_speech=self._ids["<nospeech>"])
@@ -191,14 +199,16 @@ class OwsmTokenizer:
 
         Args:
             language: What is spoken, ``de``, ``deu`` or whatever `localgp.corpora.languages.canonical` takes.
-            target: What is written; the language itself for ASR.
+            target: What is written, the language itself for ASR; or the symbol of one of `tasks`.
             timestamps: Leave out ``<notimestamps>``, so that the model begins with a timestamp.
 
         Raises:
             ConfigError: A language that this model does not have.
         """
-        source, written = self.code(language), self.code(target)
-        task = "<asr>" if written == source else f"<st_{written}>"
+        source, task = self.code(language), target
+        if not is_special(target):
+            written = self.code(target)
+            task = "<asr>" if written == source else f"<st_{written}>"
         if task not in self._ids:
             targets = like(target, [t[4:-1] for t in self.token_list if t.startswith("<st_")])
             raise ConfigError(

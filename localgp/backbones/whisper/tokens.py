@@ -59,6 +59,7 @@ class WhisperTokens:
     """
 
     na, blank = -1, -1
+    tasks: Sequence[str] = ()  # but transcribing and translating
 
     def __init__(self, tokenizer: Any, generation: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
