@@ -37,7 +37,8 @@ def load(
         source: A run directory of `localgp.train`, a packed model (folder or archive of `localgp.pack`), an
             ESPnet S2T model directory, ``embedded``, or a Hugging Face repository id.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where the device multiplies it faster.
+        precision: ``fp32``, ``bf16``, ``int8`` (weights in 8 bits, on a CPU), or ``auto``: bf16 where the device
+            multiplies it faster.
         gates: ``trained``; or ``open`` for every module on every frame, the dense model.
         extensions: Gate policies and context extractors that a packed or downloaded model may import, as classes or
             as dotted paths (``my_module.MyGates``). What a run of your own names needs no leave.
@@ -75,7 +76,8 @@ def gate(
             run nearly everything until they are trained.
         vocabulary: What has the model's tokens, where it does not say so itself: of Whisper its processor, tokenizer or
             directory; of an ``ESPnetS2TModel`` its directory.
-        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where the device multiplies it faster.
+        precision: ``fp32``, ``bf16``, ``int8`` (weights in 8 bits, on a CPU), or ``auto``: bf16 where the device
+            multiplies it faster.
 
     Raises:
         LocalGPError: Another kind of model, options that cannot be, or gates of another model.

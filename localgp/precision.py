@@ -44,17 +44,41 @@ def cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
+def why_no_int8(device: torch.device) -> str | None:
+    """What keeps a device from multiplying in 8 bits as `localgp.kernels.int8` does; None where it can."""
+    if device.type != "cpu":
+        return f"is for CPUs, and the device is {device.type}"
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return f"needs FBGEMM, and PyTorch {torch.__version__} is built without it here"
+    if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
+        return "needs a CPU with AVX512-VNNI, which this one lacks"
+    return None
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 only where the device multiplies it faster than fp32; ``tf32`` is fp32 with products of inputs
-    that are rounded to TF32, where a GPU has it."""
+    """Type of the weights in products.
+
+    ``auto`` is bf16 only where the device multiplies it faster than fp32; ``tf32`` is fp32 with products of inputs that
+    are rounded to TF32, where a GPU has it; ``int8`` is for inference on a CPU.
+
+    Raises:
+        ConfigError: An unknown name, or 8 bits where they cannot be multiplied.
+    """
     if name == "auto":
         fast = cpu_multiplies_bf16()
         if device.type == "cuda":  # older cards only emulate it
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
-    dtypes = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+    dtypes = {
+        "fp32": torch.float32,
+        "tf32": torch.float32,
+        "bf16": torch.bfloat16,
+        "int8": torch.int8,
+    }
     if name not in dtypes:
         raise ConfigError(f"precision is {name!r}; valid: auto, {', '.join(dtypes)}")
+    if name == "int8" and (problem := why_no_int8(device)):
+        raise ConfigError(f"precision=int8 {problem}; use precision=auto or fp32")
     if name == "tf32" and device.type == "cuda":
         _allow_tf32(True)
     return dtypes[name]

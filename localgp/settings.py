@@ -60,6 +60,7 @@ def _options(part: Part, rules: Mapping[str, Rule], section: str = "") -> dict[s
 
 
 PRECISION = one_of("auto", "fp32", "tf32", "bf16")
+INFERENCE_PRECISION = one_of("auto", "fp32", "tf32", "bf16", "int8")
 DEVICE = one_of("auto", "cpu", "cuda")
 THREADS = integer(1, 4096).or_null()
 SHARES = list_of(number(0.0, 1.0))
@@ -138,7 +139,7 @@ TRAINING_LOG = {
     "resume": one_of("auto", "never"),
 }
 DECODE = {
-    "precision": PRECISION,
+    "precision": INFERENCE_PRECISION,
     "beam": COUNT,
     "ctc_weight": number(0.0, 1.0),
     "length_bonus": number(-1000.0, 1000.0),

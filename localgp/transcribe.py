@@ -107,7 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument(
-        "--precision", choices=("fp32", "tf32", "bf16", "auto"), default="fp32", help="arithmetic"
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "int8", "auto"),
+        default="fp32",
+        help="arithmetic; int8: weights in 8 bits, on CPUs",
     )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--keep-going", action="store_true", help="go on after a file that cannot be read")

@@ -72,7 +72,7 @@ def compare(
     rows = []
     reference = espnet_result(items, beam, ctc_weight, "fp32")
     for precision in precisions:
-        espnet = reference if precision == "fp32" else espnet_result(items, beam, ctc_weight, precision)
+        espnet = reference if precision != "bf16" else espnet_result(items, beam, ctc_weight, precision)
         ours = our_result(items, beam, ctc_weight, precision, batch)
         row = {
             "utterances": len(items),
@@ -84,7 +84,7 @@ def compare(
             "seconds": round(ours.seconds, 2),
             "espnet_seconds": round(espnet.seconds, 2),
         }
-        if precision != "fp32":
+        if precision == "bf16":
             row |= {f"espnet_{name}": value for name, value in differences(espnet, reference).items()}
         rows.append(row)
     return rows
@@ -145,7 +145,7 @@ def our_result(items: Sequence[Item], beam: int, ctc_weight: float, precision: s
     backbone = _backbone()
     tokenizer, model = backbone.tokenizer, GatedS2T(backbone).eval()
     primers = _primers(items, tokenizer)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
     began = time.perf_counter()
     encoder = model.packed(dtype)
     search = BeamSearch(backbone, DecodeOptions(beam=beam, ctc_weight=ctc_weight), dtype=dtype)
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--ctc-weight", type=float, nargs="+", default=[0.0, 0.3])
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16", "int8"], default=["fp32", "bf16"])
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16, help="utterances decoded together")
     parser.add_argument("--out", type=Path, default=Path("exp/bench/espnet_agreement.json"))

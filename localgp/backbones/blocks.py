@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localgp.backbones.base import Branch, Branches
+from localgp.kernels.int8 import rows_type
 from localgp.kernels.kept import Kept
 from localgp.kernels.kept import attend as attend_kept
 from localgp.kernels.linear import Linear, activation_of, fused
@@ -33,7 +34,7 @@ class PackedNorm:
 
     def __init__(self, norm: Any, dtype: torch.dtype) -> None:
         self._weight, self._bias = norm.weight.detach().float(), norm.bias.detach().float()
-        self._eps, self._dtype = norm.eps, dtype
+        self._eps, self._dtype = norm.eps, rows_type(dtype)
 
     def __call__(self, x_ND: Tensor, where: Where = None) -> Tensor:
         index, count = (where.index_N, where.count) if isinstance(where, Kept) else (where, None)
@@ -63,7 +64,7 @@ class PackedAttention:
 
     def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         query, key, value, out = _linears(branch)
-        self._norm, self._dtype = PackedNorm(branch.norm, dtype), dtype
+        self._norm, self._dtype = PackedNorm(branch.norm, dtype), rows_type(dtype)
         self._qkv = fused([query, key, value], dtype)
         self._out = fused([out], dtype)
         self._heads, self._head_norms = branch.heads, branch.head_norms
@@ -131,11 +132,11 @@ class StepNorm:
 
     Args:
         norm: ``nn.LayerNorm``; its weights are read here.
-        dtype: Type of the result.
+        dtype: Of the weights that the result is multiplied with.
     """
 
     def __init__(self, norm: Any, dtype: torch.dtype) -> None:
-        self._shape, self._eps, self._dtype = norm.normalized_shape, norm.eps, dtype
+        self._shape, self._eps, self._dtype = norm.normalized_shape, norm.eps, rows_type(dtype)
         self._weight, self._bias = norm.weight.detach().float(), norm.bias.detach().float()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -200,8 +201,9 @@ class StepLayer:
         self, key: nn.Linear, value: nn.Linear, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weights of keys and of values (H, d, D), and the values' bias (D,), for attention without either."""
-        weights = (one.weight.detach().to(dtype).unflatten(0, (self.heads, -1)) for one in (key, value))
-        return *weights, None if value.bias is None else value.bias.detach().to(dtype)
+        kind = rows_type(dtype)
+        weights = (one.weight.detach().to(kind).unflatten(0, (self.heads, -1)) for one in (key, value))
+        return *weights, None if value.bias is None else value.bias.detach().to(kind)
 
     def source_query(self, x_RD: Tensor) -> Tensor:
         """Queries (R, H, d) to the encoder's output."""

@@ -16,6 +16,7 @@ from localgp.backbones.base import Backbone
 from localgp.backbones.blocks import ROWS, StepLayer, StepNorm
 from localgp.decoder.gates import DecoderGates
 from localgp.decoder.state import DecoderState
+from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import fused
 
 
@@ -25,20 +26,22 @@ class CachedDecoder:
     Args:
         backbone: In eval mode.
         dtype: Type that weights and caches are held in; default: the decoder's own. Norms and the residual
-            stream are fp32 always.
+            stream are fp32 always, and caches where weights are in 8 bits.
 
     Attributes:
+        dtype: Of caches and of what products are given.
         modules: Names of a layer's parts that can be gated, in the order in which they run.
     """
 
     def __init__(self, backbone: Backbone, *, dtype: torch.dtype | None = None) -> None:
-        self.dtype: torch.dtype = dtype or backbone.output_layer.weight.dtype
+        weights = dtype or backbone.output_layer.weight.dtype
+        self.dtype = rows_type(weights)
         table = [backbone.branches("decoder", index) for index in range(backbone.shape.decoder_layers)]
         self.modules = list(table[0])
-        self.layers = [StepLayer(parts, self.dtype) for parts in table]
+        self.layers = [StepLayer(parts, weights) for parts in table]
         self.embed = backbone.embed_at
-        self._norm = StepNorm(backbone.decoder_norm, self.dtype)
-        self._output = fused([backbone.output_layer], self.dtype, rows=ROWS)
+        self._norm = StepNorm(backbone.decoder_norm, weights)
+        self._output = fused([backbone.output_layer], weights, rows=ROWS)
         self.vocabulary = backbone.shape.vocabulary
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

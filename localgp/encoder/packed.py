@@ -30,6 +30,7 @@ from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
 from localgp.gates.reduce import Reduction
+from localgp.kernels.int8 import rows_type
 from localgp.kernels.plan import LayerPlan
 from localgp.kernels.ragged import RANGE, Ragged, sent
 from localgp.pruning import check_gated
@@ -118,7 +119,7 @@ class PackedEncoder:
     """A backbone's encoder laid out for inference, now.
 
     Args:
-        dtype: Of the products; residual stream and norms are fp32.
+        dtype: Of the products' weights; residual stream and norms are fp32.
 
     Raises:
         ConfigError: A backbone in training mode.
@@ -126,7 +127,7 @@ class PackedEncoder:
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype = torch.float32) -> None:
         _refuse_training(backbone.net.training, "the encoder is")
-        self.dtype, self._timeline = dtype, backbone.timeline
+        self.dtype, self._timeline = rows_type(dtype), backbone.timeline
         self._parts = backbone.packed(dtype)
         first = backbone.branches("encoder", 0)
         self._whole = [name for name, part in first.items() if part.kind == "convolution"]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from localgp.kernels.int8 import Weight8, rows_type
 from localgp.kernels.kept import Kept, product, product_to_rows
 from localgp.kernels.onednn import ROWS, blocked_linear, linear, linear_add
 
@@ -28,12 +29,13 @@ class Linear:
     """``activation(x W^T + b)`` for inference.
 
     On a CPU the weights are copied into oneDNN's blocked layout at construction and the activation is part of
-    the product; elsewhere, and where PyTorch is built without oneDNN, it is the plain linear layer.
+    the product; elsewhere, and where PyTorch is built without oneDNN, it is the plain linear layer. In 8 bits it is
+    `localgp.kernels.int8`.
 
     Args:
         weight: (out, in).
         bias: (out,) or None.
-        dtype: Of weights, input and output.
+        dtype: Of the weights; input and output are of `localgp.kernels.int8.rows_type`.
         activation: ``none``, ``relu``, ``swish``, ``gelu``, or a function of the product.
         rows: That the layout is chosen for.
     """
@@ -48,11 +50,15 @@ class Linear:
     ) -> None:
         self._after = None if isinstance(activation, str) else activation
         self._activation = activation if isinstance(activation, str) else "none"
-        self._weight = weight.detach().to(dtype)
-        self._bias = None if bias is None else bias.detach().to(dtype)
-        self._blocked = blocked_linear(self._weight, rows)
-        if self._blocked is not None:
-            self._weight = self._weight[:0]  # one copy is enough
+        self._weight8 = Weight8(weight, bias) if dtype == torch.int8 else None
+        self._weight = weight.detach().to(rows_type(dtype))
+        self._bias = None if bias is None else bias.detach().to(rows_type(dtype))
+        self._blocked = None if self._weight8 is not None else blocked_linear(self._weight, rows)
+        self.nbytes = sum(part.nbytes for part in (self._weight, self._bias) if part is not None)
+        if self._weight8 is not None:
+            self.nbytes = self._weight8.nbytes
+        if self._blocked is not None or self._weight8 is not None:
+            self._weight = self._weight[:0].clone()  # one copy is enough
 
     def __call__(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         """Args:
@@ -63,7 +69,7 @@ class Linear:
         elif self._blocked is not None:
             y = linear(x, self._blocked, self._bias, self._activation)
         else:
-            y = _PLAIN[self._activation](F.linear(x, self._weight, self._bias))
+            y = _PLAIN[self._activation](self._plain(x))
         return y if self._after is None else self._after(y)
 
     def to_rows(self, x_NK: Tensor, kept: Kept, out_NU: Tensor, *, add: bool) -> None:
@@ -73,11 +79,14 @@ class Linear:
     def add(self, x: Tensor, total: Tensor | None) -> Tensor:
         """``total + x W^T + b``, rows of x, in one kernel where there is one; the activation is left out."""
         if self._blocked is None:
-            y = F.linear(x, self._weight, self._bias)
+            y = self._plain(x)
             return y if total is None else y.add_(total)
         if total is None:
             return linear(x, self._blocked, self._bias)
         return linear_add(x, total, self._blocked, self._bias)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight, self._bias) if self._weight8 is None else self._weight8(x)
 
 
 def fused(
@@ -87,14 +96,14 @@ def fused(
     rows: int = ROWS,
 ) -> Linear:
     """Several linear layers of one input as one; those without a bias have zeros for it if another has one."""
-    weight = torch.cat([one.weight.detach().to(dtype) for one in linears])
+    weight = torch.cat([one.weight.detach().to(rows_type(dtype)) for one in linears])
     bias = None
     if any(one.bias is not None for one in linears):
         parts = [
             one.weight.new_zeros(one.out_features) if one.bias is None else one.bias.detach()
             for one in linears
         ]
-        bias = torch.cat([part.to(dtype) for part in parts])
+        bias = torch.cat([part.to(rows_type(dtype)) for part in parts])
     return Linear(weight, bias, dtype, activation, rows)
 
 

@@ -18,6 +18,7 @@ from torch.profiler import record_function
 from localgp.backbones.base import Branch, Branches, Run, Within
 from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm, spread
 from localgp.kernels.depthwise import Depthwise
+from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import Linear, activation_of
 from localgp.kernels.plan import LayerPlan
 from localgp.kernels.ragged import RANGE, Ragged
@@ -190,7 +191,7 @@ class _ConvolutionalGating:
             for weight, bias in zip(linear.weight.chunk(parts), linear.bias.chunk(parts), strict=True)
         ]
         self._unit_norm = PackedNorm(unit.norm, dtype)
-        self._conv = Depthwise(unit.conv, dtype)
+        self._conv = Depthwise(unit.conv, rows_type(dtype))
         self._linear = None
         if unit.linear is not None:
             self._linear = Linear(unit.linear.weight, unit.linear.bias, dtype)
@@ -228,10 +229,10 @@ class PackedLayer:
         self._ffn1, self._ffn2 = (PackedFeedForward(parts[name], dtype) for name in ("ffn1", "ffn2"))
         self._attention = PackedAttention(parts["attention"], dtype)
         self._cgmlp = _ConvolutionalGating(layer.norm_mlp, layer.cgmlp, dtype)
-        self._fusion = Depthwise(layer.depthwise_conv_fusion, dtype)
+        self._fusion = Depthwise(layer.depthwise_conv_fusion, rows_type(dtype))
         self._merge = Linear(layer.merge_proj.weight, layer.merge_proj.bias, dtype)
         self._final = PackedNorm(layer.norm_final, torch.float32)
-        self._dtype = dtype
+        self._dtype = rows_type(dtype)
 
     def __call__(self, x_ND: Tensor, layout: Ragged, plan: LayerPlan) -> Tensor:
         """Changes ``x_ND`` on the way; the result is another tensor."""

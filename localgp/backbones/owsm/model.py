@@ -48,6 +48,7 @@ from localgp.backbones.owsm.stem import (
 from localgp.backbones.owsm.supported import check_config, check_supported
 from localgp.backbones.sequences import accuracy, joined
 from localgp.errors import BackboneError
+from localgp.kernels.int8 import rows_type
 from localgp.timeline import Timeline
 
 
@@ -161,7 +162,7 @@ class OwsmBackbone(Backbone):
     def packed(self, dtype: torch.dtype) -> Packed:
         encoder = self.net.encoder
         return Packed(
-            stem=PackedSubsampling(encoder.embed, self.timeline, dtype),
+            stem=PackedSubsampling(encoder.embed, self.timeline, rows_type(dtype)),
             positions=partial(add_positions, positions_of(encoder.embed)),
             layers=[self._layer.packed(layer, dtype) for layer in encoder.encoders],
             end=PackedNorm(encoder.after_norm, torch.float32),

@@ -37,6 +37,7 @@ from localgp.backbones.whisper.peers import PEERS
 from localgp.backbones.whisper.stem import CONVOLUTIONS, PackedStem, convolve, stem_flops
 from localgp.backbones.whisper.tokens import WhisperTokens
 from localgp.errors import BackboneError, ConfigError
+from localgp.kernels.int8 import rows_type
 from localgp.timeline import Timeline
 
 IGNORE = -1  # padding of token sequences
@@ -158,7 +159,7 @@ class WhisperBackbone(Backbone):
 
     def packed(self, dtype: torch.dtype) -> Packed:
         return Packed(
-            stem=PackedStem(self._encoder, self.timeline, dtype),
+            stem=PackedStem(self._encoder, self.timeline, rows_type(dtype)),
             positions=self._placed,
             layers=[PackedLayer(layer, dtype) for layer in self._encoder.layers],
             end=PackedNorm(self._encoder.layer_norm, torch.float32),
