@@ -145,6 +145,7 @@ class GatedS2T(nn.Module):
             path=path,
             forget=self.forget and self.training,
             ragged=self.window.ragged,
+            whole=not self.window.ragged,
             keep=keep,
             keys_felt=self.keys_felt and self.training,
         )

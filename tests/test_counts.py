@@ -8,12 +8,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localgp.encoder.run import encode
 from localgp.model import GatedS2T
 from localgp.training.module import TrainingModule
 from tests.conftest import LAYERS, make_backbone, make_encoder
 from tests.count_helpers import (
     BATCHES,
     FORWARD,
+    FULL,
     STEPS,
     WINDOWS,
     check,
@@ -28,6 +30,7 @@ from tests.count_helpers import (
 from tests.decoding_helpers import PRIMER, make_memory, make_model
 from tests.test_config import composed
 from tests.test_model import batch, espnet  # noqa: F401 (fixtures)
+from tests.whisper_helpers import tiny_whisper
 
 # ruff: noqa: F811 (fixtures)
 
@@ -84,6 +87,32 @@ def test_the_forward_pass_of_training(device, path, window, kind, family):
     encoder, mels = FAMILIES[family]
     forward_of_training(device, make_backbone(encoder().train()), kind, path, window, mels)
     check(device, 10**6, FORWARD[path] * LAYERS + WINDOWS[window])
+
+
+@pytest.mark.parametrize("family", ["owsm", "whisper"])
+@pytest.mark.parametrize("window", ["full", "utterance"])
+def test_attention_has_a_mask_where_one_is_needed_alone(device, monkeypatch, window, family):
+    """For which a GPU has its fastest kernel; a CPU computes what it always has."""
+    backbone = make_backbone() if family == "owsm" else tiny_whisper()
+    backbone.use_fast_kernels()
+    masks, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query, key, value, attn_mask=None, **more):
+        masks.append(attn_mask is not None)
+        return fused(query, key, value, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    own = {"whole": window == "full", "ragged": window != "full"}
+    lengths = torch.tensor([FULL, FULL if window == "full" else 120])
+    feats, policy = torch.randn(2, FULL, 80), gates("local", backbone)
+    layers = backbone.shape.encoder_layers
+    on_cpu = encode(backbone, feats, lengths, **own)
+    with device:
+        device.put([backbone.net, policy, feats, lengths])
+        found = encode(backbone, feats, lengths, **own)
+        encode(backbone, feats, lengths, policy, path="masked", **own)
+    assert masks == [True] * layers + [window != "full"] * layers + [True] * layers
+    torch.testing.assert_close(found.x, on_cpu.x, atol=1e-5, rtol=1e-5)
 
 
 # path: launches, waits, of these the package's own (those left are of ESPnet's losses)

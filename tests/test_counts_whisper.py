@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from localgp.backbones.whisper.tokens import WhisperTokens
 from localgp.model import GatedS2T
 from localgp.training.module import TrainingModule
 from tests.count_helpers import (
@@ -24,7 +23,7 @@ from tests.count_helpers import (
 )
 from tests.decoding_helpers import make_memory
 from tests.test_config import composed
-from tests.whisper_helpers import VOCABULARY, make_tiny_whisper
+from tests.whisper_helpers import tiny_whisper
 
 # ruff: noqa: F811 (fixtures)
 
@@ -36,10 +35,7 @@ ENCODE = {"dense": (10, 9, 4, 0), "local": (12, 12, 5, 0), "global": (10, 20, 16
 
 @pytest.fixture
 def backbone():
-    from localgp.backbones.whisper.model import WhisperBackbone
-
-    tokens = WhisperTokens.placeholder(VOCABULARY)
-    return WhisperBackbone(make_tiny_whisper(), tokens, name="tiny", source="random weights")
+    return tiny_whisper()
 
 
 @pytest.mark.parametrize("lengths", BATCHES)

@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 
-from localgp.backbones.whisper.tokens import WhisperTokens
 from localgp.errors import ConfigError
 from localgp.report.__main__ import main as report
 from localgp.report.gpu import NOT_MEASURED, gpu_section
@@ -17,19 +16,14 @@ from localgp.report.markdown import section_of
 from tests.conftest import make_backbone
 from tests.scripts_as_modules import script
 from tests.test_config import composed
-from tests.whisper_helpers import VOCABULARY, make_tiny_whisper
+from tests.whisper_helpers import tiny_whisper
 
 check = script("gpu_check")
 boxed, models, timings = (script(f"gpu.{name}") for name in ("boxed", "models", "timings"))
 
 
 def whisper():
-    from localgp.backbones.whisper.model import WhisperBackbone
-
-    tokens = WhisperTokens.placeholder(VOCABULARY)
-    return WhisperBackbone(
-        make_tiny_whisper(max_source_positions=120), tokens, name="tiny", source="random weights"
-    )
+    return tiny_whisper(max_source_positions=120)
 
 
 @pytest.mark.parametrize("make", [make_backbone, whisper])

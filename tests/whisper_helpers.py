@@ -36,6 +36,15 @@ def make_tiny_whisper(*, mels: int = 80, seed: int = 0, **more):
     return model
 
 
+def tiny_whisper(**more):
+    """The same behind the seam."""
+    from localgp.backbones.whisper.model import WhisperBackbone
+    from localgp.backbones.whisper.tokens import WhisperTokens
+
+    tokens = WhisperTokens.placeholder(VOCABULARY)
+    return WhisperBackbone(make_tiny_whisper(**more), tokens, name="tiny", source="random weights")
+
+
 def save_tiny_whisper(folder: Path, *, mels: int = 80, seed: int = 0, **more) -> Path:
     """Its directory."""
     from transformers import WhisperFeatureExtractor

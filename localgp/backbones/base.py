@@ -93,9 +93,9 @@ class Run(Protocol):
         """``scale * part(x)``, of a part that sees each frame by itself."""
 
     def attention(
-        self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
+        self, name: str, part: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        """``part(x, mask)``, of self-attention."""
+        """``part(x, mask)``, of self-attention; without a mask where all may be seen."""
 
     def utterance(self, name: str, part: Callable[[Tensor, Within], Tensor], x: Tensor) -> Tensor:
         """``part(x, within)``, of a part that sees its neighbours: a convolution in it is given ``within(its input)``,

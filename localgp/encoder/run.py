@@ -68,6 +68,7 @@ class Masked:
             random numbers. Costs time and saves memory.
         parts: Of the layer, where a gate of self-attention is to get a gradient for its frame as a key, too
             (`localgp.encoder.keys`); None where for its own output alone.
+        whole: Where there are no gates every frame sees all others, so that attention is given no mask.
     """
 
     def __init__(
@@ -77,15 +78,17 @@ class Masked:
         *,
         forget: bool = False,
         parts: Branches | None = None,
+        whole: bool = False,
     ) -> None:
         self.gates, self._own, self._forget, self._parts = gates, own_BT1, forget, parts
+        self._whole_windows = whole
 
     def kept(self, part: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The part as it is to be called."""
         if not self._forget:
             return part
 
-        def run(*given: Tensor) -> Any:
+        def run(*given: Tensor | None) -> Any:
             return checkpoint(part, *given, use_reentrant=False)
 
         return run
@@ -98,10 +101,10 @@ class Masked:
         return output if scale == 1.0 else scale * output
 
     def attention(
-        self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
+        self, name: str, part: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
         if name not in self.gates:
-            return self.kept(part)(x, mask)
+            return self.kept(part)(x, None if self._whole_windows else mask)
         gate = self.gates[name].value
         if self._parts is not None and torch.is_grad_enabled():
             return self.kept(partial(attend_felt, self._parts[name]))(x, mask, gate) * gate.unsqueeze(-1)
@@ -179,6 +182,7 @@ def encode(
     path: str = "gathered",
     forget: bool = False,
     ragged: bool = False,
+    whole: bool = False,
     keep: Collection[int] = (),
     keys_felt: bool = False,
 ) -> EncoderOutput:
@@ -195,6 +199,7 @@ def encode(
         path: ``masked`` or ``gathered``, the same result.
         forget: See `Masked`.
         ragged: Utterances have different lengths, and each is encoded as if it were alone.
+        whole: All fill the batch. A GPU's attention is faster without a mask; a CPU's is left as it is.
         keep: Layers whose states are wanted; see `EncoderOutput`.
         keys_felt: On the masked path, let gates of self-attention feel what their frames are worth to others.
     """
@@ -213,11 +218,12 @@ def encode(
     if isinstance(policy, Reduction):
         layout = Ragged(mask_B1T.squeeze(1).sum(1).tolist(), x_BTD.device)
         shorten = Shortening(policy, layout)
+    whole = whole and x_BTD.is_cuda and shorten is None
     for index in range(backbone.shape.encoder_layers):
         gates = decide(index, x_BTD) if decide is not None else {}
         check_gated(gates, valid)
         parts = backbone.branches("encoder", index) if keys_felt and path == "masked" else None
-        run = PATHS[path](gates, own_BT1, forget=forget, parts=parts)
+        run = PATHS[path](gates, own_BT1, forget=forget, parts=parts, whole=whole)
         x_BTD = backbone.encoder_layer(index, x_BTD, mask_B1T, run)
         record.append(gates)
         if index + 1 in keep:

@@ -112,7 +112,7 @@ class Teacher:
             feats, lengths_B = backbone.features(
                 speech_BN, speech_BN.new_full((len(speech_BN),), speech_BN.shape[1], dtype=torch.long)
             )
-            encoded = encode(backbone, feats, lengths_B, keep=self.layers.encoder)
+            encoded = encode(backbone, feats, lengths_B, whole=True, keep=self.layers.encoder)
             decoder: States = {}
             if self.layers.decoder:
                 given, owner_Q = backbone.decoder_input(batch), batch["utterance"]

@@ -23,7 +23,7 @@ from gpu.models import local_gates, random_backbone, windows
 from gpu.whole import DECODER_MODULES
 from localgp.backbones.base import Backbone
 from localgp.encoder.packed import PackedEncoder, PackedGates
-from localgp.encoder.run import encode
+from localgp.encoder.run import encode as run_encoder
 from localgp.evaluation.timing import peak_mib
 from localgp.evaluation.timing_decoder import bench_decoder
 from localgp.gates import LocalGates, RandomGates
@@ -202,7 +202,7 @@ def training(name: str) -> Callable[[Found], None]:
         def step(policy: Any, path: str) -> Callable[[], None]:
             def once() -> None:
                 with torch.autocast("cuda", BF16):
-                    output = encode(backbone, feats_BSF, lengths_B, policy, path=path)
+                    output = run_encoder(backbone, feats_BSF, lengths_B, policy, path=path, whole=True)
                     loss = output.x.float().square().mean()
                     for gates in output.gates:
                         loss = loss + sum(gate.decision.mean() for gate in gates.values())

@@ -107,7 +107,7 @@ def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> 
     def ffn2(frames: Tensor) -> Tensor:
         return drop(layer.feed_forward(layer.norm_ff(frames)))
 
-    def attend(frames: Tensor, mask: Tensor) -> Tensor:
+    def attend(frames: Tensor, mask: Tensor | None) -> Tensor:
         normed = layer.norm_mha(frames)
         return drop(layer.attn(normed, normed, normed, mask))
 
@@ -131,7 +131,7 @@ def run_transformer_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run)
     """
     drop = layer.dropout
 
-    def attend(frames: Tensor, mask: Tensor) -> Tensor:
+    def attend(frames: Tensor, mask: Tensor | None) -> Tensor:
         normed = layer.norm1(frames)
         return drop(layer.self_attn(normed, normed, normed, mask))
 
@@ -162,7 +162,7 @@ def run_decoder_layer(
     """
     drop = layer.dropout
 
-    def attend(tokens: Tensor, mask: Tensor) -> Tensor:
+    def attend(tokens: Tensor, mask: Tensor | None) -> Tensor:
         normed = layer.norm1(tokens)
         return drop(layer.self_attn(normed, normed, normed, mask))
 

@@ -61,7 +61,7 @@ def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> 
     x ─ + attention ─ + FFN
     """
 
-    def attend(frames: Tensor, mask: Tensor) -> Tensor:
+    def attend(frames: Tensor, mask: Tensor | None) -> Tensor:
         normed = layer.self_attn_layer_norm(frames)
         return _dropped(layer, layer.self_attn(normed, attention_mask=_bias(mask, frames))[0])
 
@@ -77,7 +77,7 @@ def run_decoder_layer(
     x ─ + self-attention ─ + source attention ─ + FFN
     """
 
-    def attend(tokens: Tensor, mask: Tensor) -> Tensor:
+    def attend(tokens: Tensor, mask: Tensor | None) -> Tensor:
         normed = layer.self_attn_layer_norm(tokens)
         return _dropped(layer, layer.self_attn(normed, attention_mask=_bias(mask, tokens))[0])
 
@@ -102,9 +102,11 @@ def _dropped(layer: Any, x: Tensor) -> Tensor:
     return F.dropout(x, layer.dropout, layer.training)
 
 
-def _bias(mask_BXK: Tensor, x: Tensor) -> Tensor:
+def _bias(mask_BXK: Tensor | None, x: Tensor) -> Tensor | None:
     """What is added to the scores (B, 1, X, K), X 1 where it is the same for all queries: the least finite number where
-    a key may not be seen, so that a query that sees none has finite numbers too."""
+    a key may not be seen, so that a query that sees none has finite numbers too; None where all may be."""
+    if mask_BXK is None:
+        return None
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     bias = torch.zeros(mask_BXK.shape, dtype=dtype, device=x.device)
