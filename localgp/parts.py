@@ -35,6 +35,7 @@ _BEFORE = {
     "training.distil_encoder": [-1],
     "training.distil_weight": 100.0,
     "training.objective": "task",
+    "training.teacher_window": "full",
     "training.transcripts": "reference",
     "window.length": "full",
     "window.margin": MARGIN,

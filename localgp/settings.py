@@ -116,6 +116,7 @@ TRAINING = {
     "distil_encoder": list_of(integer(-1)),
     "distil_decoder": list_of(integer(-1)),
     "transcripts": one_of("reference", "teacher"),
+    "teacher_window": one_of("full", "own"),
     "lr": number(0.0),
     "gate_lr": number(0.0, open_below=True),
     "weight_decay": number(0.0),

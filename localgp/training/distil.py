@@ -1,4 +1,4 @@
-"""A short window learns from the full one: the model's states against those of its own padded, dense, frozen self.
+"""A model learns from itself as it was: its states against those of its own dense, frozen, usually padded self.
 
 Shape legend: B utterances, N samples, T encoder frames, Q sequences, L tokens, D model size.
 """
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from localgp.backbones.base import Backbone
 from localgp.decoder.train import decode_tokens
-from localgp.encoder.run import EncoderOutput, States, encode
+from localgp.encoder.run import EncoderOutput, States
 from localgp.errors import ConfigError
-from localgp.model import Losses
+from localgp.model import GatedS2T, Losses
+from localgp.window import Window
 
 _CACHED_BYTES = 2 * 2**30
 
@@ -50,17 +51,20 @@ class Layers:
 
 
 class Teacher:
-    """The model as it is now, on full windows and without gates.
+    """The model as it is now, without gates.
 
     Where its weights are not trained, they are held once.
 
     Args:
         backbone: Which is going to be trained.
         layers: Whose states are wanted.
+        window: What it hears: the full one, or the student's own where the weights were trained for that already.
         repeats: Batches show the same input again, so that states are kept for later; up to 2 GiB of them.
     """
 
-    def __init__(self, backbone: Backbone, layers: Layers, *, repeats: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, layers: Layers, window: Window | None = None, *, repeats: bool = False
+    ) -> None:
         layers.check(backbone)
         self._trained, self.layers, self._repeats = backbone.net, layers, repeats
         self.backbone = backbone
@@ -70,6 +74,7 @@ class Teacher:
             kept: dict[int, Any] = {id(value): None for value in left}
             self.backbone = copy.deepcopy(backbone, kept | {id(backbone.tokenizer): backbone.tokenizer})
             self.backbone.net.requires_grad_(False).eval()
+        self._model = GatedS2T(self.backbone, window=window or Window())
         self._kept: dict[Any, tuple[dict[int, Tensor], dict[int, list[Tensor]]]] = {}
         self._bytes = 0
 
@@ -109,10 +114,7 @@ class Teacher:
         training = net.training
         net.eval()
         try:
-            feats, lengths_B = backbone.features(
-                speech_BN, speech_BN.new_full((len(speech_BN),), speech_BN.shape[1], dtype=torch.long)
-            )
-            encoded = encode(backbone, feats, lengths_B, whole=True, keep=self.layers.encoder)
+            encoded = self._model.encode(speech_BN, batch["signal"][:, 1], keep=self.layers.encoder)
             decoder: States = {}
             if self.layers.decoder:
                 given, owner_Q = backbone.decoder_input(batch), batch["utterance"]

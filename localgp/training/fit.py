@@ -43,6 +43,7 @@ from localgp.training.mask_image import MaskImage
 from localgp.training.module import TrainingModule
 from localgp.training.stop import StopAtSignal
 from localgp.training.trained_on import FILE, changed, check_data, digests_of, write_data
+from localgp.window import Window
 from localgp.world import World, check_launch, connect, first_then_others, from_first
 
 
@@ -102,7 +103,7 @@ def _fit(
                 "training.lr is 0 and there are no gates to train; give either (pruning.encoder=local)"
             )
         backbone.net.requires_grad_(False)
-    teacher = build_teacher(cfg, backbone, repeats=not silence)
+    teacher = build_teacher(cfg, backbone, model.window, repeats=not silence)
     examples = TrainingExamples(
         train_rows,
         backbone,
@@ -249,7 +250,7 @@ def _fit(
     return metrics, {"run": run, "model": model, "trainer": trainer}
 
 
-def build_teacher(cfg: DictConfig, backbone: Backbone, *, repeats: bool) -> Teacher | None:
+def build_teacher(cfg: DictConfig, backbone: Backbone, window: Window, *, repeats: bool) -> Teacher | None:
     """What the training looks up to: the backbone as it is now; None where it learns from texts alone.
 
     Raises:
@@ -259,7 +260,8 @@ def build_teacher(cfg: DictConfig, backbone: Backbone, *, repeats: bool) -> Teac
     if training.objective == "task":
         return None
     layers = Layers(tuple(training.distil_encoder), tuple(training.distil_decoder))
-    return Teacher(backbone, layers, repeats=repeats)
+    heard = window if training.teacher_window == "own" else Window()
+    return Teacher(backbone, layers, heard, repeats=repeats)
 
 
 def kept_texts(path: Path, backbone: Backbone, rows: Any, device: torch.device) -> dict[str, dict[str, str]]:
