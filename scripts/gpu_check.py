@@ -63,6 +63,7 @@ def parts() -> list[Any]:
     short = {name: name.rsplit("_", 1)[1] for name in MODELS}
     checks += [Part(f"time-encode-{short[name]}", timings.encoders(name), 90) for name in MODELS]
     checks += [Part(f"graphs-{short[name]}", graphs.graphs(name), 60) for name in (MODELS[0], MODELS[2])]
+    checks.append(Part("graphs-decode-medium", graphs.searches(MODELS[0]), 60))
     checks.append(Part("time-decode-medium", timings.decoder(MODELS[0]), 90))
     checks += [Part(f"time-train-{short[name]}", timings.training(name), 60) for name in MODELS]
     return checks

@@ -72,11 +72,16 @@ class TokenTree:
     """
 
     def __init__(self, layers: list[KeyValues], utterances: int, device: torch.device) -> None:
-        self._layers = layers
+        self.layers = layers
         self._utterances = utterances
         self._used = 0
         self._capacity = 0
         self._visible_NC = torch.zeros(0, 0, dtype=torch.bool, device=device)
+
+    @property
+    def visible_NC(self) -> Tensor:
+        """True where a row sees a column in use."""
+        return self._visible_NC
 
     @property
     def used(self) -> int:
@@ -92,7 +97,7 @@ class TokenTree:
 
     def keep_utterances(self, move_to: Tensor, move_from: Tensor, count: int) -> None:
         self._utterances = count
-        for layer in self._layers:
+        for layer in self.layers:
             layer.keep_utterances(move_to, move_from, count)
 
     def append(self, rows: Rows, new_rows: Rows, new_N: Tensor, *, causal: bool) -> Tensor:
@@ -141,5 +146,5 @@ class TokenTree:
             self._visible_NC = self._visible_NC.gather(1, keep_UC.index_select(0, rows.utterance_N))
             self._used = live
         self._capacity = -(-(self._used + wanted) // BLOCK) * BLOCK
-        for layer in self._layers:
+        for layer in self.layers:
             layer.resize(self._capacity, keep_UC)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.blocks import ROWS, StepLayer, StepNorm
+from localgp.decoder.fixed import FixedState
 from localgp.decoder.gates import DecoderGates
 from localgp.decoder.state import DecoderState
 from localgp.kernels.int8 import rows_type
@@ -28,14 +29,17 @@ class CachedDecoder:
         dtype: Type that weights and caches are held in; default: the decoder's own. Norms and the residual
             stream are fp32 always, and caches where weights are in 8 bits.
 
+        fixed: Decode in steps of fixed shapes, on a GPU as CUDA graphs (`localgp.decoder.fixed`), where each utterance
+            has an encoder output of its own.
+
     Attributes:
         dtype: Of caches and of what products are given.
         modules: Names of a layer's parts that can be gated, in the order in which they run.
     """
 
-    def __init__(self, backbone: Backbone, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, backbone: Backbone, *, dtype: torch.dtype | None = None, fixed: bool = False) -> None:
         weights = dtype or backbone.output_layer.weight.dtype
-        self.dtype = rows_type(weights)
+        self.dtype, self.fixed = rows_type(weights), fixed
         table = [backbone.branches("decoder", index) for index in range(backbone.shape.decoder_layers)]
         self.modules = list(table[0])
         self.layers = [StepLayer(parts, weights) for parts in table]
@@ -72,5 +76,7 @@ class CachedDecoder:
         Returns:
             The state, with one row per utterance, and the hidden vector (B, D) of each primer's last token.
         """
-        state = DecoderState(self, memory_BTD.to(self.dtype), lengths_B, gates, numbers, owners, beam)
+        alone = owners is None or owners == list(range(len(memory_BTD)))
+        kind = FixedState if self.fixed and alone else DecoderState
+        state = kind(self, memory_BTD.to(self.dtype), lengths_B, gates, numbers, owners, beam)
         return state, state.consume(primers)

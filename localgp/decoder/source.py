@@ -27,6 +27,7 @@ from torch import Tensor
 from localgp.decoder.rows import Rows, attend
 from localgp.kernels.linear import Linear
 from localgp.kernels.onednn import blocked_convolution, convolution, takes_blocked, takes_convolutions
+from localgp.kernels.ragged import sent
 
 if TYPE_CHECKING:
     from localgp.backbones.blocks import StepLayer
@@ -91,6 +92,9 @@ def without_gaps(keep: Sequence[bool]) -> list[int]:
 class SharedSource:
     """Encoder outputs, and which one each utterance attends to.
 
+    Attributes:
+        kept: All of them.
+
     Args:
         kept: Of `keep_memory` or `keep_source`.
         count: How many encoder outputs it has.
@@ -105,21 +109,21 @@ class SharedSource:
         owners: Sequence[int],
         device: torch.device,
     ) -> None:
-        self._kept, self._count, self._device = kept, count, device
+        self.kept, self._count, self._device = kept, count, device
         self._grouped: tuple[Rows, Tensor, Rows] | None = None  # rows, their order by owner, and so ordered
         self._follow(list(owners))
 
     def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
         """Attention of every row to its utterance's encoder output, (N, D)."""
         if self._owner_U is None:
-            return self._kept.attend(layer, query_NHK, rows)
+            return self.kept.attend(layer, query_NHK, rows)
         if (
             self._grouped is None or self._grouped[0] is not rows
         ):  # all layers of a dense step have the same rows
             owner_N, order_N = self._owner_U.index_select(0, rows.utterance_N).sort(stable=True)
             self._grouped = rows, order_N, Rows(owner_N, self._count)
         _, order_N, by_owner = self._grouped
-        attended_ND = self._kept.attend(layer, query_NHK.index_select(0, order_N), by_owner)
+        attended_ND = self.kept.attend(layer, query_NHK.index_select(0, order_N), by_owner)
         return torch.empty_like(attended_ND).index_copy_(0, order_N, attended_ND)
 
     def keep_utterances(self, order: Sequence[int]) -> None:
@@ -127,7 +131,7 @@ class SharedSource:
         owners = [self._owners[u] for u in order]
         left = set(owners)
         kept = without_gaps([owner in left for owner in range(self._count)])
-        self._kept.keep_utterances(kept)
+        self.kept.keep_utterances(kept)
         self._count = len(kept)
         place = {owner: index for index, owner in enumerate(kept)}
         self._follow([place[owner] for owner in owners])
@@ -135,7 +139,7 @@ class SharedSource:
     def _follow(self, owners: list[int]) -> None:
         self._owners = owners
         alone = owners == list(range(self._count))
-        self._owner_U = None if alone else torch.tensor(owners, device=self._device)
+        self._owner_U = None if alone else sent(torch.tensor(owners), self._device)
         self._grouped = None
 
 
@@ -180,7 +184,7 @@ class GridSource:
         """Utterance u is what was ``order[u]``, which is u or comes from behind those that stay."""
         moved = [(to, from_) for to, from_ in enumerate(order) if to != from_]
         if moved:
-            move_to, move_from = torch.tensor(moved, device=self._layers[0][0].device).unbind(1)
+            move_to, move_from = sent(torch.tensor(moved), self._layers[0][0].device).unbind(1)
             for key, value in self._layers:
                 key[move_to], value[move_to] = key[move_from], value[move_from]
             if self._bias is not None:

@@ -1,7 +1,7 @@
 """A running batch of the cached decoder: what is kept from step to step, and one step.
 
 With gates, a module runs on the rows whose gate is open, and only on them; a token whose self-attention is
-closed is neither query nor key. (A GPU runs it on all rows and drops the others, see `_Open`.)
+closed is neither query nor key. (A GPU runs it on all rows and drops the others, see `Open`.)
 
 Shape legend: N rows, U utterances, W slots, T encoder frames, C columns of the cache, D model size, H heads,
 K size of a head, B utterances of the whole batch, P passes, L layers, M gated modules.
@@ -39,7 +39,7 @@ class DecoderState:
         beam: int = 1,
     ) -> None:
         self._decoder = decoder
-        self._decide = gates
+        self._decide, self._beam = gates, beam
         owners = owners or list(range(len(memory_BTD)))
         self._utterances = len(owners)
         most = max(owners.count(owner) for owner in set(owners))
@@ -111,38 +111,50 @@ class DecoderState:
         self._gates.follow(parents_N, self._original_U.index_select(0, utterance_N))
 
     def _run(self, tokens_N: Tensor, rows: Rows, *, causal: bool) -> Tensor:
+        x_ND = self._decoder.embed(tokens_N, self._gates.position_N, self._longest)
+        x_ND, open_NLM = self._layers(x_ND, rows, self._gates, causal=causal)
+        if open_NLM is not None:
+            self._gates.record(open_NLM)
+        return x_ND
+
+    def _layers(
+        self, x_ND: Tensor, rows: Rows, known: GateState, *, causal: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """All of them, and which of their modules ran (N, L, M), if there are gates."""
         decoder = self._decoder
-        x_ND = decoder.embed(tokens_N, self._gates.position_N, self._longest)
         if self._decide is None:
-            everyone = _Open(None, rows)
-            columns, bias = self._grow(self._trees[0], rows, everyone, causal)
+            everyone = Open(None, rows)
+            columns, bias = self._grow(0, rows, everyone, causal)
             for index, layer in enumerate(decoder.layers):
                 x_ND = self._attend_own(layer, self._caches[index], x_ND, everyone, columns, bias)
                 x_ND = self._attend_source(index, x_ND, everyone)
                 x_ND = self._feed_forward(layer, x_ND, everyone)
-            return x_ND
+            return x_ND, None
         opened, modules = [], decoder.modules
         always_N = torch.ones(rows.size, dtype=torch.bool, device=x_ND.device)
         for index, layer in enumerate(decoder.layers):
-            masks = self._decide(index, x_ND, self._gates)
+            masks = self._decide(index, x_ND, known)
             opened += [masks.get(name, always_N) for name in modules]
-            own, source, ffn = (_Open.where(masks.get(name), rows) for name in modules)
+            own, source, ffn = (self._where(masks.get(name), rows) for name in modules)
             if own.rows.size:
-                columns, bias = self._grow(self._trees[index], rows, own, causal)
+                columns, bias = self._grow(index, rows, own, causal)
                 x_ND = self._attend_own(layer, self._caches[index], x_ND, own, columns, bias)
             if source.rows.size:
                 x_ND = self._attend_source(index, x_ND, source)
             if ffn.rows.size:
                 x_ND = self._feed_forward(layer, x_ND, ffn)
-        self._gates.record(torch.stack(opened, dim=1).unflatten(1, (-1, len(modules))))
-        return x_ND
+        return x_ND, torch.stack(opened, dim=1).unflatten(1, (-1, len(modules)))
 
     @property
     def history_NPLM(self) -> Tensor | None:
         """Which modules ran for each token of each row (`GateState`); None without gates."""
         return self._gates.history_NPLM
 
-    def _grow(self, tree: TokenTree, rows: Rows, own: _Open, causal: bool) -> tuple[Tensor, Tensor]:
+    def _where(self, mask_N: Tensor | None, rows: Rows) -> Open:
+        return Open.where(mask_N, rows)
+
+    def _grow(self, index: int, rows: Rows, own: Open, causal: bool) -> tuple[Tensor, Tensor]:
+        tree = self._trees[index]
         new_N = rows.index_N if own.index is None else own.index
         if own.mask_N is not None:  # a closed row's column is nobody's
             new_N = new_N.where(own.mask_N, rows.size)
@@ -150,23 +162,23 @@ class DecoderState:
         return columns_N, tree.mask(own.rows, own.index, self._decoder.dtype)
 
     def _attend_own(
-        self, layer: StepLayer, cache: KeyValues, x_ND: Tensor, own: _Open, columns_N: Tensor, bias: Tensor
+        self, layer: StepLayer, cache: KeyValues, x_ND: Tensor, own: Open, columns_N: Tensor, bias: Tensor
     ) -> Tensor:
         query, key_value = layer.project_own(layer.own_norm(own.take(x_ND)))
         cache.write(own.rows.utterance_N, columns_N, key_value)
         keys, values = cache.read(bias.shape[-1])
         return own.add(x_ND, layer.own_out(attend(query, keys, values, bias, own.rows)))
 
-    def _attend_source(self, index: int, x_ND: Tensor, open_: _Open) -> Tensor:
+    def _attend_source(self, index: int, x_ND: Tensor, open_: Open) -> Tensor:
         layer = self._decoder.layers[index]
         query = layer.source_query(layer.source_norm(open_.take(x_ND)))
         return open_.add(x_ND, layer.source_out(self._source.attend(index, query, open_.rows)))
 
-    def _feed_forward(self, layer: StepLayer, x_ND: Tensor, open_: _Open) -> Tensor:
+    def _feed_forward(self, layer: StepLayer, x_ND: Tensor, open_: Open) -> Tensor:
         return open_.add(x_ND, layer.feed_forward(layer.ffn_norm(open_.take(x_ND))))
 
 
-class _Open:
+class Open:
     """The rows whose gate is open: taken out before a module, its output added back.
 
     A GPU computes the others too (``mask_N``) and adds nothing for them: a step reads all weights as soon as one row of
@@ -177,7 +189,7 @@ class _Open:
         self.index, self.rows, self.mask_N = index, rows, mask_N
 
     @classmethod
-    def where(cls, mask_N: Tensor | None, rows: Rows) -> _Open:
+    def where(cls, mask_N: Tensor | None, rows: Rows) -> Open:
         if mask_N is None or mask_N.is_cuda:
             return cls(None, rows, mask_N)
         return cls(*rows.subset(mask_N))

@@ -19,6 +19,7 @@ LIBRARIES = ("espnet", "transformers")  # the names of runs that are not ours
 _TIMED = {
     "encode": "Encodes of full windows",
     "graph": "The same as CUDA graphs",
+    "search": "A beam search of 40 tokens, and with its steps as CUDA graphs",
     "training": "Training steps of the encoder (forward, backward, fused AdamW)",
 }
 _COUNTED = {"launches": "launches", "waits": "waits of the host", "copies": "copies"}

@@ -1,6 +1,6 @@
-"""Whole encodes as one CUDA graph: nothing but launches, so that a recording can stand for them.
+"""Whole encodes as one CUDA graph, and steps of a search: nothing but launches, so that a recording can stand for them.
 
-Shape legend: B utterances, S feature frames.
+Shape legend: B utterances, S feature frames, T encoder frames, D model size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from gpu.boxed import Found
 from gpu.models import local_gates, random_backbone, windows
 from gpu.right import relative
 from gpu.timings import BATCHES, BF16, compare
+from gpu.whole import gated
+from localgp.decoder.cached import CachedDecoder
+from localgp.decoder.gates import StepGates
 from localgp.encoder.packed import PackedEncoder, PackedGates, PackedOutput
+from localgp.evaluation.timing_decoder import PEAK
+from localgp.evaluation.timing_steps import endless
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
+
+STEPS = 40
 
 
 def recorded(run: Callable[[], PackedOutput]) -> tuple[Callable[[], None], PackedOutput]:
@@ -60,3 +69,54 @@ def graphs(name: str) -> Callable[[Found], None]:
                 found.time("graph", name, batch, what, **figures)
 
     return run
+
+
+def searches(name: str) -> Callable[[Found], None]:
+    """Of `STEPS` tokens with a beam of 5, as ever and with steps as graphs: the tokens in fp32, and times in bf16."""
+
+    @torch.no_grad()
+    def run(found: Found) -> None:
+        backbone = random_backbone(name, "cuda")
+        policy = gated(backbone).decoder_policy
+        tokens = backbone.tokenizer
+        primer = [*tokens.start, *tokens.prompt(tokens.languages[0], tokens.languages[0])]
+        with endless(backbone, PEAK):
+            for batch in BATCHES:
+                memory_BTD = torch.randn(batch, 749, backbone.shape.size, device=backbone.device)
+                for dtype in (torch.float32, BF16):
+                    runs = {
+                        f"{kind}{' as graphs' if fixed else ''}": _search(
+                            BeamSearch(
+                                backbone,
+                                DecodeOptions(beam=5, maxlenratio=-STEPS),
+                                CachedDecoder(backbone, dtype=dtype, fixed=fixed),
+                            ),
+                            memory_BTD,
+                            primer,
+                            policy if kind == "local" else None,
+                        )
+                        for kind in ("dense", "local")
+                        for fixed in (False, True)
+                    }
+                    if dtype == BF16:
+                        for what, figures in compare(runs, 5).items():
+                            found.time("search", name, batch, what, **figures)
+                        continue
+                    for kind in ("dense", "local"):
+                        both = runs[kind](), runs[f"{kind} as graphs"]()
+                        same = sum(one[0].tokens == other[0].tokens for one, other in zip(*both, strict=True))
+                        # Gates near their threshold may fall to either side
+                        enough = batch if kind == "dense" else 0.9 * batch
+                        found.true(f"{name} x{batch} {kind}: tokens with graphs", same >= enough, same=same)
+
+    return run
+
+
+def _search(
+    search: BeamSearch, memory_BTD: torch.Tensor, primer: list[int], policy: Any
+) -> Callable[[], Any]:
+    count, frames = memory_BTD.shape[:2]
+    lengths_B = torch.full((count,), frames, device=memory_BTD.device)
+    front = {"front": memory_BTD.mean(1, keepdim=True)}
+    gates = None if policy is None else StepGates(policy, front)
+    return lambda: search(memory_BTD, lengths_B, [primer] * count, gates)
