@@ -168,3 +168,25 @@ def test_keys_and_values_are_made_for_more_rows(monkeypatch: pytest.MonkeyPatch)
     assert not isinstance(keep_memory(memory, layers, LENGTHS, width=2), MemorySource)
     assert isinstance(keep_memory(memory, layers, LENGTHS, width=1), MemorySource)
     assert not isinstance(keep_memory(memory[:, 1:], layers, LENGTHS, width=1), MemorySource)
+
+
+@blocked
+def test_those_that_leave_are_dropped_when_they_are_half() -> None:
+    """Whatever order they leave in, those left attend to what is theirs, and no more than twice as much is kept."""
+    lengths = [21, 20, 19, 20, 8, 21]
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(2, 2, len(lengths), max(lengths), HEADS, SIZE, generator=generator)
+    both[:, :, 4, 8:] = float("nan")  # behind an utterance's end may be anything
+    layers = [(key, value) for key, value in both]
+    kept, left = BlockedSource(layers, lengths), list(range(len(lengths)))
+    for order in ([0, 1, 2, 3, 4, 5], [0, 5, 2, 3, 4], [4, 1, 2], [2, 1], [0]):
+        left = [left[u] for u in order]
+        kept.keep_utterances(order)
+        owners = torch.arange(len(left)).repeat_interleave(torch.arange(1, len(left) + 1))
+        for index, layer in enumerate(layers):
+            found = kept.attend(index, queries(len(owners)), Rows(owners, len(left)))
+            own = torch.tensor(left)[owners]
+            torch.testing.assert_close(found, attention(queries(len(owners)), layer, lengths, own))
+        assert sum(len(block.members) for block in kept._blocks) <= 2 * len(left)
+    kept.keep_utterances([])
+    assert kept._blocks == []

@@ -12,7 +12,7 @@ Several utterances of a search may be tasks of one recording (its transcript, it
 output, and with it keys, values and their reading (`SharedSource`).
 
 Shape legend: N rows, U utterances, S encoder outputs, W slots or rows of an utterance, T encoder frames, P frames and
-padding, D model size, H heads, K size of a head.
+padding, D model size, H heads, K size of a head, C cells of rows x utterances, G heads of all utterances.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ MEMORY_WORTH = (
 )
 HEADS = 8  # rows of a product with frames, about: one for each head
 BLOCK = 16  # channels that oneDNN keeps together
+GONE = -1
 
 
 def keep_memory(
@@ -194,59 +195,141 @@ class GridSource:
 
 
 class BlockedSource:
-    """Each utterance's keys and values by themselves, as weights of convolutions; oneDNN on a CPU only."""
+    """Keys and values as weights of convolutions; oneDNN on a CPU only.
+
+    Utterances of about one length are one call, with a group for each head of each: calls of a single utterance are
+    too short for several threads to share. Rows of what has left stay zero, until as much has left as is there.
+    """
 
     def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
-        key = keys_values[0][0]
-        self._heads, self._size = key.shape[2:]
-        self._layers = [
-            [self._block(key[:n], value[:n]) for key, value, n in zip(*layer, lengths, strict=True)]
-            for layer in keys_values
+        self._blocks = [
+            _Block([(key[some], value[some]) for key, value in keys_values], some, [lengths[u] for u in some])
+            for some in of_about_one_length(lengths)
         ]
-        self._bias = [self._bias_of(n, key.dtype) for n in lengths]
+        self._placed: tuple[Rows, Tensor, list[int]] | None = (
+            None  # rows, their cells, rows of a slot by block
+        )
 
     def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
         """Attention of every row to its utterance, (N, D)."""
-        parts = query_NHK.flatten(1).split(rows.counts)
-        return torch.cat(
+        if (
+            self._placed is None or self._placed[0] is not rows
+        ):  # all layers of a dense step have the same rows
+            self._placed = (rows, *self._place(rows.counts))
+        _, cell_N, widths = self._placed
+        x_ND = query_NHK.flatten(1)
+        sizes = [width * len(block.members) for width, block in zip(widths, self._blocks, strict=True)]
+        make = torch.empty if sum(sizes) == rows.size else torch.zeros
+        x_CD = make(sum(sizes), x_ND.shape[1], dtype=x_ND.dtype).index_copy_(0, cell_N, x_ND)
+        y_CD = torch.cat(
             [
-                self._of_utterance(x_WD, *self._layers[layer][u], self._bias[u])
-                for u, x_WD in enumerate(parts)
-                if x_WD.shape[0]
+                block.attend(layer, part_CD.view(width, -1)).view(part_CD.shape)
+                for block, width, part_CD in zip(self._blocks, widths, x_CD.split(sizes), strict=True)
+                if width
             ]
         )
+        return y_CD.index_select(0, cell_N)
 
     def keep_utterances(self, order: Sequence[int]) -> None:
         """Utterance u is what was ``order[u]``."""
-        self._layers = [[layer[u] for u in order] for layer in self._layers]
-        self._bias = [self._bias[u] for u in order]
+        now = {before: u for u, before in enumerate(order)}
+        for block in self._blocks:
+            block.keep(now)
+        self._blocks = [block for block in self._blocks if block.members]
+        self._placed = None
 
-    def _of_utterance(self, x_WD: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        score_WHP = self._convolve(x_WD, keys, bias).unflatten(1, (self._heads, -1))
-        return self._convolve(score_WHP.softmax(-1).flatten(1), values, None)
+    def _place(self, counts: list[int]) -> tuple[Tensor, list[int]]:
+        """The cell of each row, and how many rows each block's slots have; cells are blocks x rows x slots."""
+        widths = [max(counts[u] for u in block.members if u != GONE) for block in self._blocks]
+        first, slots, begin = [0] * len(counts), [0] * len(counts), 0
+        for width, block in zip(widths, self._blocks, strict=True):
+            for slot, u in enumerate(block.members):
+                if u != GONE:
+                    first[u], slots[u] = begin + slot, len(block.members)
+            begin += width * len(block.members)
+        cells = [first[u] + row * slots[u] for u, count in enumerate(counts) for row in range(count)]
+        return torch.tensor(cells, dtype=torch.long), widths
+
+
+def of_about_one_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Utterances in groups whose longest has a fifth more frames than the shortest, at most.
+
+    >>> of_about_one_length([100, 30, 95, 29, 84])
+    [[0, 2, 4], [1, 3]]
+    """
+    groups: list[list[int]] = []
+    for u in sorted(range(len(lengths)), key=lambda u: -lengths[u]):
+        if not groups or 5 * lengths[groups[-1][0]] > 6 * lengths[u]:
+            groups.append([])
+        groups[-1].append(u)
+    return groups
+
+
+class _Block:
+    """Utterances whose attention is computed together.
+
+    Attributes:
+        members: The utterance in each slot, `GONE` where it has left.
+    """
+
+    def __init__(
+        self, keys_values: Sequence[tuple[Tensor, Tensor]], members: list[int], lengths: list[int]
+    ) -> None:
+        self.members, self._lengths = members, lengths
+        self._heads, self._size = keys_values[0][0].shape[2:]
+        self._frames = -(-max(lengths) // BLOCK) * BLOCK
+        self._layers = [(self._keys(key), self._values(value)) for key, value in keys_values]
+        self._bias = self._padding(keys_values[0][0].dtype)
+
+    def attend(self, layer: int, x_WC: Tensor) -> Tensor:
+        """Of rows whose slots are side by side."""
+        keys, values = self._layers[layer]
+        score_WGP = self._convolve(x_WC, keys, self._bias).unflatten(1, (-1, self._frames))
+        return self._convolve(score_WGP.softmax(-1).flatten(1), values, None)
+
+    def keep(self, now: dict[int, int]) -> None:
+        """Gives members their new numbers; those without one leave."""
+        self.members = [now.get(u, GONE) for u in self.members]
+        left = [slot for slot, u in enumerate(self.members) if u != GONE]
+        if 2 * len(left) > len(self.members):
+            return
+        self._layers = [(self._some(keys, left), self._some(values, left)) for keys, values in self._layers]
+        self.members = [self.members[slot] for slot in left]
+        self._lengths = [self._lengths[slot] for slot in left]
+        self._bias = self._padding(self._bias.dtype)
+
+    def _some(self, weight: Tensor, slots: list[int]) -> Tensor:
+        """The weights of these alone."""
+        if not slots:
+            return weight
+        weight_USI = weight.to_dense().flatten(1).unflatten(0, (len(self.members), -1))
+        return _reordered(weight_USI[slots].flatten(0, 1).unflatten(0, (len(slots) * self._heads, -1)))
 
     def _convolve(self, x_WC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Rows are places along the width, with channels last: nothing is copied."""
         x_1C1W = x_WC[None, None].permute(0, 3, 1, 2)
-        y_1C1W = convolution(x_1C1W, weight, bias, [0, 0], self._heads)
+        y_1C1W = convolution(x_1C1W, weight, bias, [0, 0], len(self.members) * self._heads)
         return y_1C1W.permute(0, 2, 3, 1)[0, 0]
 
-    def _block(self, key_THK: Tensor, value_THK: Tensor) -> tuple[Tensor, Tensor]:
-        frames, heads, size = key_THK.shape
-        padded = -(-frames // BLOCK) * BLOCK
-        weight_HPK = key_THK.new_zeros(heads, padded, size)
-        torch.mul(key_THK.transpose(0, 1), size**-0.5, out=weight_HPK[:, :frames])
-        weight_HKP = value_THK.new_zeros(heads, size, padded)
-        # PyTorch turns a matrix around in tiles where both it and the result are contiguous, else 3 times as slowly.
-        turned_DT = value_THK.flatten(1).contiguous().t().contiguous()
-        weight_HKP.flatten(0, 1)[:, :frames] = turned_DT
-        return _reordered(weight_HPK), _reordered(weight_HKP)
+    def _keys(self, key_UTHK: Tensor) -> Tensor:
+        weight_UHPK = key_UTHK.new_zeros(len(key_UTHK), self._heads, self._frames, self._size)
+        for key_THK, own_HPK, n in zip(key_UTHK, weight_UHPK, self._lengths, strict=True):
+            torch.mul(key_THK[:n].transpose(0, 1), self._size**-0.5, out=own_HPK[:, :n])
+        return _reordered(weight_UHPK.flatten(0, 1))
 
-    def _bias_of(self, frames: int, dtype: torch.dtype) -> Tensor:
+    def _values(self, value_UTHK: Tensor) -> Tensor:
+        weight_UHKP = value_UTHK.new_zeros(len(value_UTHK), self._heads, self._size, self._frames)
+        for value_THK, own_HKP, n in zip(value_UTHK, weight_UHKP, self._lengths, strict=True):
+            # PyTorch turns a matrix around in tiles where it and the result are contiguous, else 3 times as slowly.
+            own_HKP.flatten(0, 1)[:, :n] = value_THK[:n].flatten(1).contiguous().t().contiguous()
+        return _reordered(weight_UHKP.flatten(0, 1))
+
+    def _padding(self, dtype: torch.dtype) -> Tensor:
         """Nothing for a frame, minus infinity for what pads them."""
-        bias_P = torch.zeros(-(-frames // BLOCK) * BLOCK, dtype=dtype)
-        bias_P[frames:] = float("-inf")
-        return bias_P.repeat(self._heads)
+        frame_P = torch.arange(self._frames)
+        beyond_UP = frame_P >= torch.tensor(self._lengths, dtype=torch.long).view(-1, 1)
+        bias_UP = torch.zeros(beyond_UP.shape, dtype=dtype).masked_fill_(beyond_UP, float("-inf"))
+        return bias_UP.repeat_interleave(self._heads, dim=0).flatten()
 
 
 class MemorySource:
@@ -296,10 +379,10 @@ class MemorySource:
         self._frames = [self._frames[u] for u in order]
 
 
-def _reordered(weight_HOI: Tensor) -> Tensor:
-    """Weights of a 1x1 convolution with a group for each head, in oneDNN's layout."""
-    groups, _, inputs = weight_HOI.shape
-    weight = weight_HOI.flatten(0, 1)[:, :, None, None]
+def _reordered(weight_GOI: Tensor) -> Tensor:
+    """Weights of a 1x1 convolution with a group for each head of each utterance, in oneDNN's layout."""
+    groups, _, inputs = weight_GOI.shape
+    weight = weight_GOI.flatten(0, 1)[:, :, None, None]
     blocked = blocked_convolution(weight, [0, 0], groups, [1, groups * inputs, 1, BLOCK])
     assert blocked is not None
     return blocked
