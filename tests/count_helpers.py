@@ -22,8 +22,9 @@ from tests.counting import CountingDevice
 FULL = 241  # feature frames
 BATCHES = {"one": [FULL], "four": [FULL] * 4, "ragged": [FULL, 120, 63, 7]}
 STEPS = 5
+AROUND = 11  # waits of a search besides its steps, for any number of utterances
 FORWARD = {"dense": 0, "masked": 0, "keys felt": 0, "gathered": 1}  # waits of a layer in training
-WINDOWS = {"full": 0, "utterance": 2}  # and of what comes before the first, where lengths differ
+WINDOWS = {"full": 0, "utterance": 1}  # and of what comes before the first, where lengths differ
 
 
 @pytest.fixture
@@ -128,13 +129,14 @@ def forward_of_training(
 def search_steps(
     device: CountingDevice, backbone: Any, memory: Any, primer: list[int], kind: str
 ) -> tuple[Any, Any]:
-    """Counts ``STEPS - 1`` steps of a beam search; what it finds on the device, and on the CPU, in fp32."""
+    """Counts ``STEPS - 1`` steps of a search; what it finds on the device, and on the CPU, in fp32."""
     policy = gates("local", backbone, "decoder") if kind == "local" else None
     lengths = torch.full((len(memory),), memory.shape[1])
 
     def decode(steps: int, dtype: torch.dtype) -> Any:
         ctc = 0.3 if kind == "dense with CTC" else 0.0
-        options = DecodeOptions(beam=3, maxlenratio=-steps, ctc_weight=ctc)
+        beam = 1 if kind == "greedy" else 3
+        options = DecodeOptions(beam=beam, maxlenratio=-steps, ctc_weight=ctc)
         search = BeamSearch(backbone, options, dtype=dtype)
         decide = StepGates(policy, {"front": memory.mean(1, keepdim=True)}) if policy is not None else None
         device.reset()
@@ -148,6 +150,9 @@ def search_steps(
             decode(steps, torch.bfloat16)
             found[steps] = device.launches.copy(), device.waits.copy()
         output = decode(STEPS, torch.float32)
+        device.reset()
+        device.waits.update(found[1][1])
+        check(device, 0, AROUND)
         device.reset()
         device.launches.update(found[STEPS][0] - found[1][0])
         device.waits.update(found[STEPS][1] - found[1][1])

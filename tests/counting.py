@@ -182,13 +182,15 @@ class CountingDevice(TorchFunctionMode):
 
     def _move(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         source, *rest = args
-        target = {"cpu": CPU, "cuda": CUDA}.get(name)
+        target, waits = {"cpu": CPU, "cuda": CUDA}.get(name), not kwargs.pop("non_blocking", False)
         kept = []
         for value in [*rest, kwargs.pop("device", None)] if name == "to" else []:
             if isinstance(value, (torch.device, str)):
                 target = torch.device(value)
             elif isinstance(value, Tensor):
                 target = CUDA if value in self._here else CPU
+            elif isinstance(value, bool):  # as a module's `to` gives it
+                waits = not value
             elif value is not None:
                 kept.append(value)
         before = source in self._here
@@ -200,7 +202,7 @@ class CountingDevice(TorchFunctionMode):
         if before != after:
             value = value.clone() if value is source else value
             self._note(self.copies)
-            if not kwargs.get("non_blocking"):
+            if waits:
                 self._note(self.waits)
         if after:
             self.put(value)

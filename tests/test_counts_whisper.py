@@ -47,8 +47,9 @@ def test_encoding(device, backbone, kind, lengths):
         launches += of_utterance * len(BATCHES[lengths])
     encode_twice(device, backbone, kind, BATCHES[lengths])
     check(device, launches, waits)
-    if not waits and lengths != "ragged":  # nothing then but launches: a CUDA graph can hold it
-        assert not device.copies
+    lists = LAYERS if kind == "global" and lengths != "one" else 0
+    ends = lengths == "ragged"  # which the convolutions are told
+    assert sum(device.copies.values()) <= waits + lists + ends  # else a CUDA graph can hold it
     encode_batches(device, backbone, kind, BATCHES[lengths])
     check(device, launches + 8, waits + 1)
 
@@ -94,7 +95,7 @@ def test_a_training_step(device, backbone, path):
 
 
 # kind: launches of a layer, of the rest, waits
-STEP = {"dense": (16, 93, 1), "local": (27, 94, 1)}
+STEP = {"dense": (16, 93, 1), "local": (27, 94, 1), "with times": (16, 120, 1), "greedy": (16, 46, 1)}
 
 
 @pytest.mark.parametrize("kind", STEP)
@@ -103,7 +104,7 @@ def test_a_decoding_step(device, backbone, kind):
     tokens = backbone.tokenizer
     with torch.no_grad():
         backbone.net.proj_out.weight[tokens.eos] = 0.0  # not likely
-    primer = [*tokens.start, *tokens.prompt("de", "de")]
-    found = search_steps(device, backbone, make_memory(0, [40])[0], primer, kind)
+    primer = [*tokens.start, *tokens.prompt("de", "de", timestamps=kind == "with times")]
+    found = search_steps(device, backbone, make_memory(0, [40, 40])[0], primer, kind)
     check(device, (STEPS - 1) * (LAYERS * of_layer + launches), (STEPS - 1) * waits)
     check_found(*found, kind)

@@ -19,7 +19,7 @@ from localgp.decoder.cache import KeyValues, TokenTree
 from localgp.decoder.gates import DecoderGates, GateState
 from localgp.decoder.rows import Rows, attend
 from localgp.decoder.source import SharedSource, keep_memory, without_gaps
-from localgp.kernels.ragged import sent
+from localgp.kernels.ragged import listed, sent
 
 if TYPE_CHECKING:
     from localgp.decoder.cached import CachedDecoder
@@ -51,7 +51,7 @@ class DecoderState:
         # Without gates every layer caches the same tokens, so one tree serves them all.
         groups = [self._caches] if gates is None else [[cache] for cache in self._caches]
         self._trees = [TokenTree(group, self._utterances, memory_BTD.device) for group in groups]
-        self._original_U = torch.tensor(numbers or list(range(self._utterances)), device=memory_BTD.device)
+        self._original_U = listed(numbers or list(range(self._utterances)), memory_BTD.device)
         self._gates = GateState(self._original_U, torch.zeros_like(self._original_U))
         self._longest = 0
 
@@ -59,9 +59,9 @@ class DecoderState:
         """Runs all tokens of all primers as the rows of one pass."""
         device = self._original_U.device
         counts = [len(primer) for primer in primers]
-        utterance_N = torch.tensor([u for u, count in enumerate(counts) for _ in range(count)], device=device)
+        utterance_N = listed([u for u, count in enumerate(counts) for _ in range(count)], device)
         number_N = self._original_U.index_select(0, utterance_N)
-        tokens_N = torch.tensor([token for primer in primers for token in primer], device=device)
+        tokens_N = listed([token for primer in primers for token in primer], device)
         rows = Rows(utterance_N, self._utterances, counts)
         self._gates = GateState(number_N, rows.slot_N)
         self._longest = rows.width
@@ -82,7 +82,7 @@ class DecoderState:
         moved = [(to, from_) for to, from_ in enumerate(order) if to != from_]
         move_to, move_from = sent(torch.tensor(moved, dtype=torch.long).view(-1, 2), device).unbind(1)
         self._source.keep_utterances(order)
-        index = sent(torch.tensor(order), device)
+        index = listed(order, device)
         for tree in self._trees:
             tree.keep_utterances(move_to, move_from, count)
         self._original_U = self._original_U.index_select(0, index)

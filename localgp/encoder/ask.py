@@ -14,6 +14,7 @@ from torch import Tensor
 from localgp.encoder.align import collect_contexts
 from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.gumbel import Gate
+from localgp.kernels.ragged import listed
 from localgp.timeline import Timeline
 
 Decide = Callable[[int, Tensor], Gates]
@@ -39,7 +40,7 @@ def asked(
     decide = asked(policy, contexts, front_BTD, feats_BSF, timeline)
     if not getattr(policy, "framewise", False):  # one of the user's own may not say
         decide = _each(policy, contexts, front_BTD, feats_BSF, timeline, lengths)
-    count_B1 = torch.tensor([timeline.frames(n) for n in lengths], device=front_BTD.device).unsqueeze(1)
+    count_B1 = listed([timeline.frames(n) for n in lengths], front_BTD.device).unsqueeze(1)
     own_BT = torch.arange(front_BTD.shape[1], device=front_BTD.device) < count_B1
     return lambda layer, x_BTD: {
         name: gate if gate.value.shape[1] == 1 else Gate(gate.value * own_BT, gate.decision * own_BT)

@@ -23,7 +23,7 @@ from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.reduce import Reduction
 from localgp.kernels.plan import only_per_utterance
-from localgp.kernels.ragged import Ragged, nonzero
+from localgp.kernels.ragged import Ragged, listed, nonzero
 from localgp.pruning import check_gated
 
 LAST = -1  # the state after all layers and the last norm
@@ -165,7 +165,7 @@ def _within(own_BT1: Tensor | None, x_BTC: Tensor) -> Tensor:
 
 
 def _mask(layout: Ragged) -> Tensor:
-    counts_B = torch.tensor(layout.lengths, device=layout.device)
+    counts_B = listed(layout.lengths, layout.device)
     return (torch.arange(layout.longest, device=layout.device) < counts_B.unsqueeze(1)).unsqueeze(1)
 
 

@@ -52,10 +52,12 @@ class LayerPlan:
                 raise ConfigError(only_per_utterance(name))
         if by_utterance:
             runs_MB = torch.stack(list(by_utterance.values())).tolist()
-            for name, runs_B in zip(by_utterance, runs_MB, strict=True):
-                lengths = [n if run else 0 for n, run in zip(layout.lengths, runs_B, strict=True)]
-                index_K = torch.cat([torch.zeros(0, dtype=torch.long), *_frames(layout, runs_B)])
-                self._set(name, sent(index_K, layout.device), lengths, layout)
+            kept = [
+                [n if run else 0 for n, run in zip(layout.lengths, runs_B, strict=True)] for runs_B in runs_MB
+            ]
+            places = _listed(layout, kept)
+            for name, index_K, lengths in zip(by_utterance, places, kept, strict=True):
+                self._set(name, index_K, lengths, layout)
         if not by_frame:
             return
         masks_MN = torch.stack(list(by_frame.values()))
@@ -78,6 +80,17 @@ class LayerPlan:
         return self.frames.get(name), self.layouts.get(name, layout)
 
 
-def _frames(layout: Ragged, runs_B: list[bool]) -> list[Tensor]:
-    """Of the utterances that run."""
-    return [torch.arange(s.start, s.stop) for s, run in zip(layout.segments(), runs_B, strict=True) if run]
+def _listed(layout: Ragged, kept: list[list[int]]) -> list[Tensor]:
+    """The frames of each part, of whose utterances all are kept or none: in one copy, and none for a part that keeps
+    all or nothing."""
+    some = [lengths if 0 < sum(lengths) < layout.total else [] for lengths in kept]
+    frames = [
+        torch.arange(segment.start, segment.stop)
+        for lengths in some
+        for segment, count in zip(layout.segments(), lengths, strict=False)
+        if count
+    ]
+    index = torch.zeros(0, dtype=torch.long, device=layout.device)
+    if frames:
+        index = sent(torch.cat(frames), layout.device)
+    return list(index.split([sum(lengths) for lengths in some]))

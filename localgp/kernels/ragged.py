@@ -112,6 +112,11 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
+def listed(values: Sequence[Any], device: torch.device) -> Tensor:
+    """A tensor of numbers that the host knows, `sent`."""
+    return sent(torch.tensor(values), device)
+
+
 def nonzero(mask: Tensor, count: int) -> Tensor:
     """``mask.nonzero()`` where it is known how many there are: a GPU's host need not wait for that."""
     return torch.nonzero_static(mask, size=count) if mask.is_cuda else mask.nonzero()

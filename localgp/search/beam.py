@@ -19,6 +19,7 @@ from localgp.backbones.base import Backbone
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates
 from localgp.errors import ConfigError
+from localgp.kernels.ragged import listed
 from localgp.search.greedy import Greedy
 from localgp.search.hypothesis import Hypothesis
 from localgp.search.options import DecodeOptions
@@ -129,7 +130,7 @@ class BeamSearch:
         todo = list(range(len(primers)))
         while todo:
             needed = sorted({owners[u] for u in todo})
-            index = torch.tensor(needed, device=memory_BTD.device)
+            index = listed(needed, memory_BTD.device)
             search = Search(
                 self,
                 memory_BTD if len(needed) == len(memory_BTD) else memory_BTD.index_select(0, index),

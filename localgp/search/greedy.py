@@ -14,7 +14,7 @@ from torch import Tensor
 
 from localgp.decoder.gates import DecoderGates
 from localgp.decoder.rows import Rows
-from localgp.kernels.ragged import sent
+from localgp.kernels.ragged import listed, sent
 from localgp.search.hypothesis import Hypothesis
 from localgp.search.topk import topk_of_groups
 
@@ -52,19 +52,18 @@ class Greedy:
         self._decoder, self._eos = parent.decoder, parent.tokens.eos
         self._forbid = parent.tokens.rules(primers)
         self._temperature, self._confidence = temperature, confidence
-        lengths_S = torch.tensor(lengths, device=device)
+        lengths_S = listed(lengths, device)
         self._state, self._hidden_ND = self._decoder.start(
             memory_STD, lengths_S, primers, gates, list(range(count)), owners
         )
         most = parent.most([lengths[owner] for owner in owners], primers)
         self._steps = max(most)
         self._number = list(range(count))
-        self._max_N = torch.tensor(most, device=device)
-        self._length_N = torch.tensor([len(primer) for primer in primers], device=device)
+        self._max_N = listed(most, device)
+        self._length_N = listed([len(primer) for primer in primers], device)
         room = max(len(primer) + n for primer, n in zip(primers, most, strict=True))
-        self._tokens_NP = torch.full((count, room), self._eos, device=device)
-        for row_P, primer in zip(self._tokens_NP, primers, strict=True):
-            row_P[: len(primer)] = torch.tensor(primer, device=device)
+        padded = [[*primer, *[self._eos] * (room - len(primer))] for primer in primers]
+        self._tokens_NP = listed(padded, device)
         self._scores = {
             name: torch.zeros(count, device=device) for name in ("decoder", "allowed")[: 1 + confidence]
         }

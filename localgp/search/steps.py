@@ -15,7 +15,7 @@ from localgp.backbones.rules import NEVER
 from localgp.decoder.gates import DecoderGates
 from localgp.decoder.rows import Rows
 from localgp.decoder.state import DecoderState
-from localgp.kernels.ragged import nonzero, sent
+from localgp.kernels.ragged import listed, nonzero, sent
 from localgp.search.ctc_prefix import CTCPrefixScorer
 from localgp.search.hypothesis import Ended, EndedByLength, Hypothesis
 from localgp.search.topk import topk_of_groups
@@ -54,10 +54,10 @@ class Search:
         options, device = parent.options, memory_STD.device
         self._decoder, self._options = parent.decoder, options
         self._eos, self._forbid = parent.tokens.eos, parent.tokens.rules(primers)
-        lengths_S = torch.tensor(lengths, device=device)
+        lengths_S = listed(lengths, device)
         self._ctc = None
         if parent.ctc is not None:
-            owner_U = torch.tensor(owners, device=device)
+            owner_U = listed(owners, device)
             self._ctc = CTCPrefixScorer(
                 parent.ctc,
                 memory_STD.to(self._decoder.dtype).index_select(0, owner_U),
@@ -72,10 +72,10 @@ class Search:
             )
         frames = [lengths[owner] for owner in owners]
         most = parent.most(frames, primers)
-        self._max_U = torch.tensor(most, device=device)
-        self._min_U = torch.tensor([options.min_length(n, minlenratio) for n in frames], device=device)
-        self._steps = int(self._max_U.max())
-        primer_U = torch.tensor([len(primer) for primer in primers], device=device)
+        self._max_U = listed(most, device)
+        self._min_U = listed([options.min_length(n, minlenratio) for n in frames], device)
+        self._steps = max(most)
+        primer_U = listed([len(primer) for primer in primers], device)
         self._width, self._ended = options.beam, Ended(primer_U, self._steps, self._eos)
         self._detects = options.maxlenratio == 0
         if options.ranking == "transformers":  # which looks at twice as many, so that enough go on
@@ -83,9 +83,8 @@ class Search:
             self._ended = EndedByLength(primer_U, self._steps, self._eos, options.beam)
         self._rows = Rows(torch.arange(len(primers), device=device), len(primers), [1] * len(primers))
         longest = max(len(primer) for primer in primers)
-        self._tokens_NP = torch.full((len(primers), longest + 1), self._eos, device=device)
-        for u, primer in enumerate(primers):
-            self._tokens_NP[u, : len(primer)] = torch.tensor(primer, device=device)
+        padded = [[*primer, *[self._eos] * (longest + 1 - len(primer))] for primer in primers]
+        self._tokens_NP = listed(padded, device)
         self._length_N, self._written = primer_U, 0
         self._score_N = torch.zeros(len(primers), device=device)
         self._confidence = confidence and options.ctc_weight < 1

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.rules import NEVER
+from localgp.kernels.ragged import sent
 
 
 class Rules:
@@ -47,7 +48,7 @@ class Rules:
         """See `localgp.backbones.base.Forbid`."""
         if self._always.device != scores_RV.device:
             self._always, self._at_first = (
-                ids.to(scores_RV.device) for ids in (self._always, self._at_first)
+                sent(ids, scores_RV.device) for ids in (self._always, self._at_first)
             )
         scores_RV.index_fill_(1, self._always if written else self._at_first, NEVER)
         if not self._timed:
