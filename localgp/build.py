@@ -187,5 +187,5 @@ def _check_parts(side: Side, wanted: Sequence[str], backbone: Backbone) -> None:
     if unknown:
         raise ConfigError(
             f"pruning.{side}_modules has {', '.join(unknown)}, which the {side} of backbone {backbone.name} does not "
-            f"have; valid: {', '.join(there)}"
+            f"have; valid: {', '.join(there) or 'none'}"
         )

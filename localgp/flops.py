@@ -73,7 +73,9 @@ def count(cfg: DictConfig) -> dict:
         "gates": gates,
     }
     total = pruned + gates
-    decoder_terms = count_decoder(cfg, DecoderCost(backbone, cost.frames), decoder_policy)
+    decoder_terms = {}
+    if backbone.shape.decoder_layers:
+        decoder_terms = count_decoder(cfg, DecoderCost(backbone, cost.frames), decoder_policy)
     length = f"{samples / backbone.sample_rate:g} s"
     if window.ragged:  # what its own, shorter inputs cost depends on data, which are not looked at here
         length += (
@@ -163,8 +165,9 @@ def main(cfg: DictConfig) -> None:
     print(format_table(["term", "GFLOPs"], rows))
     terms = [[name, f"{value:.3f}"] for name, value in result["decoder_terms"].items() if value]
     total = f"{result['gflops']['decoder']:.3f}"
-    print()
-    print(format_table([f"term, {DECODER_TOKENS} tokens", "GFLOPs"], [*terms, ["decoder", total]]))
+    if terms:
+        print()
+        print(format_table([f"term, {DECODER_TOKENS} tokens", "GFLOPs"], [*terms, ["decoder", total]]))
     if result["paper"] is not None:
         paper = result["paper"]
         print(

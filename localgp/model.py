@@ -128,6 +128,7 @@ class GatedS2T(nn.Module):
         *,
         path: str = "gathered",
         keep: Collection[int] = (),
+        primers: Sequence[list[int]] | None = None,
     ) -> EncoderOutput:
         """Speech to encoder output and gates; see `localgp.encoder.run.encode`. For inference there is `packed`.
 
@@ -146,8 +147,9 @@ class GatedS2T(nn.Module):
             forget=self.forget and self.training,
             ragged=self.window.ragged,
             whole=not self.window.ragged,
-            keep=keep,
+            keep={*keep, *self.backbone.loss_states},
             keys_felt=self.keys_felt and self.training,
+            primers=primers,
         )
 
     def packed(self, dtype: torch.dtype = torch.float32, budget: float | None = None) -> PackedModel:
@@ -207,6 +209,9 @@ class GatedS2T(nn.Module):
                 ``tasks``, the sequences' names, if the decoder has gates.
             keep: The decoder's layers whose states are wanted.
         """
+        if not self.backbone.shape.decoder_layers:
+            loss = self.backbone.encoder_losses(encoded.x, encoded.lengths, encoded.states, batch)
+            return Losses(*loss, [], encoded.x.new_zeros(len(batch["text"]), 0), {})
         owner_Q = batch["utterance"]
         contexts = None
         if self.decoder_policy is not None:
@@ -241,16 +246,24 @@ class PackedModel:
         self._gates = None if model.policy is None else PackedGates(model.policy)
 
     def encode(
-        self, speech_BN: Tensor, ends_B: Tensor, contexts: dict[str, Tensor] | None = None
+        self,
+        speech_BN: Tensor,
+        ends_B: Tensor,
+        contexts: dict[str, Tensor] | None = None,
+        primers: Sequence[list[int]] | None = None,
     ) -> EncoderOutput:
         """As `GatedS2T.encode`."""
-        return self.encode_features(*self._features(speech_BN, ends_B), contexts)
+        return self.encode_features(*self._features(speech_BN, ends_B), contexts, primers)
 
     def encode_features(
-        self, feats_BSF: Tensor, lengths_B: Tensor, contexts: dict[str, Tensor] | None = None
+        self,
+        feats_BSF: Tensor,
+        lengths_B: Tensor,
+        contexts: dict[str, Tensor] | None = None,
+        primers: Sequence[list[int]] | None = None,
     ) -> EncoderOutput:
         self._set_budget()  # of others that were laid out since, another
-        return self._encoder.encode(feats_BSF, lengths_B, self._gates, contexts)
+        return self._encoder.encode(feats_BSF, lengths_B, self._gates, contexts, primers)
 
     def _set_budget(self) -> None:
         if isinstance(self._policy, GatePolicy):

@@ -35,6 +35,8 @@ class Timeline:
         hop: Samples from one feature frame to the next.
         convolutions: In their order.
         extra: Feature frames that a signal has beyond its whole hops: 1 where the STFT's last one is kept.
+        told: Frames before the signal's, which stand for what an encoder is told of its task: the timeline begins so
+            many frames before it.
 
     Examples:
         >>> owsm = Timeline(160, (Convolution(3, 2), Convolution(3, 2)))
@@ -47,6 +49,7 @@ class Timeline:
     hop: int
     convolutions: tuple[Convolution, ...]
     extra: int = 1
+    told: int = 0
 
     def feature_frames(self, samples: Any) -> Any:
         """Of one signal, or of each in a tensor."""
@@ -56,13 +59,13 @@ class Timeline:
         """`frames` of each."""
         for width, stride, padding in self.convolutions:
             feature_frames_B = ((feature_frames_B + 2 * padding - width) // stride + 1).clamp(min=0)
-        return feature_frames_B
+        return feature_frames_B + self.told * (feature_frames_B > 0) if self.told else feature_frames_B
 
     def frames(self, feature_frames: int) -> int:
         """Encoder frames; 0 where there are too few feature frames for one."""
         for width, stride, padding in self.convolutions:
             feature_frames = max(0, (feature_frames + 2 * padding - width) // stride + 1)
-        return feature_frames
+        return feature_frames + self.told if feature_frames else 0
 
     @cached_property
     def stride(self) -> int:
@@ -83,8 +86,9 @@ class Timeline:
 
     @cached_property
     def first(self) -> int:
-        """The first feature frame that encoder frame 0 sees; negative where it begins in padding."""
-        first, stride = 0, 1
+        """The first feature frame that encoder frame 0 sees; negative where it begins in padding, or before the
+        signal."""
+        first, stride = -self.told * self.stride, 1
         for convolution in self.convolutions:
             first -= convolution.padding * stride
             stride *= convolution.stride

@@ -75,8 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--windows",
-        choices=("timestamps", "pauses"),
-        help="how a long recording is walked through: where predicted times say (OWSM's way), or cut at pauses; "
+        choices=("timestamps", "pauses", "overlap"),
+        help="how a long recording is walked through: where predicted times say (OWSM's way), cut at pauses, or in "
+        "windows that overlap (OWSM-CTC's way); "
         "left out: at pauses for embedded and for what was fine-tuned here, which shows no times; by times for others",
     )
     parser.add_argument(

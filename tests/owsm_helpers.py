@@ -22,6 +22,7 @@ TRANSFORMER = {
     "input_layer": "conv2d",
     "normalize_before": True,
 }
+CTC = {"interctc_layer_idx": [1, 2], "use_cross_attention": [0, 1, 0]}
 V4 = {"mels": 128, "input_layer": "conv2d8"}
 # Model: fields of the shape, letters of a language's code, the encoder's options, seconds of the window, further tasks
 PUBLISHED = {
@@ -33,6 +34,8 @@ PUBLISHED = {
     "v3.2": ({}, 3, None, 30.0, ()),
     "v4_base": (V4, 3, {"gradient_checkpoint_layers": [0, 1]}, 30.0, ()),
     "powsm": ({}, 3, None, 20.0, ("pr", "g2p", "p2g")),
+    "ctc_v3.1": ({"input_layer": "conv2d8"}, 3, CTC, 30.0, ()),
+    "ctc_v4": (V4, 3, CTC, 30.0, ()),
     "conv2d1": ({"input_layer": "conv2d1"}, 3, None, 5.0, ()),
     "conv2d2": ({"input_layer": "conv2d2"}, 3, None, 30.0, ()),
     "conv2d6": ({"input_layer": "conv2d6"}, 3, None, 30.0, ()),
@@ -42,9 +45,11 @@ PUBLISHED = {
 def configuration(name, folder):
     """ESPnet's config.yaml of a small model with a published one's fields."""
     shape, letters, encoder, seconds, tasks = PUBLISHED[name]
-    dimensions = Dimensions(16, 2, 2, 2, 32, vocabulary=0, padded_seconds=seconds, **shape)
+    ctc = encoder is not None and "interctc_layer_idx" in encoder
+    layers = len(encoder["use_cross_attention"]) if ctc else 2
+    dimensions = Dimensions(16, 2, layers, 0 if ctc else 2, 32, vocabulary=0, padded_seconds=seconds, **shape)
     languages = {2: ["de", "en", "fr", "it"], 3: ["deu", "eng", "fra", "ita"]}[letters]
-    symbols = special_symbols(languages, seconds)
+    symbols = special_symbols(languages, None if ctc else seconds)
     place = symbols.index("<asr>") + 1
     symbols[place:place] = [f"<{task}>" for task in tasks]
     bpe = EMBEDDED / "bpe.model"
@@ -55,6 +60,8 @@ def configuration(name, folder):
     config = train_config(dimensions, full_token_list([*symbols, *text]), str(bpe), str(stats))
     if encoder is TRANSFORMER or (encoder is not None and "normalize_before" in encoder):
         return config | {"encoder": "transformer", "encoder_conf": encoder}
+    if ctc:
+        config["model_conf"] |= {"ctc_asr_only": [True, False, False]}
     return config | {"encoder_conf": config["encoder_conf"] | (encoder or {})}
 
 
@@ -64,15 +71,17 @@ def write(name, folder):
     config = configuration(name, folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     with quiet_espnet():
-        from espnet2.tasks.s2t import S2TTask
+        from espnet2.tasks import s2t, s2t_ctc
 
+        task = (s2t_ctc if config["model"] == "espnet_ctc" else s2t).S2TTask
         torch.manual_seed(5)
-        model, _ = S2TTask.build_model_from_file(folder / "config.yaml", None, "cpu")
+        model, _ = task.build_model_from_file(folder / "config.yaml", None, "cpu")
     with torch.no_grad():
         for parameter in model.parameters():  # weights that norms and biases have a part in
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        model.decoder.output_layer.weight.mul_(3.0)
+        if hasattr(model, "decoder"):
+            model.decoder.output_layer.weight.mul_(3.0)
         model.ctc.ctc_lo.weight.mul_(3.0)
     torch.save(model.state_dict(), folder / "valid.acc.ave.pth")
     return folder

@@ -13,7 +13,7 @@ utterance has one per task), L tokens, V vocabulary, R rows (tokens being decode
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -57,7 +57,7 @@ class Branch:
         kind: ``attention`` and ``source`` (attention to the encoder's output) and ``ffn`` have the linear layers that
             their names let one expect, in the order query, key, value, out, or in, out; they can be packed and cached
             by `localgp.backbones.blocks`. ``convolution`` sees its neighbours and so runs on all frames of an utterance
-            or on none. ``always`` cannot be gated.
+            or on none. ``always`` cannot be gated; ``prompt`` neither, and is attention to what an encoder is told.
         linears: What multiplies every row it runs on: linear layers and depthwise convolutions.
         norm: What comes first.
         module: The part without its norm, where it is one module.
@@ -68,7 +68,7 @@ class Branch:
         inner_norms: Further norms of each row.
     """
 
-    kind: Literal["attention", "source", "ffn", "convolution", "always"]
+    kind: Literal["attention", "source", "ffn", "convolution", "prompt", "always"]
     linears: tuple[nn.Module, ...]
     norm: nn.Module | None = None
     module: nn.Module | None = None
@@ -77,6 +77,11 @@ class Branch:
     head_norms: tuple[nn.Module, nn.Module] | None = None
     activation: nn.Module | None = None
     inner_norms: tuple[nn.Module, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """Whether it can be."""
+        return self.kind not in ("prompt", "always")
 
 
 Branches = dict[str, Branch]
@@ -233,12 +238,14 @@ class Packed(NamedTuple):
         positions: "front" of utterances of one length (B, T, D) to the first layer's input.
         layers: One after the other.
         end: What comes after them.
+        told: `Backbone.told`, of a family whose encoders are; the others' parts are for whatever they are asked.
     """
 
     stem: Callable[[Tensor, list[int]], tuple[Tensor, Ragged]]
     positions: Callable[[Tensor], Tensor]
     layers: Sequence[PackedLayer]
     end: Callable[[Tensor], Tensor]
+    told: Callable[[Sequence[list[int]] | None, int], Packed] | None = None
 
 
 class Backbone(ABC):
@@ -262,6 +269,7 @@ class Backbone(ABC):
         padded_seconds: The window: every input is padded to this unless a shorter one is asked for.
         name: For run directories and tables.
         source: Where the weights came from, for people.
+        is_told: Whether its encoder is told what is to be written, and so runs once for every task of an utterance.
         encoder_norm, decoder_norm, output_layer: What comes after the layers.
         ctc: Its output layer, or None.
     """
@@ -270,6 +278,7 @@ class Backbone(ABC):
     library: ClassVar[str] = ""
     peers: ClassVar[tuple[str, ...]] = ()
     saves_hub_folder: ClassVar[bool] = False
+    is_told: ClassVar[bool] = False
     net: nn.Module
     shape: Shape
     timeline: Timeline
@@ -312,6 +321,16 @@ class Backbone(ABC):
     @abstractmethod
     def features(self, speech_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised log-mel features (B, S, F) in fp32, augmented in training where the model has it; lengths."""
+
+    def told(self, primers: Sequence[list[int]] | None, count: int) -> Backbone:
+        """The backbone for a batch of which it knows what is to be written; itself, where that is its decoder's alone.
+
+        Args:
+            primers: `Tokens.previous`, `Tokens.start` and `Tokens.prompt` of each utterance, one behind the other;
+                None: nothing is known but that it is a transcript.
+            count: B.
+        """
+        return self
 
     @abstractmethod
     def front(self, feats_BSF: Tensor, lengths_B: Tensor) -> Front:
@@ -368,6 +387,21 @@ class Backbone(ABC):
             batch: With ``text_ctc`` (B, L) and ``text_ctc_lengths`` (B,), transcripts.
         """
 
+    @property
+    def loss_states(self) -> tuple[int, ...]:
+        """Encoder layers whose states `encoder_losses` takes, besides the output."""
+        return ()
+
+    def encoder_losses(
+        self, x_BTD: Tensor, lengths_B: Tensor, states: Mapping[int, Tensor], batch: dict[str, Any]
+    ) -> Loss:
+        """The loss of a family without a decoder; arguments as of `losses`.
+
+        Args:
+            states: Of `loss_states`.
+        """
+        raise NotImplementedError(f"{self.name} has a decoder")
+
     def reference_encoder(self, feats_BSF: Tensor, lengths_B: Tensor) -> Tensor:
         """The third-party library's own encoder (B, T, D), to be compared with."""
         raise NotImplementedError(f"there is no other implementation of {self.name} to compare with")
@@ -400,8 +434,9 @@ class Backbone(ABC):
     def frame_parts(self) -> list[str]:
         """Parts of an encoder's layer that can be gated frame by frame."""
         parts = self.branches("encoder", 0)
-        return [name for name, part in parts.items() if part.kind not in ("always", "convolution")]
+        return [name for name, part in parts.items() if part.gated and part.kind != "convolution"]
 
     def part_names(self, side: Side) -> list[str]:
         """Parts of a layer that can be gated."""
-        return [name for name, part in self.branches(side, 0).items() if part.kind != "always"]
+        count = self.shape.encoder_layers if side == "encoder" else self.shape.decoder_layers
+        return [name for name, part in self.branches(side, 0).items() if part.gated] if count else []

@@ -35,7 +35,7 @@ class PartCost:
     Attributes:
         row: For each row that it runs on.
         pair: For each pair of a row and one that it attends to.
-        source: For each row of the encoder's output, once per utterance.
+        source: For each row of the encoder's output, or of what an encoder is told, once per utterance.
         weights: Numbers that it reads to run at all.
         gated: Whether it can be skipped.
     """
@@ -54,11 +54,11 @@ class PartCost:
         row = sum(norm_cost(norm.weight.numel()) for norm in norms)
         row += sum(norm_cost(norm.weight.numel()) * part.heads for norm in _of_heads(part))
         pair = source = 0
-        if part.kind in ("attention", "source"):
+        if part.kind in ("attention", "source", "prompt"):
             pair = 2 * linears[0].out_features
-        if part.kind == "source":  # keys and values
+        if part.kind in ("source", "prompt"):  # keys and values
             source = counts.pop(1) + counts.pop(1)
-        return cls(row + sum(counts), pair, source, sum(counts), part.kind != "always")
+        return cls(row + sum(counts), pair, source, sum(counts), part.gated)
 
     def on(self, rows: float, pairs: float) -> float:
         """On so many rows, with so many pairs in all."""
@@ -71,7 +71,8 @@ def _of_heads(part: Branch) -> tuple[Any, ...]:
 
 
 class EncoderCost:
-    """Cost of an encoder as a function of how many frames each part runs on, in FLOPs.
+    """Cost of an encoder as a function of how many frames each part runs on, in FLOPs; one that is told of the text
+    before is told that there is none, which is one row.
 
     Args:
         feature_frames: Of the input.
@@ -124,7 +125,7 @@ class EncoderCost:
 
     def _on(self, cost: PartCost, kept: float | None = None) -> float:
         kept = self.frames if kept is None else kept
-        return cost.on(kept, kept**2)
+        return cost.on(kept, kept) + cost.source if cost.source else cost.on(kept, kept**2)
 
 
 class DecoderCost:

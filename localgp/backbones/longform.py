@@ -13,9 +13,12 @@ class LongForm:
         (`localgp.transcription.windows`).
     temperatures: What a window is decoded at, one after the other, until its output can be trusted
         (`localgp.transcription.trust`).
+    context: Seconds on either side of a window that are heard and not written: recordings are cut into windows that
+        overlap, whose middles are joined frame by frame, as ESPnet does with CTC. 0: not so.
     no_speech: The symbol whose probability behind `Tokens.start` says that nothing is said; None where there is none.
     """
 
     by_pairs: bool = False
     temperatures: tuple[float, ...] = (0.0,)
     no_speech: int | None = None
+    context: float = 0.0

@@ -13,7 +13,7 @@ utterances, M gated modules, D model size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -140,6 +140,7 @@ class PackedEncoder:
         lengths: list[int],
         gates: PackedGates | None = None,
         contexts: dict[str, Tensor] | None = None,
+        primers: Sequence[list[int]] | None = None,
     ) -> PackedOutput:
         """See `localgp.encoder.run.encode`.
 
@@ -147,9 +148,11 @@ class PackedEncoder:
         that are.
         """
         if torch.compiler.is_compiling():
-            eager: PackedOutput = torch.compiler.disable(self._encode)(feats_BSF, lengths, gates, contexts)
+            eager: PackedOutput = torch.compiler.disable(self._encode)(
+                feats_BSF, lengths, gates, contexts, primers
+            )
             return eager
-        return self._encode(feats_BSF, lengths, gates, contexts)
+        return self._encode(feats_BSF, lengths, gates, contexts, primers)
 
     def encode(
         self,
@@ -157,6 +160,7 @@ class PackedEncoder:
         lengths_B: Tensor,
         gates: PackedGates | None = None,
         contexts: dict[str, Tensor] | None = None,
+        primers: Sequence[list[int]] | None = None,
     ) -> EncoderOutput:
         """The same with batches, as `localgp.encoder.run.encode` has them.
 
@@ -167,7 +171,7 @@ class PackedEncoder:
         shortest = self._timeline.shortest
         if lengths and min(lengths) < shortest:
             raise ConfigError(f"an utterance has {min(lengths)} feature frames; valid: {shortest} or more")
-        output = self(feats_BSF, lengths, gates, contexts)
+        output = self(feats_BSF, lengths, gates, contexts, primers)
         layout = output.layout
         record = _in_batches(output.gates, layout, output.x.dtype)
         frames_B = sent(torch.tensor(layout.lengths), feats_BSF.device)
@@ -179,8 +183,11 @@ class PackedEncoder:
         lengths: list[int],
         gates: PackedGates | None,
         contexts: dict[str, Tensor] | None,
+        primers: Sequence[list[int]] | None,
     ) -> PackedOutput:
         parts = self._parts
+        if parts.told is not None:
+            parts = parts.told(primers, len(lengths))
         with torch.autocast(feats_BSF.device.type, enabled=False):
             with record_function(f"{RANGE}subsampling"):
                 front_ND, layout = parts.stem(feats_BSF.float(), lengths)

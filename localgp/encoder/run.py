@@ -5,7 +5,7 @@ Shape legend: B batch, S feature frames (100 per second), F mel bins, T encoder 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -185,6 +185,7 @@ def encode(
     whole: bool = False,
     keep: Collection[int] = (),
     keys_felt: bool = False,
+    primers: Sequence[list[int]] | None = None,
 ) -> EncoderOutput:
     """Encodes normalised features, asking ``policy`` at every layer what to run.
 
@@ -202,7 +203,9 @@ def encode(
         whole: All fill the batch. A GPU's attention is faster without a mask; a CPU's is left as it is.
         keep: Layers whose states are wanted; see `EncoderOutput`.
         keys_felt: On the masked path, let gates of self-attention feel what their frames are worth to others.
+        primers: See `Backbone.told`.
     """
+    backbone = backbone.told(primers, len(feats_BSF))
     if path not in PATHS:
         raise ConfigError(f"pruning.path is {path!r}; valid: {', '.join(PATHS)}")
     x_BTD, front_BTD, mask_B1T = backbone.front(feats_BSF, lengths_B)

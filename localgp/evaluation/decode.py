@@ -1,4 +1,5 @@
-"""Decode prepared rows: one encoder pass per utterance, all its tasks through one batched beam search."""
+"""Decode prepared rows: one encoder pass per utterance, or per task where it is told of that, and all tasks through one
+batched search."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.evaluation.gates_file import GateRecord, with_frames
 from localgp.model import GatedS2T
 from localgp.search.options import DecodeOptions
-from localgp.search.tasks import TaskSearches, Written
+from localgp.search.tasks import TaskSearches, Written, primers_of
 
 
 @dataclass
@@ -61,12 +62,12 @@ def decode_rows(
     backbone = model.backbone
     tokenizer, device, samples = backbone.tokenizer, backbone.device, model.samples
     encoder, searches = model.packed(dtype, options.budget), TaskSearches(backbone, options, dtype)
-    by_row: dict[int, list[Task]] = {}
+    passes: dict[Any, list[Task]] = {}  # of the encoder, with what is decoded of each
     for task in tasks:
-        by_row.setdefault(task.row, []).append(task)
+        passes.setdefault(task if backbone.is_told else task.row, []).append(task)
     # Utterances of like length decode in like numbers of steps.
     lengths = rows.select_columns(["seconds"])["seconds"]
-    order = sorted(by_row, key=lambda index: (lengths[index], index))
+    order = sorted(passes.values(), key=lambda group: (lengths[group[0].row], group[0].row))
     result = Decoded()
     opened: dict[int, np.ndarray] = {}
     real: dict[int, tuple[int, int]] = {}
@@ -76,13 +77,15 @@ def decode_rows(
     utt_ids: dict[int, str] = {}
     token_gates = TokenGates(tokenizer.eos, tokenizer.token_list, backbone.part_names("decoder"))
     for begin in tqdm(range(0, len(order), batch), unit="batch", disable=None if progress else True):
-        chunk = order[begin : begin + batch]
+        groups = order[begin : begin + batch]
+        chunk = [group[0].row for group in groups]
         items = [read_row(rows, index) for index in chunk]
         utt_ids |= {index: item["utt_id"] for index, item in zip(chunk, items, strict=True)}
         speech_BN, signal_B = padded_speech(items, samples)
         given = batch_contexts(contexts, items, samples, backbone.timeline, device)
         began = _now(device)
-        encoded = encoder.encode(speech_BN.to(device), signal_B.to(device), given)
+        primers = primers_of(tokenizer, [group[0] for group in groups]) if backbone.is_told else None
+        encoded = encoder.encode(speech_BN.to(device), signal_B.to(device), given, primers)
         result.seconds["encoder"] += _now(device) - began
         if encoded.gates:
             modules = list(encoded.gates[0])
@@ -97,12 +100,16 @@ def decode_rows(
             signalled = backbone.timeline.real(signal_B2, frames).bool() & encoded.own().cpu()
             longest = max(longest, int(model.heard(signal_B).max()))
             for position, index in enumerate(chunk):
+                if (
+                    index in opened
+                ):  # an encoder that is told has a pass for each task; the first one's are kept
+                    continue
                 opened[index] = mask[:, :, position].cpu().numpy()
                 counts[index] = int(encoded.lengths[position])
                 where = signalled[position].nonzero().squeeze(1)
                 real[index] = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
-        owners = [position for position, index in enumerate(chunk) for _ in by_row[index]]
-        chunk_tasks = [task for index in chunk for task in by_row[index]]
+        owners = [position for position, group in enumerate(groups) for _ in group]
+        chunk_tasks = [task for group in groups for task in group]
         began = _now(device)
         gates = partial(model.step_gates, encoded) if model.decoder_policy is not None else None
         found = searches(encoded.x, encoded.lengths, owners, chunk_tasks, gates=gates)

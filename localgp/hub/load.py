@@ -132,7 +132,7 @@ def load(
         options,
         dtype=dtype,
         # Fine-tuning here shows a model no timestamps, and of those that the mini backbone saw it learnt too little.
-        windows="pauses" if fine_tuned or path == "embedded" else "timestamps",
+        windows="pauses" if fine_tuned or path == "embedded" else None,
         extractors=extractors,
         name=str(source),
         config={str(key): value for key, value in config.items()},

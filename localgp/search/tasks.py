@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from localgp.backbones.base import Backbone
+from localgp.backbones.base import Backbone, Tokens
 from localgp.corpora.rows import Task
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates
 from localgp.search.beam import BeamSearch, Hypothesis
+from localgp.search.ctc import CtcSearch
 from localgp.search.options import DecodeOptions
 
 
@@ -37,8 +38,21 @@ GatesFor = Callable[[Tensor, Sequence[str], Tensor], DecoderGates | None]
 (`localgp.model.GatedS2T.step_gates` of an encoder output)."""
 
 
+def primers_of(
+    tokens: Tokens,
+    tasks: Sequence[Task],
+    previous: Sequence[list[int]] | None = None,
+    *,
+    timestamps: bool = False,
+) -> list[list[int]]:
+    """What the output of each task begins with, the text before included (`Tokens.previous`)."""
+    prompts = [tokens.prompt(task.source, task.target, timestamps=timestamps) for task in tasks]
+    before: Sequence[list[int]] = [[]] * len(tasks) if previous is None else previous
+    return [[*b, *tokens.start, *p] for b, p in zip(before, prompts, strict=True)]
+
+
 class TaskSearches:
-    """One beam search for transcripts and one for translations.
+    """One beam search for transcripts and one for translations; of a model without a decoder, CTC's.
 
     A CTC head, where a model has one, writes the transcript whatever the language asked for, so ``ctc_weight`` is not
     used for translations, which are decoded by attention.
@@ -49,8 +63,13 @@ class TaskSearches:
         dtype: Arithmetic of the decoder.
     """
 
+    ctc: CtcSearch | None = None  # of a model without a decoder
+
     def __init__(self, backbone: Backbone, options: DecodeOptions, dtype: torch.dtype) -> None:
         self._tokens = backbone.tokenizer
+        if not backbone.shape.decoder_layers:
+            self.ctc = CtcSearch(backbone, options, dtype)
+            return
         decoder = CachedDecoder(backbone, dtype=dtype)
         self._transcripts = BeamSearch(backbone, options, decoder)
         self._translations = self._transcripts
@@ -72,27 +91,28 @@ class TaskSearches:
         """The best hypothesis of each task.
 
         Args:
-            owners: Row of ``memory_BTD`` that each task belongs to.
+            owners: Row of ``memory_BTD`` that each task belongs to; where the encoder was told, its task was.
             timestamps: Predict times too, by attention alone: CTC knows none. These outputs have a confidence.
             gates: Where the decoder has gates, what gives them.
             previous: Of each task, what stands before its prompt (`Tokens.previous`).
             temperature: See `BeamSearch`.
         """
+        if self.ctc is not None:
+            return [Written(tokens) for tokens in self.ctc(memory_BTD[owners], lengths_B[owners])]
         found_of: list[Written] = [Written([])] * len(tasks)
         kinds: dict[int, list[int]] = {}
         for index, task in enumerate(tasks):
             kinds.setdefault(id(self._search_for(task, timestamps)), []).append(index)
         for indices in kinds.values():
             rows = [owners[i] for i in indices]
-            prompts = [
-                self._tokens.prompt(tasks[i].source, tasks[i].target, timestamps=timestamps) for i in indices
-            ]
-            before = [[] if previous is None else previous[i] for i in indices]
-            primers = [[*b, *self._tokens.start, *p] for b, p in zip(before, prompts, strict=True)]
+            before = None if previous is None else [previous[i] for i in indices]
+            primers = primers_of(self._tokens, [tasks[i] for i in indices], before, timestamps=timestamps)
             search = self._search_for(tasks[indices[0]], timestamps)
             decide = None
             if gates is not None:
-                prompt_Q2 = torch.tensor([prompt[:2] for prompt in prompts], device=memory_BTD.device)
+                prompts = primers_of(self._tokens, [tasks[i] for i in indices])
+                symbols = [primer[len(self._tokens.start) :][:2] for primer in prompts]
+                prompt_Q2 = torch.tensor(symbols, device=memory_BTD.device)
                 owner_Q = torch.tensor(rows, device=memory_BTD.device)
                 decide = gates(owner_Q, [tasks[i].name for i in indices], prompt_Q2)
             found = search(

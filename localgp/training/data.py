@@ -22,6 +22,14 @@ from localgp.corpora.integrity import read_row
 from localgp.corpora.rows import Task, list_tasks
 from localgp.errors import ConfigError
 
+OF_UTTERANCES = (
+    "speech",
+    "speech_lengths",
+    "signal",
+    "text_ctc",
+    "text_ctc_lengths",
+    "contexts",
+)  # not sequences
 IGNORE = -1  # ESPnet's padding of token sequences
 
 
@@ -170,6 +178,20 @@ def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     for index, sequence in enumerate(sequences):
         padded[index, : len(sequence)] = torch.tensor(sequence)
     return padded, lengths
+
+
+def one_by_one(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch whose utterances appear once for each of their sequences, for an encoder that is told what to write."""
+    owner_Q = batch["utterance"]
+
+    def each(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: each(part) for name, part in value.items()}
+        return value.index_select(0, owner_Q)
+
+    told = {name: each(batch[name]) for name in OF_UTTERANCES if name in batch}
+    told["utt_ids"] = [batch["utt_ids"][owner] for owner in owner_Q.tolist()]
+    return batch | told | {"utterance": torch.arange(len(owner_Q), device=owner_Q.device)}
 
 
 class Collate:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from localgp import __version__
-from localgp.backbones.base import Backbone
+from localgp.backbones.base import Backbone, Side
 from localgp.build import build_model
 from localgp.contexts.extract import row_contexts
 from localgp.corpora.fits import check_fits, split_of
@@ -259,6 +259,11 @@ def build_teacher(cfg: DictConfig, backbone: Backbone, window: Window, *, repeat
     training = cfg.training
     if training.objective == "task":
         return None
+    if backbone.is_told:
+        raise ConfigError(
+            f"training.objective={training.objective} is for models whose encoder is not told what to write, and "
+            f"that of {backbone.name} is; valid: task"
+        )
     layers = Layers(tuple(training.distil_encoder), tuple(training.distil_decoder))
     heard = window if training.teacher_window == "own" else Window()
     return Teacher(backbone, layers, heard, repeats=repeats)
@@ -341,7 +346,8 @@ def _fsdp(backbone: Backbone) -> Any:
     from lightning.pytorch.strategies import FSDPStrategy
 
     # A layer's parts are called one by one, so these, and not the layer, are what is sharded.
-    parts = [*backbone.branches("encoder", 0).values(), *backbone.branches("decoder", 0).values()]
+    sides: tuple[Side, ...] = ("encoder", "decoder") if backbone.shape.decoder_layers else ("encoder",)
+    parts = [part for side in sides for part in backbone.branches(side, 0).values()]
     units = {type(part.module) for part in parts if part.module is not None}
     return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full")
 

@@ -18,6 +18,7 @@ from localgp.gates.loss import kept_ratio, kept_ratios
 from localgp.gates.target import target_of
 from localgp.model import GatedS2T, Losses
 from localgp.run import Run
+from localgp.training.data import one_by_one
 from localgp.training.distil import Layers, Teacher, distil_loss
 from localgp.training.schedule import build_optimizer
 from localgp.world import mean_over_ranks, sum_over_ranks, weight_among_ranks
@@ -69,13 +70,15 @@ class TrainingModule(L.LightningModule):
         torch.manual_seed(step_seed(self.cfg.seed, self._micro_step, self.global_rank))
         self._micro_step += 1
         budget = self._draw_budget()
+        batch = self._told(batch)
         encoded = self._encode(batch, self.cfg.pruning.path)
         losses = self.model.losses(encoded, batch, self._keep.decoder)
         # A batch counts its sequences' mean; processes may have different numbers of them.
         attention = losses.attention * weight_among_ranks(len(batch["text"]))
         total = losses.total + losses.attention_weight * (attention - losses.attention)
         terms: dict[str, Any] = {} if losses.ctc is None else {"loss_ctc": losses.ctc.detach()}
-        terms |= {"loss_att": attention.detach(), "accuracy": losses.accuracy}
+        if self.model.backbone.shape.decoder_layers:
+            terms |= {"loss_att": attention.detach(), "accuracy": losses.accuracy}
         if self.teacher is not None:
             distance = self._distance(self.teacher, encoded, losses, batch)
             terms["loss_distil"] = distance.detach()
@@ -125,9 +128,12 @@ class TrainingModule(L.LightningModule):
         self._dev_utterances = 0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        batch = self._told(batch)
         encoded = self._encode(batch, "gathered")
         losses = self.model.losses(encoded, batch, self._keep.decoder)
-        terms: dict[str, Any] = {"valid/loss": losses.total, "valid/accuracy": losses.accuracy}
+        terms: dict[str, Any] = {"valid/loss": losses.total}
+        if self.model.backbone.shape.decoder_layers:
+            terms["valid/accuracy"] = losses.accuracy
         if self.teacher is not None:
             terms["valid/loss_distil"] = self._distance(self.teacher, encoded, losses, batch)
             terms["valid/loss"] = self._objective(losses.total, terms["valid/loss_distil"])
@@ -163,7 +169,14 @@ class TrainingModule(L.LightningModule):
 
     def _encode(self, batch: dict[str, Any], path: str) -> EncoderOutput:
         contexts, keep = batch.get("contexts"), self._keep.encoder
-        return self.model.encode(batch["speech"], batch["signal"][:, 1], contexts, path=path, keep=keep)
+        primers = None
+        if self.model.backbone.is_told:
+            primers = batch["text"][:, : self.model.backbone.timeline.told].tolist()
+        ends = batch["signal"][:, 1]
+        return self.model.encode(batch["speech"], ends, contexts, path=path, keep=keep, primers=primers)
+
+    def _told(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return one_by_one(batch) if self.model.backbone.is_told else batch
 
     def _distance(
         self, teacher: Teacher, encoded: EncoderOutput, losses: Losses, batch: dict[str, Any]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from localgp.timeline import Timeline
 from localgp.transcription.formats import Segment
 from localgp.transcription.windows import (
     SHORTEST,
@@ -14,11 +15,15 @@ from localgp.transcription.windows import (
     TimeTokens,
     Window,
     cut_at_pauses,
+    overlapping,
     read_pairs,
     read_timed,
     speech_bounds,
     step_after,
 )
+
+GAP = 1.0  # seconds without a label that end a segment
+LONGEST = 10.0  # seconds, after which the next word begins another
 
 
 class Job(ABC):
@@ -29,6 +34,7 @@ class Job(ABC):
     """
 
     timed = False  # whether its windows are decoded with timestamps
+    by_frames = False  # whether it takes the label of every frame, and not a text
 
     def __init__(self, samples: np.ndarray, rate: int, decode_text: Callable[[Sequence[int]], str]) -> None:
         self.samples, self.rate, self._text = samples, rate, decode_text
@@ -153,3 +159,83 @@ class PauseJob(Job):
         offset = window.first / self.rate
         self.segments.append(Segment(round(offset + first, 2), round(offset + last, 2), text))
         self.segments.sort(key=lambda segment: segment.start)
+
+
+class OverlapJob(Job):
+    """Windows that overlap, all of which can be decoded together; of each, CTC's labels of the middle frames count.
+
+    Args:
+        window_seconds: Of the model.
+        context: Seconds at either end of a window that do not count.
+        timeline: Of the encoder's frames.
+        blank: CTC's.
+        begins: Whether a label begins a word.
+    """
+
+    by_frames = True
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        rate: int,
+        decode_text: Callable[[Sequence[int]], str],
+        window_seconds: float,
+        context: float,
+        timeline: Timeline,
+        blank: int,
+        begins: Callable[[int], bool],
+    ) -> None:
+        self._ahead = round(context * rate)
+        super().__init__(np.pad(samples, self._ahead), rate, decode_text)
+        self._windows = overlapping(len(self.samples), round(window_seconds * rate), self._ahead)
+        frames_per_second = rate / (timeline.hop * timeline.stride)
+        self._middle = slice(
+            int(frames_per_second * context),
+            int(frames_per_second * window_seconds) - int(frames_per_second * context),
+        )
+        self._timeline, self._blank, self._begins = timeline, blank, begins
+        self._found: dict[Window, list[int]] = {}
+
+    @property
+    def seconds(self) -> float:
+        return (len(self.samples) - 2 * self._ahead) / self.rate
+
+    @property
+    def done_seconds(self) -> float:
+        return self.seconds * len(self._found) / len(self._windows)
+
+    def ready(self) -> list[Window]:
+        return [window for window in self._windows if window not in self._found]
+
+    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+        """Takes the label of each frame."""
+        self._found[window] = list(tokens)
+        if not self.ready():
+            self._write()
+
+    def _write(self) -> None:
+        """Segments of all labels: cut before words, where nothing is written for a while or after a long time."""
+        written: list[tuple[int, float]] = []  # label and seconds
+        before = self._blank
+        for window in self._windows:
+            centres_T = (
+                self._timeline.centres(len(self._found[window])) + window.first - self._ahead
+            ) / self.rate
+            labels = self._found[window][self._middle]
+            for label, second in zip(labels, centres_T[self._middle], strict=True):
+                if label not in (before, self._blank):
+                    written.append((label, min(max(float(second), 0.0), self.seconds)))
+                before = label
+        part: list[tuple[int, float]] = []
+        for label, second in written:
+            if part and self._begins(label) and (second - part[-1][1] > GAP or second - part[0][1] > LONGEST):
+                self._close(part, second)
+                part = []
+            part.append((label, second))
+        self._close(part, self.seconds)
+
+    def _close(self, part: list[tuple[int, float]], latest: float) -> None:
+        text = self._text([label for label, _ in part])
+        if text:
+            end = min(part[-1][1] + GAP / 2, latest)
+            self.segments.append(Segment(round(part[0][1], 2), round(end, 2), text))

@@ -15,7 +15,11 @@ TASKS: dict[str, str | None] = {
     "transcribe": None,
     "translate": "eng",
 }  # of every model, and what is then written
-WINDOWS = ("timestamps", "pauses")
+
+
+def windows_of(tokenizer: Tokens) -> tuple[str, str]:
+    """How a model can walk through a long recording; the first is its own way."""
+    return ("overlap" if tokenizer.long_form.context else "timestamps", "pauses")
 
 
 def check_request(
@@ -46,8 +50,8 @@ def check_request(
     problems = []
     if batch < 1:
         problems.append(f"batch is {batch}; valid: 1 or more")
-    if windows is not None and windows not in WINDOWS:
-        problems.append(f"windows is {windows!r}; valid: {', '.join(WINDOWS)}")
+    if windows is not None and windows not in windows_of(tokenizer):
+        problems.append(f"windows is {windows!r}; valid: {', '.join(windows_of(tokenizer))}")
     longest = window_seconds if max_window is None else float(max_window)
     if not 1.0 <= longest <= window_seconds:
         problems.append(f"max_window is {max_window}; valid: 1 to this model's {window_seconds:g} s")

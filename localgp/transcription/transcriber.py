@@ -25,17 +25,18 @@ from localgp.encoder.run import EncoderOutput
 from localgp.errors import AudioError, ConfigError
 from localgp.model import GatedS2T, PackedModel
 from localgp.search.options import DecodeOptions
-from localgp.search.tasks import TaskSearches
+from localgp.search.tasks import TaskSearches, primers_of
 from localgp.transcription.detection import detection_warnings
 from localgp.transcription.formats import Transcript
 from localgp.transcription.gates import GateMasks
 from localgp.transcription.inputs import on_disk, readable
-from localgp.transcription.jobs import Job, PauseJob, TimestampJob
-from localgp.transcription.request import check_request, target_of
+from localgp.transcription.jobs import Job, OverlapJob, PauseJob, TimestampJob
+from localgp.transcription.request import check_request, target_of, windows_of
 from localgp.transcription.samples import as_samples, is_samples
 from localgp.transcription.trust import FORGET, NO_SPEECH, repeats, unsure
 from localgp.transcription.windows import TimeTokens, Window, cut_at_pauses
 
+WORD = "▁"  # what begins a piece that begins a word
 LONGEST = (
     448  # positions of a decoder that has any number of them, for text before: half of Whisper's is enough
 )
@@ -48,7 +49,7 @@ class Transcriber:
     model: In eval mode, on its device; its weights are laid out for inference when they are first needed.
     options: How to decode.
     dtype: Arithmetic of encoder and decoder; features are always fp32.
-    windows: How it walks through a long recording unless told otherwise, ``timestamps`` or ``pauses``.
+    windows: How it walks through a long recording unless told otherwise; None: the model's own way.
     extractors: Context name to the extractor of what the gates see besides the speech
         (`localgp.contexts.extract.build_extractor`).
     name: For people: where it was loaded from.
@@ -67,7 +68,7 @@ class Transcriber:
         options: DecodeOptions,
         *,
         dtype: torch.dtype = torch.float32,
-        windows: str = "timestamps",
+        windows: str | None = None,
         extractors: dict[str, Any] | None = None,
         name: str = "",
         config: dict[str, Any] | None = None,
@@ -75,7 +76,7 @@ class Transcriber:
     ) -> None:
         backbone = model.backbone
         self.model, self.backbone, self.options, self.dtype = model, backbone, options, dtype
-        self.windows = windows
+        self.windows = windows or windows_of(backbone.tokenizer)[0]
         self.extractors = extractors or {}
         self.name, self.config, self.metrics = name, config or {}, metrics or {}
         self.device = next(model.parameters()).device
@@ -151,8 +152,9 @@ class Transcriber:
             batch: Windows, of all files, decoded together.
             timestamps: Whether a recording that fits into one window gets predicted times too. None: it does
                 not, which is what models are best at; longer ones always do, with ``windows="timestamps"``.
-            windows: How a longer recording is walked through (`localgp.transcription.windows`): ``timestamps`` or
-                ``pauses``; None: as the model does it best (`Transcriber.windows`).
+            windows: How a longer recording is walked through (`localgp.transcription.windows`): ``timestamps``, or
+                ``overlap`` where the model has CTC alone, or ``pauses``; None: as the model does it best
+                (`Transcriber.windows`).
             max_window: Longest piece in seconds where it is cut at pauses; None: the model's window.
             temperatures: What a window with predicted times is decoded at, one after the other, until its text can be
                 trusted (`localgp.transcription.trust`); above 0, tokens are drawn. None: as the model does it: Whisper
@@ -235,11 +237,11 @@ class Transcriber:
             encoded = self._encode([samples_N[window.first : window.last]])
             frames = encoded.x.shape[1]
             centres_T = self.backbone.timeline.centres(frames)
-            signal = int((centres_T < window.last - window.first).sum())
-            times.append(torch.from_numpy((window.first + centres_T[:signal]) / self.sample_rate))
+            signal = slice(self.backbone.timeline.told, int((centres_T < window.last - window.first).sum()))
+            times.append(torch.from_numpy((window.first + centres_T[signal]) / self.sample_rate))
             for name in encoded.gates[0]:
                 mask_LT = torch.cat([layer[name].mask.expand(1, frames) for layer in encoded.gates])
-                found.setdefault(name, []).append(mask_LT[:, :signal].cpu())
+                found.setdefault(name, []).append(mask_LT[:, signal].cpu())
         return GateMasks({name: torch.cat(parts, dim=1) for name, parts in found.items()}, torch.cat(times))
 
     def _samples(self, source: Source) -> tuple[np.ndarray, list[str]]:
@@ -260,15 +262,27 @@ class Transcriber:
     def _open(self, source: Source, timestamps: bool | None, windows: str, longest: float) -> Job:
         samples, warnings = self._samples(source)
         seconds = len(samples) / self.sample_rate
-        text = self.backbone.tokenizer.decode
-        if windows == "timestamps" and (timestamps or seconds > self.window_seconds):
-            job: Job = TimestampJob(
+        tokenizer = self.backbone.tokenizer
+        text = tokenizer.decode
+        if windows == "overlap" and seconds > self.window_seconds:
+            job: Job = OverlapJob(
+                samples,
+                self.sample_rate,
+                text,
+                self.window_seconds,
+                tokenizer.long_form.context,
+                self.backbone.timeline,
+                tokenizer.blank,
+                lambda label: tokenizer.token_list[label].startswith(WORD),
+            )
+        elif windows == "timestamps" and (timestamps or seconds > self.window_seconds):
+            job = TimestampJob(
                 samples,
                 self.sample_rate,
                 text,
                 self._times,
                 self.window_seconds,
-                by_pairs=self.backbone.tokenizer.long_form.by_pairs,
+                by_pairs=tokenizer.long_form.by_pairs,
             )
         else:
             job = PauseJob(samples, self.sample_rate, text, longest)
@@ -277,9 +291,9 @@ class Transcriber:
 
     @staticmethod
     def _pick(active: list[tuple[int, Job]], batch: int) -> list[tuple[Job, Window]]:
-        """Windows to decode together, with times or without: the kind of the first that is ready."""
+        """Windows to decode together: of the first that is ready, and of jobs of its kind."""
         ready = [(job, window) for _, job in active for window in job.ready()]
-        return [entry for entry in ready if entry[0].timed == ready[0][0].timed][:batch]
+        return [entry for entry in ready if type(entry[0]) is type(ready[0][0])][:batch]
 
     @torch.inference_mode()
     def _run(
@@ -293,13 +307,21 @@ class Transcriber:
         given: list[int],
     ) -> None:
         pieces = [job.samples[window.first : window.last] for job, window in picked]
-        encoded = self._encode(pieces, options.budget)
-        unknown = [(row, job) for row, (job, _) in enumerate(picked) if job.language is None]
-        for row, job in unknown:
-            if src is None:
-                self._detect(encoded.x[row, : int(encoded.lengths[row])], job)
-            else:
+        unknown = {
+            id(job): row for row, (job, _) in reversed(list(enumerate(picked))) if job.language is None
+        }
+        encoded = None
+        if not self.backbone.is_told:
+            encoded = self._encode(pieces, options.budget)
+        if src is not None:
+            for job, _ in picked:
                 job.language = self._code(src)
+        elif unknown:  # a recording's first window says
+            rows = sorted(unknown.values())
+            heard = encoded or self._encode([pieces[row] for row in rows], options.budget)
+            for place, row in enumerate(rows):
+                place = place if encoded is None else row
+                self._detect(heard.x[place, : int(heard.lengths[place])], picked[row][0])
         tasks = []
         for row, (job, _) in enumerate(picked):
             assert job.language is not None
@@ -310,8 +332,17 @@ class Transcriber:
             self._searches = {  # one set of prepared weights at a time
                 options: TaskSearches(self.backbone, options, self.dtype)
             }
-        gates = partial(self.model.step_gates, encoded) if self.model.decoder_policy is not None else None
         before = [self._before(given + (job.text_before if previous else [])) for job, _ in picked]
+        if encoded is None:
+            primers = primers_of(self.backbone.tokenizer, tasks, before)
+            encoded = self._encode(pieces, options.budget, primers)
+        ctc = self._searches[options].ctc
+        if picked[0][0].by_frames and ctc is not None:
+            labels = ctc.labels(encoded.x, encoded.lengths)
+            for (job, window), found_T in zip(picked, labels, strict=True):
+                job.accept(window, found_T)
+            return
+        gates = partial(self.model.step_gates, encoded) if self.model.decoder_policy is not None else None
         timed = picked[0][0].timed
         accepted: list[list[int]] = [[] for _ in picked]
         left = list(range(len(picked)))
@@ -344,7 +375,10 @@ class Transcriber:
 
     def _text_of(self, tokens: list[int]) -> list[int]:
         eos = self.backbone.tokenizer.eos
-        return tokens[: tokens.index(eos)] if eos in tokens else tokens
+        ended = (
+            eos in tokens and self.backbone.shape.decoder_layers
+        )  # of a decoder; to CTC it is a label like any other
+        return tokens[: tokens.index(eos)] if ended else tokens
 
     def _before(self, text: list[int]) -> list[int]:
         return self.backbone.tokenizer.previous(text, self.backbone.shape.longest or LONGEST)
@@ -357,7 +391,12 @@ class Transcriber:
         logits_V = self._first_logits(encoded.x[row, : int(encoded.lengths[row])], before)
         return float(logits_V.softmax(-1)[symbol]) > NO_SPEECH
 
-    def _encode(self, pieces: Sequence[np.ndarray], budget: float | None = None) -> EncoderOutput:
+    def _encode(
+        self,
+        pieces: Sequence[np.ndarray],
+        budget: float | None = None,
+        primers: Sequence[list[int]] | None = None,
+    ) -> EncoderOutput:
         samples = self.model.samples
         pieces = [piece_N[:samples] for piece_N in pieces]
         padded_BN = np.zeros((len(pieces), samples), dtype=np.float32)
@@ -367,7 +406,7 @@ class Transcriber:
         contexts = self._contexts(pieces, samples)
         if self._packed is None or self._packed[0] != budget:  # one set of prepared weights at a time
             self._packed = budget, self.model.packed(self.dtype, budget)
-        return self._packed[1].encode(torch.from_numpy(padded_BN).to(self.device), ends_B, contexts)
+        return self._packed[1].encode(torch.from_numpy(padded_BN).to(self.device), ends_B, contexts, primers)
 
     def _contexts(self, pieces: Sequence[np.ndarray], samples: int) -> dict[str, Tensor] | None:
         """What the gates see besides the speech, extracted from each window by itself, as in training."""
@@ -385,11 +424,14 @@ class Transcriber:
         return {name: value.to(self.device) for name, value in stack_contexts(contexts).items()}
 
     def _detect(self, memory_TD: Tensor, job: Job) -> None:
-        """The model's own language identification: the language token it predicts first."""
+        """The model's own language identification: the language token it predicts first, or, of CTC alone, anywhere."""
         if len(self.languages) == 1:
             job.language = self.languages[0]
             return
-        logits_V = self._first_logits(memory_TD)
+        if self.backbone.shape.decoder_layers:
+            logits_V = self._first_logits(memory_TD)
+        else:
+            logits_V = self.backbone.output_layer(memory_TD.float()).log_softmax(-1).amax(0)
         probability_V = logits_V[list(self.backbone.tokenizer.language_ids)].softmax(-1)
         best = int(probability_V.argmax())
         job.language, job.language_probability = self.languages[best], float(probability_V[best])

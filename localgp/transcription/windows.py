@@ -1,9 +1,10 @@
 """How a recording that is longer than the model's window is walked through.
 
-Two ways. By timestamps, as OWSM and Whisper were made for and as ESPnet's ``Speech2Text.decode_long`` and
+Three ways. By timestamps, as OWSM and Whisper were made for and as ESPnet's ``Speech2Text.decode_long`` and
 openai-whisper's ``transcribe`` do: decode a window with predicted times, keep the utterances that are complete in it,
 and start the next window where they end. By pauses: cut beforehand where it is quietest, and decode every piece without
-timestamps; for models that were never trained on timestamps, and all pieces can be decoded together.
+timestamps; for models that were never trained on timestamps, and all pieces can be decoded together. In windows that
+overlap, of which the middles are joined frame by frame, as ESPnet does with CTC, which has a label for every frame.
 
     window 1  |--[0.00 … 4.10]--[4.60 … 7.9|    the last utterance reaches the end, it may be cut:
     window 2              |----[0.00 … 4.40]--|     it is decoded again from its own start
@@ -140,6 +141,21 @@ def cut_at_pauses(samples_N: np.ndarray, rate: int, longest: float) -> list[Wind
         windows.append(Window(first, len(samples_N)))
     else:
         windows[-1] = Window(windows[-1].first, min(len(samples_N), windows[-1].first + limit))
+    return windows
+
+
+def overlapping(samples: int, window: int, context: int) -> list[Window]:
+    """Windows of which each begins two contexts before the end of the one before, as ESPnet has them.
+
+    Examples:
+        >>> [(w.first, w.last) for w in overlapping(25, 10, 2)]
+        [(0, 10), (6, 16), (12, 22), (18, 25)]
+    """
+    windows = []
+    for first in range(0, samples, window - 2 * context):
+        windows.append(Window(first, min(first + window, samples)))
+        if first + window > samples:
+            break
     return windows
 
 

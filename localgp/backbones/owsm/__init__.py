@@ -24,6 +24,7 @@ CONFIGURATIONS = ("config.yaml", "exp*/*/config.yaml")  # of a directory
 NAMES = (
     "mini",
     *(f"owsm_{version}_{size}" for version in ("v4", "v3.1") for size in ("base", "small", "medium")),
+    *(f"owsm_ctc_{version}" for version in ("v4", "v3.2", "v3.1")),
 )
 TRANSFORMER = ("attention", "ffn")  # what can be gated of v1's, v2's and v3's encoder
 
@@ -65,7 +66,7 @@ def open_model(cfg: Mapping[str, Any]) -> OwsmBackbone:
 
 def holds(model: Any) -> bool:
     names = {kind.__name__ for kind in type(model).__mro__}
-    return "ESPnetS2TModel" in names or ("Speech2Text" in names and hasattr(model, "s2t_model"))
+    return bool(names & {"ESPnetS2TModel", "ESPnetS2TCTCModel"}) or hasattr(model, "s2t_model")
 
 
 def adopt(model: Any, vocabulary: Any = None) -> OwsmBackbone:

@@ -15,6 +15,7 @@ import torch
 
 from localgp.backbones.owsm.components import COMPONENTS, component_class, quiet_espnet
 from localgp.backbones.owsm.files import ModelFiles
+from localgp.backbones.owsm.supported import is_ctc
 from localgp.errors import BackboneError
 from localgp.weights import mismatches
 
@@ -44,6 +45,9 @@ def build_model(config: Mapping[str, Any]) -> Any:
             bins = preencoder.output_size()
         encoder = component("encoder", config["encoder"], config, input_size=bins)
         size = encoder.output_size()
+        if is_ctc(config):
+            given = frontend, specaug, normalize, encoder
+            return _initialised(_ctc_model(config, tokens, *given), config)
         postencoder = _optional("postencoder", config, input_size=size)
         if postencoder is not None:
             size = postencoder.output_size()
@@ -64,12 +68,39 @@ def build_model(config: Mapping[str, Any]) -> Any:
             decoder=decoder,
             ctc=ctc,
         )
-        if config.get("init") is not None:
-            from espnet2.torch_utils.initialize import initialize
-
-            initialize(model, config["init"])
+        return _initialised(model, config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise BackboneError(f"ESPnet cannot build a model from this config.yaml: {error}") from error
+
+
+def _ctc_model(
+    config: Mapping[str, Any], tokens: list[str], frontend: Any, specaug: Any, normalize: Any, encoder: Any
+) -> Any:
+    """Of OWSM-CTC, as ESPnet's task for it builds one."""
+    size = (config.get("promptencoder_conf") or {})["output_size"]
+    name = config.get("promptencoder") or "transformer"
+    prompt_encoder = component("promptencoder", name, config, input_size=size, input_layer=None)
+    ctc = component("ctc", "ctc", config, odim=len(tokens), encoder_output_size=encoder.output_size())
+    return component(
+        "model",
+        "espnet_ctc",
+        config,
+        vocab_size=len(tokens),
+        token_list=tokens,
+        frontend=frontend,
+        specaug=specaug,
+        normalize=normalize,
+        encoder=encoder,
+        prompt_encoder=prompt_encoder,
+        ctc=ctc,
+    )
+
+
+def _initialised(model: Any, config: Mapping[str, Any]) -> Any:
+    if config.get("init") is not None:
+        from espnet2.torch_utils.initialize import initialize
+
+        initialize(model, config["init"])
     return model
 
 
@@ -90,7 +121,7 @@ def accepted(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as this ESPnet takes it: published ones carry arguments that not every version knows. One that
     it has under another name is renamed, the others are left out with a log line."""
     names = {kind: config.get(kind) for kind in COMPONENTS}
-    names |= {"ctc": "ctc", "model": config.get("model", "espnet")}
+    names |= {"ctc": "ctc", "model": "espnet_ctc" if is_ctc(config) else config.get("model", "espnet")}
     if config.get("input_size") is None:
         names["frontend"] = config.get("frontend") or "default"
     result = dict(config)

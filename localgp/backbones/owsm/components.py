@@ -1,6 +1,6 @@
-"""ESPnet's components of an S2T model, by the names that ``config.yaml`` gives them.
+"""ESPnet's components of an S2T model, with a decoder or of CTC alone, by the names that ``config.yaml`` gives them.
 
-ESPnet's own task module has this table too, and imports every class in it, phonemisers and downloads included, before
+ESPnet's own task modules have this table too, and imports every class in it, phonemisers and downloads included, before
 the first one can be built. Here a class is imported when a configuration names it.
 """
 
@@ -55,6 +55,13 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "branchformer": "espnet2.asr.encoder.branchformer_encoder.BranchformerEncoder",
         "whisper": "espnet2.asr.encoder.whisper_encoder.OpenAIWhisperEncoder",
         "e_branchformer": "espnet2.asr.encoder.e_branchformer_encoder.EBranchformerEncoder",
+        "e_branchformer_ctc": "espnet2.asr.encoder.e_branchformer_ctc_encoder.EBranchformerCTCEncoder",
+    },
+    "promptencoder": {
+        "conformer": "espnet2.asr.encoder.conformer_encoder.ConformerEncoder",
+        "transformer": "espnet2.asr.encoder.transformer_encoder.TransformerEncoder",
+        "branchformer": "espnet2.asr.encoder.branchformer_encoder.BranchformerEncoder",
+        "e_branchformer": "espnet2.asr.encoder.e_branchformer_encoder.EBranchformerEncoder",
     },
     "postencoder": {
         "hugging_face_transformers": (
@@ -76,7 +83,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "s4": "espnet2.asr.decoder.s4_decoder.S4Decoder",
     },
     "ctc": {"ctc": "espnet2.asr.ctc.CTC"},
-    "model": {"espnet": "espnet2.s2t.espnet_model.ESPnetS2TModel"},
+    "model": {
+        "espnet": "espnet2.s2t.espnet_model.ESPnetS2TModel",
+        "espnet_ctc": "espnet2.s2t.espnet_ctc_model.ESPnetS2TCTCModel",
+    },
 }
 
 

@@ -19,7 +19,8 @@ import yaml
 
 from localgp.archive import opened
 from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, train_config
-from localgp.backbones.owsm.tokens import OwsmTokenizer, bpe_pieces, is_special
+from localgp.backbones.owsm.supported import is_ctc
+from localgp.backbones.owsm.tokens import OwsmCtcTokenizer, OwsmTokenizer, bpe_pieces, is_special
 from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
@@ -247,7 +248,8 @@ def read_vocabulary(cfg: Mapping[str, Any]) -> tuple[OwsmTokenizer, float]:
 def tokenizer_of(config: Mapping[str, Any]) -> OwsmTokenizer:
     """The vocabulary of an ESPnet configuration."""
     symbols = config.get("preprocessor_conf") or {}
-    return OwsmTokenizer(config["token_list"], Path(config["bpemodel"]), symbols)
+    kind = OwsmCtcTokenizer if is_ctc(config) else OwsmTokenizer
+    return kind(config["token_list"], Path(config["bpemodel"]), symbols)
 
 
 def padded_seconds(config: Mapping[str, Any]) -> float:

@@ -51,7 +51,7 @@ def encoder_branches(layer: Any) -> Branches:
     after = () if unit.linear is None else (unit.linear,)
     return {
         "ffn1": _feed_forward(layer.feed_forward_macaron, layer.norm_ff_macaron, layer.ff_scale),
-        "attention": _attention("attention", layer.attn, layer.norm_mha),
+        "attention": attention_branch("attention", layer.attn, layer.norm_mha),
         "cgmlp": Branch(
             "convolution",
             (cgmlp.channel_proj1[0], unit.conv, *after, cgmlp.channel_proj2),
@@ -68,7 +68,7 @@ def encoder_branches(layer: Any) -> Branches:
 def transformer_branches(layer: Any) -> Branches:
     """Of ESPnet's EncoderLayer, the Transformer's."""
     return {
-        "attention": _attention("attention", layer.self_attn, layer.norm1),
+        "attention": attention_branch("attention", layer.self_attn, layer.norm1),
         "ffn": _feed_forward(layer.feed_forward, layer.norm2, 1.0),
     }
 
@@ -76,8 +76,8 @@ def transformer_branches(layer: Any) -> Branches:
 def decoder_branches(layer: Any) -> Branches:
     """Of ESPnet's DecoderLayer."""
     return {
-        "self_attention": _attention("attention", layer.self_attn, layer.norm1),
-        "source_attention": _attention("source", layer.src_attn, layer.norm2),
+        "self_attention": attention_branch("attention", layer.self_attn, layer.norm1),
+        "source_attention": attention_branch("source", layer.src_attn, layer.norm2),
         "ffn": _feed_forward(layer.feed_forward, layer.norm3, 1.0),
     }
 
@@ -86,18 +86,23 @@ def _feed_forward(ffn: Any, norm: nn.Module, scale: float) -> Branch:
     return Branch("ffn", (ffn.w_1, ffn.w_2), norm=norm, module=ffn, scale=scale, activation=ffn.activation)
 
 
-def _attention(kind: Any, attention: Any, norm: nn.Module) -> Branch:
+def attention_branch(kind: Any, attention: Any, norm: nn.Module) -> Branch:
     linears = attention.linear_q, attention.linear_k, attention.linear_v, attention.linear_out
     normed = not isinstance(attention.q_norm, nn.Identity)
     head_norms = (attention.q_norm, attention.k_norm) if normed else None
     return Branch(kind, linears, norm=norm, module=attention, heads=attention.h, head_norms=head_norms)
 
 
-def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+def run_encoder_layer(
+    layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run, last: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """One E-Branchformer layer (ESPnet's EBranchformerEncoderLayer).
 
     x ─ +0.5 FFN1 ─┬─ attention ─┐
                    └─ cgMLP ─────┴ merge ─ + ─ +0.5 FFN2 ─ norm
+
+    Args:
+        last: What is added before the norm.
     """
     drop = layer.dropout
 
@@ -121,6 +126,8 @@ def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> 
     fused = layer.depthwise_conv_fusion(run.within(both).transpose(1, 2)).transpose(1, 2)
     x_BTD = x_BTD + drop(layer.merge_proj(both + fused))
     x_BTD = x_BTD + run.frames("ffn2", ffn2, x_BTD, layer.ff_scale)
+    if last is not None:
+        x_BTD = x_BTD + last(x_BTD)
     return layer.norm_final(x_BTD)
 
 
@@ -234,8 +241,18 @@ class PackedLayer:
         self._final = PackedNorm(layer.norm_final, torch.float32)
         self._dtype = rows_type(dtype)
 
-    def __call__(self, x_ND: Tensor, layout: Ragged, plan: LayerPlan) -> Tensor:
-        """Changes ``x_ND`` on the way; the result is another tensor."""
+    def __call__(
+        self,
+        x_ND: Tensor,
+        layout: Ragged,
+        plan: LayerPlan,
+        last: Callable[[Tensor, Ragged], None] | None = None,
+    ) -> Tensor:
+        """Changes ``x_ND`` on the way; the result is another tensor.
+
+        Args:
+            last: What is added before the norm, in place.
+        """
         with record_function(f"{RANGE}ffn1"):
             self._ffn1.add_to(x_ND, plan.frames.get("ffn1"))
         both_N2D: Tensor | None = None
@@ -251,6 +268,9 @@ class PackedLayer:
             x_ND.add_(self._merge(self._fusion.plus(attended_ND, convolved_ND, layout, both_N2D)))
         with record_function(f"{RANGE}ffn2"):
             self._ffn2.add_to(x_ND, plan.frames.get("ffn2"))
+        if last is not None:
+            with record_function(f"{RANGE}prompt"):
+                last(x_ND, layout)
         with record_function(f"{RANGE}norm"):
             return self._final(x_ND)
 

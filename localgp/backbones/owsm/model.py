@@ -45,7 +45,7 @@ from localgp.backbones.owsm.stem import (
     stem_flops,
     subsample,
 )
-from localgp.backbones.owsm.supported import check_config, check_supported
+from localgp.backbones.owsm.supported import check_config, check_supported, is_ctc
 from localgp.backbones.sequences import accuracy, joined
 from localgp.errors import BackboneError
 from localgp.kernels.int8 import rows_type
@@ -91,10 +91,13 @@ class OwsmBackbone(Backbone):
         self.shape = Shape(
             size=self.net.encoder.output_size(),
             encoder_layers=len(self.net.encoder.encoders),
-            decoder_layers=len(self.net.decoder.decoders),
+            decoder_layers=self._decoder_layers(),
             vocabulary=self.output_layer.out_features,
             mels=80 if frontend is None else frontend.output_size(),
         )
+
+    def _decoder_layers(self) -> int:
+        return len(self.net.decoder.decoders)
 
     @property
     def stem(self) -> tuple[nn.Module, ...]:
@@ -222,7 +225,12 @@ def load_backbone(cfg: Mapping[str, Any]) -> OwsmBackbone:
 def assemble(net: nn.Module, config: dict[str, Any], name: str, source: str) -> OwsmBackbone:
     """The backbone around a model built from ``config``."""
     preprocessor = config.get("preprocessor_conf") or {}
-    return OwsmBackbone(
+    kind = OwsmBackbone
+    if is_ctc(config):
+        from localgp.backbones.owsm.ctc import OwsmCtcBackbone
+
+        kind = OwsmCtcBackbone
+    return kind(
         net,
         tokenizer_of(config),
         train_config=config,

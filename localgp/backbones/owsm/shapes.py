@@ -1,4 +1,4 @@
-"""The published shapes of OWSM-v3.1 and v4 and the mini backbone's, as ESPnet training configurations.
+"""The published shapes of OWSM-v3.1, v4 and OWSM-CTC and the mini backbone's, as ESPnet training configurations.
 
 With them a model can be built, and its cost counted, without any download.
 """
@@ -19,7 +19,7 @@ class Dimensions:
     Attributes:
         size: D, width of encoder and decoder.
         heads: Attention heads.
-        encoder_layers, decoder_layers: Number of layers.
+        encoder_layers, decoder_layers: Number of layers; without a decoder it is an OWSM-CTC.
         units: Hidden units of every feed-forward module and of cgMLP.
         vocabulary: Number of tokens; 0 where the BPE model decides.
         padded_seconds: Every input is padded to this.
@@ -49,6 +49,9 @@ DIMENSIONS = {
     "owsm_v4_base": Dimensions(384, 6, 6, 6, 1536, input_layer="conv2d8", mels=128),
     "owsm_v4_small": Dimensions(768, 12, 9, 9, 3072, input_layer="conv2d8", mels=128),
     "owsm_v4_medium": Dimensions(1024, 16, 18, 18, 4096, input_layer="conv2d8", mels=128),
+    "owsm_ctc_v3.1": Dimensions(1024, 16, 27, 0, 4096, input_layer="conv2d8"),
+    "owsm_ctc_v3.2": Dimensions(1024, 16, 27, 0, 4096, input_layer="conv2d8"),
+    "owsm_ctc_v4": Dimensions(1024, 16, 27, 0, 4096, input_layer="conv2d8", mels=128),
     # 4 M parameters see too little data to overfit, and dropout is a tenth of a CPU step.
     "mini": Dimensions(128, 4, 4, 3, 512, vocabulary=0, padded_seconds=8.0, dropout=0.0, init_silence=0.5),
 }
@@ -65,7 +68,7 @@ def train_config(
         stats_file: Path to the feature statistics, likewise; None for no normalisation.
     """
     d = dimensions
-    return {
+    config = {
         "token_list": token_list,
         "init": None,
         "input_size": None,
@@ -150,12 +153,54 @@ def train_config(
             "last_time_symbol": f"<{d.padded_seconds:.2f}>",
         },
     }
+    return config if d.decoder_layers else config | _without_decoder(d, config["encoder_conf"])
+
+
+def _without_decoder(d: Dimensions, encoder: Any) -> dict[str, Any]:
+    """What sets OWSM-CTC apart: in every third layer attention to the text before, and an intermediate CTC in four,
+    of which the first three write the transcript (ESPnet's egs2/owsm_ctc_v3.1)."""
+    added = {
+        "interctc_layer_idx": [layer for layer in (6, 12, 15, 21) if layer < d.encoder_layers],
+        "interctc_use_conditioning": True,
+        "use_cross_attention": [int(layer % 3 == 2) for layer in range(d.encoder_layers)],
+    }
+    return {
+        "encoder": "e_branchformer_ctc",
+        "encoder_conf": {**encoder, **added},
+        "decoder": None,
+        "promptencoder": "transformer",
+        "promptencoder_conf": {
+            "output_size": d.size // 2,
+            "attention_heads": d.heads // 2,
+            "linear_units": d.units // 2,
+            "num_blocks": 4,
+        },
+        "model": "espnet_ctc",
+        "model_conf": {
+            "interctc_weight": 0.8,
+            "sym_na": "<na>",
+            "ctc_asr_only": [True, True, True, False, False],
+        },
+        "preprocessor": "s2t_ctc",
+        "preprocessor_conf": {
+            "text_prev_name": "text_prev",
+            "text_ctc_name": "text_ctc",
+            "fs": 16000,
+            "na_symbol": "<na>",
+            "nolang_symbol": "<nolang>",
+            "speech_length": d.padded_seconds,
+            "speech_init_silence": d.init_silence,
+            "text_prev_apply_prob": 0.5,
+            "lang_apply_prob": 0.5,
+        },
+    }
 
 
 def placeholder_token_list(dimensions: Dimensions, text_pieces: list[str]) -> list[str]:
     """A vocabulary of the published size without the published BPE: OWSM's special symbols and the given text
     pieces, so that prompts and texts encode, and named rows for the rest."""
     languages = sorted(set(OWSM.values()))
-    known = [*special_symbols(languages, dimensions.padded_seconds), *text_pieces]
+    seconds = dimensions.padded_seconds if dimensions.decoder_layers else None
+    known = [*special_symbols(languages, seconds), *text_pieces]
     unused = dimensions.vocabulary - len(HEAD) - len(known) - len(TAIL)
     return [*HEAD, *known, *(f"<unused_{i}>" for i in range(unused)), *TAIL]

@@ -51,13 +51,22 @@ def positions_of(embed: Any) -> Any:
     return embed.pos_enc if isinstance(embed.out, nn.Linear) else embed.out[1]
 
 
-def subsample(embed: Any, timeline: Timeline, feats_BSF: Tensor, lengths_B: Tensor) -> Front:
+def subsample(
+    embed: Any, timeline: Timeline, feats_BSF: Tensor, lengths_B: Tensor, told_BRD: Tensor | None = None
+) -> Front:
     """ESPnet's Conv2dSubsampling, with its output before the positions beside the one after. Its own mask has frames
-    that see beyond an utterance's end, where a batch has a longer one."""
+    that see beyond an utterance's end, where a batch has a longer one.
+
+    Args:
+        told_BRD: Rows that stand before it, where `Timeline.told` says so.
+    """
     conv_BCTF = embed.conv(feats_BSF.unsqueeze(1))
     batch, channels, frames, bins = conv_BCTF.shape
     front_BTD = linear_of(embed)(conv_BCTF.transpose(1, 2).reshape(batch, frames, channels * bins))
-    own_BT = torch.arange(frames, device=feats_BSF.device) < timeline.frames_of(lengths_B).unsqueeze(1)
+    if told_BRD is not None:
+        front_BTD = torch.cat([told_BRD, front_BTD], dim=1)
+    places_T = torch.arange(front_BTD.shape[1], device=feats_BSF.device)
+    own_BT = places_T < timeline.frames_of(lengths_B).unsqueeze(1)
     return Front(add_positions(positions_of(embed), front_BTD), front_BTD, own_BT.unsqueeze(1))
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
-
 from localgp.errors import BackboneError
 
 ENCODERS = ("e_branchformer", "transformer")
 INPUT_LAYERS = ("conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8")
-VALID = "valid are OWSM v1 to v4 and POWSM, with their decoders"
+TOLD = "e_branchformer_ctc"  # OWSM-CTC's encoder
+VALID = "valid are OWSM v1 to v4, POWSM and OWSM-CTC"
+
+
+def is_ctc(config: Mapping[str, Any]) -> bool:
+    """Whether it is a model without a decoder, of ESPnet's task for those."""
+    return config.get("encoder") == TOLD or config.get("model") == "espnet_ctc"
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -28,8 +32,8 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     from localgp.backbones.owsm.components import COMPONENTS
 
     encoder, decoder = config.get("encoder"), config.get("decoder")
-    if encoder == "e_branchformer_ctc":
-        yield "encoder: e_branchformer_ctc is OWSM-CTC's, whose prompt encoder and CTC search are not computed here"
+    if is_ctc(config):
+        yield from _ctc_config_problems(config)
         return
     if encoder in COMPONENTS["encoder"] and encoder not in ENCODERS:
         yield f"encoder: {encoder} has layers that are not gated here (valid: {', '.join(ENCODERS)})"
@@ -52,6 +56,21 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield "decoder: null; a model without a decoder cannot be searched here (valid: transformer)"
     elif decoder in COMPONENTS["decoder"] and decoder != "transformer":
         yield f"decoder: {decoder} (valid: transformer)"
+
+
+def _ctc_config_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Of OWSM-CTC."""
+    if config.get("encoder") != TOLD or config.get("model", "espnet_ctc") != "espnet_ctc":
+        yield f"encoder: {config.get('encoder')} with model: {config.get('model')} (valid: {TOLD} with espnet_ctc)"
+        return
+    given, prompt = config.get("encoder_conf") or {}, config.get("promptencoder_conf") or {}
+    if given.get("input_layer", "conv2d8") != "conv2d8":
+        yield f"encoder_conf.input_layer: {given['input_layer']} takes no prompt in ESPnet (valid: conv2d8)"
+    yield from _conf("e_branchformer", given)
+    if config.get("promptencoder", "transformer") != "transformer":
+        yield f"promptencoder: {config['promptencoder']} (valid: transformer)"
+    if prompt.get("interctc_layer_idx"):
+        yield "promptencoder_conf.interctc_layer_idx: an intermediate CTC of the prompt (valid: [])"
 
 
 def _conf(encoder: str, given: Mapping[str, Any]) -> Iterator[str]:
@@ -90,10 +109,19 @@ def _refuse(problems: list[str]) -> None:
 
 def _problems(net: Any) -> Iterator[str]:
     from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+    from espnet2.asr.encoder.e_branchformer_ctc_encoder import EBranchformerCTCEncoder
     from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
     from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
-    encoder, decoder = net.encoder, net.decoder
+    encoder, decoder = net.encoder, getattr(net, "decoder", None)
+    if hasattr(net, "prompt_encoder"):
+        if not isinstance(encoder, EBranchformerCTCEncoder):
+            yield _named("encoder", encoder, "EBranchformerCTCEncoder, of a model with a prompt encoder")
+        else:
+            yield from _encoder_problems(encoder)
+        if not isinstance(net.prompt_encoder, TransformerEncoder):
+            yield _named("prompt encoder", net.prompt_encoder, "TransformerEncoder")
+        return
     for kind in ("preencoder", "postencoder"):
         if getattr(net, kind, None) is not None:
             yield f"it has a {kind}, which is not computed here"
@@ -115,6 +143,7 @@ def _encoder_problems(encoder: Any) -> Iterator[str]:
     from espnet.nets.pytorch_backend.transformer import subsampling
     from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
     from espnet.nets.pytorch_backend.transformer.embedding import PositionalEncoding
+    from torch import nn
 
     from localgp.backbones.owsm.stem import positions_of
 
@@ -124,7 +153,7 @@ def _encoder_problems(encoder: Any) -> Iterator[str]:
         yield _named("input_layer", encoder.embed, ", ".join(INPUT_LAYERS))
     elif type(positions_of(encoder.embed)) is not PositionalEncoding:
         yield _named("position encoding", positions_of(encoder.embed), "PositionalEncoding (abs_pos)")
-    if encoder.interctc_use_conditioning:
+    if encoder.interctc_use_conditioning and type(encoder).__name__ != "EBranchformerCTCEncoder":
         yield "what an intermediate CTC writes is added to the layers (interctc_use_conditioning)"
     attention = layer.attn if hasattr(layer, "cgmlp") else layer.self_attn
     if type(attention) is not MultiHeadedAttention:
@@ -140,6 +169,7 @@ def _encoder_problems(encoder: Any) -> Iterator[str]:
 
 def _decoder_problems(decoder: Any) -> Iterator[str]:
     from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
+    from torch import nn
 
     first = decoder.decoders[0]
     if not isinstance(decoder.embed[0], nn.Embedding):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TIME_RESOLUTION = 0.02  # seconds between timestamp symbols
 HEAD, TAIL = ("<blank>", "<unk>"), ("<sos>", "<eos>", "<sop>")
 NO_TIMESTAMPS = "<notimestamps>"
+CTC_CONTEXT = 4.0  # seconds; ESPnet's
+CTC_PROMPT = 2  # symbols that OWSM-CTC's encoder is told: language and task
 USUAL: Mapping[str, Any] = {}
 
 
@@ -35,20 +37,21 @@ def time_symbol(seconds: float) -> str:
     return f"<{round(seconds / TIME_RESOLUTION) * TIME_RESOLUTION:.2f}>"
 
 
-def special_symbols(languages: Sequence[str], padded_seconds: float) -> list[str]:
+def special_symbols(languages: Sequence[str], padded_seconds: float | None) -> list[str]:
     """The special symbols of an OWSM BPE model, in its order.
 
     Args:
         languages: ISO 639-3 codes; each is a source language and a translation target.
-        padded_seconds: The last timestamp.
+        padded_seconds: The last timestamp; None for OWSM-CTC's, which has none, and a language that is not known.
     """
+    tasks = [*(f"<{code}>" for code in languages), "<asr>", *(f"<st_{code}>" for code in languages)]
+    if padded_seconds is None:
+        return ["<na>", "<nolang>", *tasks]
     times = (time_symbol(i * TIME_RESOLUTION) for i in range(round(padded_seconds / TIME_RESOLUTION) + 1))
     return [
         "<na>",
         "<nospeech>",
-        *(f"<{code}>" for code in languages),
-        "<asr>",
-        *(f"<st_{code}>" for code in languages),
+        *tasks,
         NO_TIMESTAMPS,
         *times,
     ]
@@ -129,6 +132,13 @@ class OwsmTokenizer:
         'guten tag.'
     """
 
+    symbols: Mapping[str, str] = {
+        "na": "<na>",
+        "notime": NO_TIMESTAMPS,
+    }  # by their names in preprocessor_conf
+    others: Sequence[str] = ("<nospeech>",)  # that there have to be
+    knows_times = True
+
     def __init__(
         self, token_list: Sequence[str], bpe_model: Path, preprocessor: Mapping[str, Any] = USUAL
     ) -> None:
@@ -137,32 +147,36 @@ class OwsmTokenizer:
         self._bpe = read_bpe(self.bpe_model)
         self._ids = {token: index for index, token in enumerate(self.token_list)}
         times = [t for t in self.token_list if is_special(t) and t[1:-1].replace(".", "", 1).isdigit()]
-        usual = {"na": "<na>", "notime": NO_TIMESTAMPS}
-        if times:
+        usual = dict(self.symbols)
+        if times and self.knows_times:
             usual |= {"first_time": times[0], "last_time": times[-1]}
         named = {name: preprocessor.get(f"{name}_symbol") or symbol for name, symbol in usual.items()}
-        needed = (*HEAD, *TAIL, "<nospeech>", "<asr>", *named.values())
+        needed = (*HEAD, *TAIL, "<asr>", *self.others, *named.values())
         missing = [symbol for symbol in needed if symbol not in self._ids]
-        if missing or not times:
+        if missing or (self.knows_times and not times):
             raise BackboneError(
                 f"the token list ({len(self.token_list)} tokens) is not an OWSM model's: it lacks "
                 f"{', '.join(missing) or 'timestamps'}; use an ESPnet S2T model trained in OWSM's format"
             )
         self.blank, self.unk = self._ids["<blank>"], self._ids["<unk>"]
         self.sos, self.eos, self.sop = (self._ids[symbol] for symbol in TAIL)
-        self.na, self.notimestamps, self.first_time, self.last_time = (self._ids[s] for s in named.values())
-        between = slice(self._ids["<nospeech>"] + 1, self._ids["<asr>"])
-        symbols = [token[1:-1] for token in self.token_list[between]]
-        self.languages = [name for name in symbols if is_code(name)]  # two letters in v1 and v2, then three
-        behind = takewhile(is_special, self.token_list[between.stop + 1 :])
-        symbols += [token[1:-1] for token in behind if token not in (*times, *named.values())]
-        known = set(self.languages)
-        self.tasks: Sequence[str] = [
-            name for name in symbols if name not in known and not name.startswith("st_")
-        ]
+        self._named = {name: self._ids[symbol] for name, symbol in named.items()}
+        self.na, self.notimestamps = self._named["na"], self._named.get("notime", -1)
+        self.first_time, self.last_time = self._named.get("first_time", 0), self._named.get("last_time", -1)
+        asr = self._ids["<asr>"]
+        control = {*HEAD, *TAIL, *times, *named.values(), "<nospeech>", "<asr>", NO_TIMESTAMPS}
+        before = [token for token in self.token_list[:asr] if is_special(token) and token not in control]
+        behind = takewhile(is_special, self.token_list[asr:])
+        named_so = [token[1:-1] for token in (*before, *behind) if token not in control]
+        languages = {
+            token[1:-1] for token in before if is_code(token[1:-1])
+        }  # two letters in v1 and v2, then three
+        self.languages = [name for name in named_so if name in languages]
+        others = (name for name in named_so if name not in languages)
+        self.tasks: Sequence[str] = [name for name in others if not name.startswith("st_")]
         self.language_ids = [self._ids[f"<{language}>"] for language in self.languages]
         self.start = [self.sos]
-        self.long_form = LongForm(no_speech=self._ids["<nospeech>"])
+        self.long_form = LongForm(no_speech=self._ids.get("<nospeech>"))
 
     @classmethod
     def embedded(cls) -> OwsmTokenizer:
@@ -205,17 +219,21 @@ class OwsmTokenizer:
         Raises:
             ConfigError: A language that this model does not have.
         """
-        source, task = self.code(language), target
+        source, task = self._spoken(language), target
         if not is_special(target):
-            written = self.code(target)
-            task = "<asr>" if written == source else f"<st_{written}>"
+            written = self._spoken(target)
+            task = "<asr>" if written == source else f"<st_{written[1:]}"
         if task not in self._ids:
             targets = like(target, [t[4:-1] for t in self.token_list if t.startswith("<st_")])
             raise ConfigError(
                 f"this model does not translate into {target!r}: valid targets are {', '.join(targets)}"
             )
-        ids = [self._ids[f"<{source}>"], self._ids[task]]
-        return ids if timestamps else [*ids, self.notimestamps]
+        ids = [self._ids[source], self._ids[task]]
+        return ids if timestamps or not self.knows_times else [*ids, self.notimestamps]
+
+    def _spoken(self, language: str) -> str:
+        """A language's symbol."""
+        return f"<{self.code(language)}>"
 
     def previous(self, text: Sequence[int], longest: int) -> list[int]:
         """``<sop> text before``, at most half of the positions; nothing where there is none."""
@@ -239,3 +257,25 @@ class OwsmTokenizer:
 
         times = TimestampRules(self.sos, self.eos, self.notimestamps, self.first_time, self.last_time)
         return times.of(primers)
+
+
+class OwsmCtcTokenizer(OwsmTokenizer):
+    """OWSM-CTC's: prompts are its encoder's, there are no times, and the language may be left open (``""``)."""
+
+    symbols: Mapping[str, str] = {"na": "<na>", "nolang": "<nolang>"}
+    others: Sequence[str] = ()
+    knows_times = False
+
+    def __init__(
+        self, token_list: Sequence[str], bpe_model: Path, preprocessor: Mapping[str, Any] = USUAL
+    ) -> None:
+        super().__init__(token_list, bpe_model, preprocessor)
+        self.start = []
+        self.long_form = LongForm(context=CTC_CONTEXT)
+
+    def _spoken(self, language: str) -> str:
+        return super()._spoken(language) if language else self.token_list[self._named["nolang"]]
+
+    def previous(self, text: Sequence[int], longest: int) -> list[int]:
+        """The text by itself."""
+        return list(text[-(longest // 2) :])
