@@ -14,6 +14,10 @@ from localgp.kernels.int8 import Weight8
 from localgp.kernels.linear import Linear
 from localgp.model import GatedS2T
 from localgp.precision import resolve_precision, why_no_int8
+from localgp.search.beam import BeamSearch
+from localgp.search.options import DecodeOptions
+from localgp.search.steps import Search
+from localgp.search.topk import likeliest
 from localgp.settings import SCHEMA
 from tests.decoding_helpers import PRIMER, make_memory, make_model
 from tests.scripts_as_modules import script
@@ -100,6 +104,65 @@ def test_the_embedded_backbone_writes_nearly_the_same() -> None:
     for ours, theirs in zip(found.memory, expected.memory, strict=True):
         assert relative(ours, theirs) < 0.02
     assert tool.differences(found, expected)["identical"] >= 19
+
+
+@multiplies
+@pytest.mark.parametrize(("beam", "ctc_weight"), [(1, 0.0), (5, 0.0), (5, 0.3)])
+def test_an_output_layer_in_8_bits_writes_what_fp32_writes(beam: int, ctc_weight: float) -> None:
+    """On the embedded backbone, everything before it being in fp32: candidates have the scores of fp32 weights, and
+    nothing but the normaliser knows of the others."""
+    tool = script("compare_with_espnet")
+    items, backbone = tool.generate(12), tool._backbone()
+    primers = tool._primers(items, backbone.tokenizer)
+    model = GatedS2T(backbone).eval()
+    speech = tool.pad([item.samples for item in items], backbone.samples)
+    encoded = model.packed().encode(speech, torch.full((len(speech),), backbone.samples))
+    whole, eighth = CachedDecoder(backbone), CachedDecoder(backbone)
+    rough = CachedDecoder(backbone, dtype=torch.int8)
+    eighth._output, eighth._exact = rough._output, rough._exact
+    options = DecodeOptions(beam=beam, ctc_weight=ctc_weight, nbest=beam)
+    expected, found = (
+        BeamSearch(backbone, options, decoder)(encoded.x, encoded.lengths, primers)
+        for decoder in (whole, eighth)
+    )
+    assert [[h.tokens for h in nbest] for nbest in found] == [[h.tokens for h in nbest] for nbest in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[0].score == pytest.approx(theirs[0].score, abs=0.02)
+
+
+@multiplies
+def test_candidates_have_exact_scores_and_are_the_best() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x_ND, weight_VD = torch.randn(6, 96, generator=draw), torch.randn(3000, 96, generator=draw)
+    exact_NV = x_ND @ weight_VD.T
+    exact_NV[:, 7] = float("-inf")
+    rough_NV = Weight8(weight_VD, None)(x_ND)
+    normalizer_N1 = rough_NV.logsumexp(1, keepdim=True)
+    rough_NV[:, 7] = float("-inf")
+    score_NK, labels_NK, normalizer_N1 = likeliest(
+        rough_NV, normalizer_N1, 5, lambda labels: (x_ND @ weight_VD.T).gather(1, labels)
+    )
+    expected_NK, best_NK = exact_NV.topk(5, dim=1)
+    assert torch.equal(labels_NK, best_NK)
+    torch.testing.assert_close(score_NK, expected_NK)
+    wanted_N1 = (x_ND @ weight_VD.T).logsumexp(1, keepdim=True)
+    assert (normalizer_N1 - wanted_N1).abs().max() < 0.05
+
+
+def test_the_output_layer_is_given_living_hypotheses_alone(monkeypatch) -> None:
+    rows: list[tuple[int, int]] = []
+    original = Search._likely_labels
+
+    def spied(self: Search):
+        rows.append((len(self._hidden_ND), int(sum(self._rows.counts))))
+        return original(self)
+
+    monkeypatch.setattr(Search, "_likely_labels", spied)
+    model, (memory, lengths) = make_model(0), make_memory(0, [9, 14, 11])
+    BeamSearch(model.backbone, DecodeOptions(beam=5))(memory, lengths, [PRIMER] * 3)
+    assert rows[0] == (3, 3)
+    assert all(given == living <= 15 for given, living in rows)
+    assert rows[-1][0] < 15
 
 
 def test_whisper_in_8_bits(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ Shape legend: N rows, T encoder frames, D model size, V vocabulary, B utterances
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
@@ -19,6 +22,10 @@ from localgp.decoder.gates import DecoderGates
 from localgp.decoder.state import DecoderState
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import fused
+from localgp.precision import cpu_multiplies_bf16
+
+Exact = Callable[[Tensor], Tensor]
+"""``exact(labels_NK)``: their unnormalised scores."""
 
 
 class CachedDecoder:
@@ -28,29 +35,48 @@ class CachedDecoder:
         backbone: In eval mode.
         dtype: Type that weights and caches are held in; default: the decoder's own. Norms and the residual
             stream are fp32 always, and caches where weights are in 8 bits.
-
         fixed: Decode in steps of fixed shapes, on a GPU as CUDA graphs (`localgp.decoder.fixed`), where each utterance
             has an encoder output of its own.
 
     Attributes:
         dtype: Of caches and of what products are given.
+        source_dtype: Of the encoder's keys and values. Beside weights in 8 bits these are bf16, where a CPU multiplies
+            it: they lose less by that than the weights do, and are read in half of the time.
         modules: Names of a layer's parts that can be gated, in the order in which they run.
     """
 
     def __init__(self, backbone: Backbone, *, dtype: torch.dtype | None = None, fixed: bool = False) -> None:
         weights = dtype or backbone.output_layer.weight.dtype
         self.dtype, self.fixed = rows_type(weights), fixed
+        short = weights == torch.int8 and cpu_multiplies_bf16()
+        self.source_dtype = torch.bfloat16 if short else self.dtype
         table = [backbone.branches("decoder", index) for index in range(backbone.shape.decoder_layers)]
         self.modules = list(table[0])
         self.layers = [StepLayer(parts, weights) for parts in table]
         self.embed = backbone.embed_at
         self._norm = StepNorm(backbone.decoder_norm, weights)
-        self._output = fused([backbone.output_layer], weights, rows=ROWS)
+        output = backbone.output_layer
+        self._output = fused([output], weights, rows=ROWS)
+        bias = None if output.bias is None else output.bias.detach()
+        self._exact = (output.weight.detach(), bias) if weights == torch.int8 else None
         self.vocabulary = backbone.shape.vocabulary
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Unnormalised scores (N, V) in fp32 of the next token."""
         return self._output(self._norm(hidden_ND)).float()
+
+    def exact(self, hidden_ND: Tensor) -> Exact | None:
+        """Scores as fp32 weights give them, of some labels; None where `logits` are no further off than the rest."""
+        if self._exact is None:
+            return None
+        weight_VD, bias_V = self._exact
+        x_N1D = self._norm(hidden_ND).unsqueeze(1)
+
+        def scores(labels_NK: Tensor) -> Tensor:
+            score_NK = (F.embedding(labels_NK, weight_VD) * x_N1D).sum(2)
+            return score_NK if bias_V is None else score_NK + bias_V[labels_NK]
+
+        return scores
 
     def start(
         self,

@@ -44,33 +44,42 @@ GONE = -1
 
 
 def keep_memory(
-    memory_STD: Tensor, layers: Sequence[StepLayer], lengths: Sequence[int], width: int
+    memory_STD: Tensor,
+    layers: Sequence[StepLayer],
+    lengths: Sequence[int],
+    width: int,
+    dtype: torch.dtype | None = None,
 ) -> MemorySource | GridSource | BlockedSource:
     """Args:
     memory_STD: Encoder outputs.
     layers: Of the decoder.
     lengths: Frames of each encoder output.
     width: Rows that will attend to one of them in a step, at most.
+    dtype: That keys and values are held in where reading them takes the time; default: the outputs'.
     """
     weights = [layer.source_key_value for layer in layers]
     one_row = width == 1 and memory_STD[0].numel() >= MEMORY_WORTH and None not in weights
     if one_row and memory_STD.dtype == torch.float32 and takes_blocked(memory_STD):
         return MemorySource(memory_STD, [own for own in weights if own is not None], lengths)
-    return keep_source([layer.project_source(memory_STD) for layer in layers], lengths, width)
+    return keep_source([layer.project_source(memory_STD) for layer in layers], lengths, width, dtype)
 
 
 def keep_source(
-    keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], width: int
+    keys_values: Sequence[tuple[Tensor, Tensor]],
+    lengths: Sequence[int],
+    width: int,
+    dtype: torch.dtype | None = None,
 ) -> GridSource | BlockedSource:
     """Args:
     keys_values: Keys and values (S, T, H, K) of each layer.
     lengths: Frames of each encoder output.
     width: Rows that will attend to one of them in a step, at most.
+    dtype: See `keep_memory`.
     """
     key = keys_values[0][0]
     enough = width * key[0].numel() >= WORTH.get(key.dtype, float("inf"))
     if enough and takes_convolutions(key):
-        return BlockedSource(keys_values, lengths)
+        return BlockedSource(keys_values, lengths, dtype)
     return GridSource(keys_values, lengths)
 
 
@@ -201,9 +210,19 @@ class BlockedSource:
     too short for several threads to share. Rows of what has left stay zero, until as much has left as is there.
     """
 
-    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        keys_values: Sequence[tuple[Tensor, Tensor]],
+        lengths: Sequence[int],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._dtype = dtype or keys_values[0][0].dtype
         self._blocks = [
-            _Block([(key[some], value[some]) for key, value in keys_values], some, [lengths[u] for u in some])
+            _Block(
+                [(key[some].to(self._dtype), value[some].to(self._dtype)) for key, value in keys_values],
+                some,
+                [lengths[u] for u in some],
+            )
             for some in of_about_one_length(lengths)
         ]
         self._placed: tuple[Rows, Tensor, list[int]] | None = (
@@ -217,7 +236,7 @@ class BlockedSource:
         ):  # all layers of a dense step have the same rows
             self._placed = (rows, *self._place(rows.counts))
         _, cell_N, widths = self._placed
-        x_ND = query_NHK.flatten(1)
+        x_ND = query_NHK.flatten(1).to(self._dtype)
         sizes = [width * len(block.members) for width, block in zip(widths, self._blocks, strict=True)]
         make = torch.empty if sum(sizes) == rows.size else torch.zeros
         x_CD = make(sum(sizes), x_ND.shape[1], dtype=x_ND.dtype).index_copy_(0, cell_N, x_ND)
@@ -228,7 +247,7 @@ class BlockedSource:
                 if width
             ]
         )
-        return y_CD.index_select(0, cell_N)
+        return y_CD.index_select(0, cell_N).to(query_NHK.dtype)
 
     def keep_utterances(self, order: Sequence[int]) -> None:
         """Utterance u is what was ``order[u]``."""

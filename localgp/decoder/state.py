@@ -43,7 +43,7 @@ class DecoderState:
         owners = owners or list(range(len(memory_BTD)))
         self._utterances = len(owners)
         most = max(owners.count(owner) for owner in set(owners))
-        kept = keep_memory(memory_BTD, decoder.layers, lengths_B.tolist(), most * beam)
+        kept = keep_memory(memory_BTD, decoder.layers, lengths_B.tolist(), most * beam, decoder.source_dtype)
         self._source = SharedSource(kept, len(memory_BTD), owners, memory_BTD.device)
         self._caches = [
             KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers

@@ -16,7 +16,7 @@ from localgp.decoder.gates import DecoderGates
 from localgp.decoder.rows import Rows
 from localgp.kernels.ragged import listed, sent
 from localgp.search.hypothesis import Hypothesis
-from localgp.search.topk import topk_of_groups
+from localgp.search.topk import likeliest
 
 if TYPE_CHECKING:
     from localgp.search.beam import BeamSearch
@@ -93,7 +93,7 @@ class Greedy:
     def _next(self, written: int) -> Tensor:
         """Appends a token to every row; the tokens."""
         logits_NV = self._decoder.logits(self._hidden_ND)
-        normalizer_N = logits_NV.logsumexp(1)
+        normalizer_N1 = logits_NV.logsumexp(1, keepdim=True)
         self._forbid(logits_NV, self._tokens_NP, self._length_N, written)
         if self._temperature > 0:
             share_NV = (logits_NV / self._temperature).softmax(1)
@@ -104,8 +104,10 @@ class Greedy:
             label_N = torch.cat(drawn)
             logit_N = logits_NV.gather(1, label_N.unsqueeze(1)).squeeze(1)
         else:
-            logit_N, label_N = (best_N1.squeeze(1) for best_N1 in topk_of_groups(logits_NV, 1))
-        self._scores["decoder"] = self._scores["decoder"] + logit_N - normalizer_N
+            exact = self._decoder.exact(self._hidden_ND)
+            logit_N1, label_N1, normalizer_N1 = likeliest(logits_NV, normalizer_N1, 1, exact)
+            logit_N, label_N = logit_N1.squeeze(1), label_N1.squeeze(1)
+        self._scores["decoder"] = self._scores["decoder"] + logit_N - normalizer_N1.squeeze(1)
         if self._confidence:
             self._scores["allowed"] = self._scores["allowed"] + logit_N - logits_NV.logsumexp(1)
         self._tokens_NP.scatter_(1, self._length_N.unsqueeze(1), label_N.unsqueeze(1))

@@ -18,7 +18,7 @@ from localgp.decoder.state import DecoderState
 from localgp.kernels.ragged import listed, nonzero, sent
 from localgp.search.ctc_prefix import CTCPrefixScorer
 from localgp.search.hypothesis import Ended, EndedByLength, Hypothesis
-from localgp.search.topk import topk_of_groups
+from localgp.search.topk import likeliest
 
 if TYPE_CHECKING:
     from localgp.search.beam import BeamSearch
@@ -183,9 +183,12 @@ class Search:
         count = min(wanted, logits_NV.shape[1])
         # CTC scores eos always, wanted by the pre-beam or not.
         adds_eos = self._ctc is not None and count < logits_NV.shape[1]
+        exact = self._decoder.exact(self._hidden_ND)
         eos_logit_N1 = logits_NV[:, self._eos : self._eos + 1].clone() if adds_eos else None
+        if eos_logit_N1 is not None and exact is not None:
+            eos_logit_N1 = exact(torch.full_like(eos_logit_N1, self._eos, dtype=torch.long))
         self._forbid(logits_NV, self._tokens_NP, self._length_N, self._written)
-        logit_NK, labels_NK = topk_of_groups(logits_NV, count)
+        logit_NK, labels_NK, normalizer_N1 = likeliest(logits_NV, normalizer_N1, count, exact)
         if eos_logit_N1 is not None:
             wanted_N1 = (labels_NK == self._eos).any(1, keepdim=True)
             eos_logit_N1 = torch.where(wanted_N1, NEVER, eos_logit_N1)
