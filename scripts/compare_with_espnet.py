@@ -179,7 +179,7 @@ def pad(pieces: Sequence[np.ndarray], samples: int) -> torch.Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from localgp.bench import machine
+    from localgp.bench.harness import machine
     from localgp.run import commit, write_atomically
 
     parser = argparse.ArgumentParser(

@@ -136,7 +136,7 @@ def test_evaluate_and_report(where):
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 # Commands of the README's table that are run, at a size that fits a test, elsewhere.
 ELSEWHERE = {
-    "bench": "test_timing_encoder.py",
+    "bench": "test_bench_encoder.py",
     "transcribe": "test_transcribe.py",
     "pack": "test_pack.py",
     "speechprune": "test_speechprune_reports.py",

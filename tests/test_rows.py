@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from localgp import bench
 from localgp.backbones import open_backbone
+from localgp.bench.__main__ import main as bench
 from localgp.build import build_decoder_policy, build_languages, build_model, build_policy
 from localgp.errors import ConfigError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
@@ -249,7 +249,7 @@ def test_learnt_decoder_gates_are_timed(tiny, capsys):
     """After the rows above: a row for each batch size, with what the gates of the run skip; a dense run is refused."""
     run = fit(composed("conf=row09", *tiny))[1]["run"]
     options = ["bench=decoder", "bench.backbones=[]", "bench.utterances=[1,2]", "bench.steps=3"]
-    bench.main(composed(*tiny, *options, "bench.repeats=1", f"bench.run={run.path}"))
+    bench(composed(*tiny, *options, "bench.repeats=1", f"bench.run={run.path}"))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(row["measure"], row["utterances"]) for row in result["rows"]] == [("learnt", 1), ("learnt", 2)]
     for row in result["rows"]:
@@ -259,7 +259,7 @@ def test_learnt_decoder_gates_are_timed(tiny, capsys):
         assert row["flop_ratio"] > 0
     dense = fit(composed("conf=row01", *tiny))[1]["run"]
     with pytest.raises(ConfigError, match="decoder without gates"):
-        bench.main(composed(*tiny, *options, f"bench.run={dense.path}"))
+        bench(composed(*tiny, *options, f"bench.run={dense.path}"))
 
 
 @pytest.mark.recipe

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from localgp.bench.encoder import make_row
+from localgp.bench.goals import goal
 from localgp.errors import ConfigError
-from localgp.evaluation.timing_encoder import make_row
-from localgp.evaluation.timing_goals import goal
 from localgp.report.markdown import replace_between_markers
 from localgp.report.speed import COMMANDS, read_benchmarks, speed_section
 

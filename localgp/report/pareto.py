@@ -1,7 +1,7 @@
 """Quality against cost over all runs: what is given up for what is saved.
 
 FLOPs are the evaluation's. Seconds are never the evaluation's, which was made at another time under another load: they
-are `localgp.evaluation.timing_runs`', for which all runs took turns.
+are `localgp.bench.runs`', for which all runs took turns.
 """
 
 from __future__ import annotations

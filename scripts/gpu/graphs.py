@@ -16,11 +16,11 @@ from gpu.models import local_gates, random_backbone, windows
 from gpu.right import relative
 from gpu.timings import BATCHES, BF16, compare
 from gpu.whole import gated
+from localgp.bench.decoder import PEAK
+from localgp.bench.steps import endless
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import StepGates
 from localgp.encoder.packed import PackedEncoder, PackedGates, PackedOutput
-from localgp.evaluation.timing_decoder import PEAK
-from localgp.evaluation.timing_steps import endless
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 

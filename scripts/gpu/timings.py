@@ -22,10 +22,10 @@ from gpu.counted import count
 from gpu.models import local_gates, random_backbone, windows
 from gpu.whole import DECODER_MODULES
 from localgp.backbones.base import Backbone
+from localgp.bench.decoder import bench_decoder
+from localgp.bench.harness import peak_mib
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode as run_encoder
-from localgp.evaluation.timing import peak_mib
-from localgp.evaluation.timing_decoder import bench_decoder
 from localgp.gates import LocalGates, RandomGates
 
 BF16 = torch.bfloat16

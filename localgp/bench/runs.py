@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from localgp.bench.harness import Paired, paired
 from localgp.contexts.extract import RowContexts, batch_contexts
 from localgp.corpora.rows import Task, list_tasks, padded_speech
 from localgp.encoder.run import EncoderOutput
 from localgp.evaluation.decode import decode_rows
 from localgp.evaluation.measured import kept_ratios, measured_gflops
-from localgp.evaluation.timing import Paired, paired
 from localgp.model import GatedS2T
 from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from localgp.backbones import open_backbone
-from localgp.evaluation.timing_goals import peer_goals
-from localgp.evaluation.timing_peers import bench_decoder_peers, bench_encoder_peers
+from localgp.bench.goals import peer_goals
+from localgp.bench.peers import bench_decoder_peers, bench_encoder_peers
 from tests.whisper_helpers import save_tiny_whisper
 
 

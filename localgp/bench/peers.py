@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
+from localgp.bench.harness import paired
 from localgp.encoder.packed import PackedEncoder
-from localgp.evaluation.timing import paired
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 

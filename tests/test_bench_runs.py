@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 
-from localgp import bench
+from localgp.bench.__main__ import main as bench
+from localgp.bench.runs import RunTimer, TrainedRun
 from localgp.build import build_model
 from localgp.corpora.prepared import load_prepared
 from localgp.corpora.rows import padded_speech
 from localgp.errors import CheckpointError, ConfigError
-from localgp.evaluation.timing_runs import RunTimer, TrainedRun
 from localgp.evaluation.trained import trained_config
 from localgp.run import Run
 from localgp.search.options import DecodeOptions
@@ -76,7 +76,7 @@ def test_all_runs_are_timed_in_turns(place, exp, capsys):
         "bench.repeats=2",
         "bench.decoder_repeats=1",
     )
-    bench.main(cfg)
+    bench(cfg)
     printed = capsys.readouterr().out
     result = json.loads(printed.splitlines()[-1])
     assert json.loads((exp / "bench/runs.json").read_text()) == result
@@ -103,15 +103,15 @@ def test_all_runs_are_timed_in_turns(place, exp, capsys):
 
 def test_wanted_runs_must_be_there(place, exp, tmp_path, capsys):
     with pytest.raises(ConfigError, match="bench.repeats is 0; valid: a whole number from 1"):
-        bench.main(place.config("bench=runs", f"exp_dir={exp}", "bench.repeats=0"))
+        bench(place.config("bench=runs", f"exp_dir={exp}", "bench.repeats=0"))
     with pytest.raises(
         ConfigError, match=r"bench.confs: row07 not among the evaluated runs .*: row01, row06"
     ):
-        bench.main(place.config("bench=runs", f"exp_dir={exp}", "bench.confs=[row01,row07]"))
+        bench(place.config("bench=runs", f"exp_dir={exp}", "bench.confs=[row01,row07]"))
     shutil.copytree(exp / "mini/mini/row06", tmp_path / "mini/mini/row06")
     (tmp_path / "mini/mini/row06/seed1/checkpoints/model.safetensors").unlink()
     with pytest.raises(ConfigError, match="no evaluated run with its weights under"):
-        bench.main(place.config("bench=runs", f"exp_dir={tmp_path}"))
+        bench(place.config("bench=runs", f"exp_dir={tmp_path}"))
     assert "left out: mini/mini/row06/seed1, whose weights" in capsys.readouterr().out
 
 

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import EncoderCost
-from localgp.encoder.packed import PackedEncoder, PackedGates
-from localgp.encoder.run import EncoderOutput
-from localgp.evaluation.timing import Paired, paired, peak_mib
-from localgp.evaluation.timing_parts import (
+from localgp.bench.harness import Paired, paired, peak_mib
+from localgp.bench.parts import (
     INSIDE,
     flop_shares,
     our_seconds,
@@ -30,6 +28,8 @@ from localgp.evaluation.timing_parts import (
     product_rate,
     reference_seconds,
 )
+from localgp.encoder.packed import PackedEncoder, PackedGates
+from localgp.encoder.run import EncoderOutput
 from localgp.gates import LocalGates, RandomGates
 from localgp.gates.base import GatePolicy
 from localgp.gates.cost import gates_cost
@@ -46,7 +46,7 @@ class EncoderBench:
     """Benchmarks of one encoder.
 
     Args:
-        backbone: Its encoder is timed; random weights will do.
+        backbone: Its encoder is seconds_of; random weights will do.
         name: For the rows.
         seconds: Of an utterance, padded.
         repeats: Rounds of ours against ours.
@@ -235,7 +235,7 @@ class EncoderBench:
         run: Callable[[], Any],
         more: dict[str, Any],
     ) -> None:
-        row = make_row(measure, self.backbone, dtype, said, self.seconds) | timed(times, *pair) | more
+        row = make_row(measure, self.backbone, dtype, said, self.seconds) | seconds_of(times, *pair) | more
         row |= saved_share(row)
         row["peak_mib"] = peak_mib(run, self.device)
         self.rows.append(row)
@@ -266,7 +266,7 @@ def make_row(
     }
 
 
-def timed(times: Paired, over: str, under: str) -> dict[str, Any]:
+def seconds_of(times: Paired, over: str, under: str) -> dict[str, Any]:
     """Median seconds of a run and of what it alternated with."""
     return {
         "seconds": round(times.median(over), 5),
@@ -360,7 +360,7 @@ def bench_learnt(
             pruned += costs[length].encoder(kept) + gates_cost(policy, costs[length].frames)
             dense += costs[length].encoder()
     row = make_row("learnt", f"{backbone} {name}", dtype, seconds_of_audio, seconds)
-    row |= timed(times, "gated", "dense") | {"batch": len(inputs[0][0])}
+    row |= seconds_of(times, "gated", "dense") | {"batch": len(inputs[0][0])}
     row["skipped"] = round(1 - ran / there, 4)
     row |= against_dense(times.ratio("gated", "dense"), pruned / dense)
     return row | saved_share(row) | {"peak_mib": peak_mib(lambda: run(learnt), device)}

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from localgp import bench
+from localgp.bench import benches
+from localgp.bench.__main__ import main as bench
+from localgp.bench.encoder import EncoderBench
+from localgp.bench.goals import decoder_goals, encoder_goals
+from localgp.bench.harness import paired, peak_mib
+from localgp.bench.parts import INSIDE
 from localgp.cli import CONF_DIR
 from localgp.errors import CheckpointError, ConfigError
-from localgp.evaluation.timing import paired, peak_mib
-from localgp.evaluation.timing_encoder import EncoderBench
-from localgp.evaluation.timing_goals import decoder_goals, encoder_goals
-from localgp.evaluation.timing_parts import INSIDE
 from tests.conftest import make_backbone
 
 PARTS = ("subsampling", "ffn1", "attention", "cgmlp", "merge", "ffn2", "norm")
@@ -121,12 +122,12 @@ def test_decoder_goals():
 @pytest.fixture
 def run_bench(monkeypatch, tmp_path, capsys):
     """The command's function with a tiny encoder in place of the published shapes."""
-    monkeypatch.setattr(bench, "_random_backbone", lambda name, device: make_backbone())
+    monkeypatch.setattr(benches, "_random_backbone", lambda name, device: make_backbone())
 
     def run(*overrides: str) -> dict:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", overrides=[f"exp_dir={tmp_path}", "device=cpu", *overrides])
-        bench.main(cfg)
+        bench(cfg)
         printed = capsys.readouterr().out
         result = json.loads(printed.splitlines()[-1])
         assert json.loads((tmp_path / "bench" / f"{result['bench']}.json").read_text()) == result

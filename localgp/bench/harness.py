@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else name
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+    }
 
 
 @dataclass(frozen=True)
@@ -52,22 +74,23 @@ def paired(
     for turn in range(repeats):
         begin = turn % len(names) if names else 0
         for name in names[begin:] + names[:begin]:
-            seconds[name].append(_seconds(runs[name], device))
+            seconds[name].append(timed(runs[name], device)[0])
     return Paired(seconds)
 
 
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds, on CUDA by events on the stream, and the result."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         begin.record()
-        run()
+        result = run()
         end.record()
         torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1e3
+        return begin.elapsed_time(end) / 1e3, result
     began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+    result = run()
+    return time.perf_counter() - began, result
 
 
 def peak_mib(run: Callable[[], Any], device: torch.device) -> float:

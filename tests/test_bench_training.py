@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from localgp.bench.goals import training_goals
+from localgp.bench.training import bench_training
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
-from localgp.evaluation.timing_goals import training_goals
-from localgp.evaluation.timing_training import bench_training
 from tests.conftest import make_backbone
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from localgp.backbones.cost import DecoderCost
+from localgp.bench.decoder import bench_decoder
+from localgp.bench.step_parts import PARTS
+from localgp.bench.steps import PATTERNS, StepBench, random_gates
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
-from localgp.evaluation.timing_decoder import bench_decoder
-from localgp.evaluation.timing_step_parts import PARTS
-from localgp.evaluation.timing_steps import PATTERNS, StepBench, random_gates
 from tests.decoding_helpers import SOS, make_memory, make_model
 
 COLUMNS = {

@@ -11,8 +11,7 @@ Shape legend: B utterances, T frames, N rows (hypotheses running), D model size,
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from torch import Tensor
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import DecoderCost
+from localgp.bench.harness import peak_mib, timed
+from localgp.bench.parts import product_rate
+from localgp.bench.step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates, GateState
-from localgp.evaluation.timing import peak_mib
-from localgp.evaluation.timing_parts import product_rate
-from localgp.evaluation.timing_step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
 from localgp.pruning import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
@@ -239,17 +238,6 @@ def endless(backbone: Backbone, peak: float = 1.0) -> Iterator[None]:
             output.weight.div_(peak)
         output.bias = kept
         model.train(was_training)
-
-
-def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds by the clock, and the result."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    result = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began, result
 
 
 def _add(totals: list[int], counts: Sequence[int]) -> None:

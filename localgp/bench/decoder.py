@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
+from localgp.bench.encoder import DTYPES, saved_share
+from localgp.bench.harness import peak_mib, timed
+from localgp.bench.steps import PATTERNS, StepBench, endless, random_gates
 from localgp.corpora.rows import Task
 from localgp.decoder.cached import CachedDecoder
-from localgp.evaluation.timing import peak_mib
-from localgp.evaluation.timing_encoder import DTYPES, saved_share
-from localgp.evaluation.timing_steps import PATTERNS, StepBench, endless, random_gates, timed
 from localgp.gates.cost import gates_cost
 from localgp.model import GatedS2T
 from localgp.search.beam import BeamSearch, Hypothesis
@@ -61,7 +61,7 @@ def bench_decoder(
         ctc_weights: Weights of the CTC score.
         skipped: Shares of modules that random gates skip, for every module, layer and token by itself.
         patterns: Whether an utterance's hypotheses are decided on each by itself or together, of
-            `localgp.evaluation.timing_steps.PATTERNS`.
+            `localgp.bench.steps.PATTERNS`.
         dtypes: ``fp32``, ``bf16``. ESPnet runs in the same type.
         frames: Encoder frames of an utterance; 749 are 30 s.
         repeats: Alternating runs of ours against ours.
@@ -71,7 +71,7 @@ def bench_decoder(
 
     Returns:
         Rows: without gates, ``speedup_vs_espnet`` (in utterances per second) and ``identical_hypotheses``;
-        with gates, those of `localgp.evaluation.timing_steps.StepBench`; on a CPU, a step by part, dense and with the
+        with gates, those of `localgp.bench.steps.StepBench`; on a CPU, a step by part, dense and with the
         first of the gates.
     """
     rows = []
@@ -83,7 +83,7 @@ def bench_decoder(
     with endless(backbone, PEAK):
         for kind in dtypes:
             dense = CachedDecoder(backbone, dtype=DTYPES[kind])
-            # Others are timed on their own (`localgp.evaluation.timing_peers`)
+            # Others are timed on their own (`localgp.bench.peers`)
             for ctc_weight in () if backbone.peers else ctc_weights:
                 options = DecodeOptions(beam=beam, ctc_weight=ctc_weight, maxlenratio=-steps)
                 search = BeamSearch(backbone, options, dense)

@@ -1,61 +1,24 @@
-"""Speed and memory, paired in one run against ESPnet and our own dense path, or of evaluated runs against each other.
-
-    python -m localgp.bench bench=encoder       (decoder, training)
-    python -m localgp.bench bench=runs bench.confs=[row01,row05]
-    python -m localgp.bench exp/mini/mini/row05/seed1 bench=encoder bench.measures=[]
-
-Prints a table and, for every promised speed that was measured, whether it is met; writes
-``<exp_dir>/bench/<name>.json`` (``bench.save_as``: another name); the last line is that file's content in one line:
-``{"bench": ..., "command": ..., "machine": ..., "commit": ..., "rows": [...], "goals": [...]}``.
-"""
+"""What `python -m localgp.bench` can measure: from a configuration to rows and goals."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from localgp.cli import entry_point
-
 if TYPE_CHECKING:
     from localgp.backbones.base import Backbone
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else name
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        "torch": torch.__version__,
-    }
-
-
 def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and goals of beam search and decoding steps (`localgp.evaluation.timing_decoder`)."""
+    """Rows and goals of beam search and decoding steps (`localgp.bench.decoder`)."""
+    from localgp.bench.decoder import bench_decoder, bench_learnt_decoder, describe
+    from localgp.bench.encoder import DTYPES
+    from localgp.bench.goals import decoder_goals, peer_goals
+    from localgp.bench.peers import bench_decoder_peers
+    from localgp.bench.steps import PATTERNS
     from localgp.corpora.rows import list_tasks
-    from localgp.evaluation.timing_decoder import bench_decoder, bench_learnt_decoder, describe
-    from localgp.evaluation.timing_encoder import DTYPES
-    from localgp.evaluation.timing_goals import decoder_goals, peer_goals
-    from localgp.evaluation.timing_peers import bench_decoder_peers
-    from localgp.evaluation.timing_steps import PATTERNS
 
     wanted, device, rows = cfg.bench, _device(cfg), []
     _check_choices(wanted, {"dtypes": tuple(DTYPES), "patterns": PATTERNS})
@@ -107,10 +70,10 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and goals of the packed encoder (`localgp.evaluation.timing_encoder`)."""
-    from localgp.evaluation.timing_encoder import DTYPES, MEASURES, EncoderBench, bench_learnt, describe
-    from localgp.evaluation.timing_goals import encoder_goals, peer_goals
-    from localgp.evaluation.timing_peers import bench_encoder_peers
+    """Rows and goals of the packed encoder (`localgp.bench.encoder`)."""
+    from localgp.bench.encoder import DTYPES, MEASURES, EncoderBench, bench_learnt, describe
+    from localgp.bench.goals import encoder_goals, peer_goals
+    from localgp.bench.peers import bench_encoder_peers
 
     wanted, device, rows = cfg.bench, _device(cfg), []
     _check_choices(wanted, {"measures": MEASURES, "dtypes": tuple(DTYPES)})
@@ -180,9 +143,9 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def training(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and goals of a training step (`localgp.evaluation.timing_training`)."""
-    from localgp.evaluation.timing_goals import training_goals
-    from localgp.evaluation.timing_training import bench_training
+    """Rows and goals of a training step (`localgp.bench.training`)."""
+    from localgp.bench.goals import training_goals
+    from localgp.bench.training import bench_training
 
     rows = []
     for name in cfg.bench.backbones:
@@ -207,12 +170,12 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     import numpy as np
     from omegaconf import OmegaConf
 
+    from localgp.bench.runs import TrainedRun, bench_runs
     from localgp.contexts.extract import build_extractor, needed_contexts, row_contexts
     from localgp.corpora.fits import split_of
     from localgp.corpora.prepared import load_prepared
     from localgp.errors import ConfigError
     from localgp.evaluation.results import at_budgets
-    from localgp.evaluation.timing_runs import TrainedRun, bench_runs
     from localgp.evaluation.trained import load_trained, trained_config
     from localgp.report.runs import first_seeds
     from localgp.search.options import DecodeOptions
@@ -250,6 +213,10 @@ def runs(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         decoder_repeats=wanted.decoder_repeats,
         progress=_progress,
     ), []
+
+
+def _progress(line: str) -> None:
+    print(line, flush=True)
 
 
 BENCHES = {"encoder": encoder, "decoder": decoder, "training": training, "runs": runs}
@@ -343,62 +310,3 @@ class _Trained:
         speech_BN, ends_B = padded_speech(items, samples)
         contexts = batch_contexts(self._contexts, items, samples, timeline, self._device)
         return speech_BN.to(self._device), ends_B.to(self._device), contexts
-
-
-def main(cfg: DictConfig) -> None:
-    import torch
-
-    from localgp.errors import ConfigError
-    from localgp.evaluation.table import format_table
-    from localgp.run import commit, write_atomically
-
-    name = cfg.bench.name
-    if name not in BENCHES:
-        raise ConfigError(f"bench is {name!r}; valid: {', '.join(BENCHES)}")
-    save_as = cfg.bench.save_as
-    if save_as is not None and not re.fullmatch(r"[\w.-]+", str(save_as)):
-        raise ConfigError(
-            f"bench.save_as is {save_as!r}; valid: a file name of letters, digits, '_', '-' and '.'"
-        )
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    rows, goals = BENCHES[name](cfg)
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    print(format_table(header, [[_cell(row.get(key)) for key in header] for row in rows]))
-    for goal in goals:
-        verdict = "met" if goal["met"] else "NOT MET"
-        print(f"{verdict:8}{goal['goal']}: {goal['value']} {goal['sense']} {goal['limit']}")
-    measured = {"command": _command(name), "machine": machine(), "commit": commit()}
-    result = {"bench": name, **measured, "rows": rows, "goals": goals}
-    # Learnt gates stand beside the file of random ones, not over it.
-    stored = save_as or (f"{name}_learnt" if cfg.bench.get("run") else name)
-    path = Path(cfg.exp_dir) / "bench" / f"{stored}.json"
-    write_atomically(path, json.dumps(result, indent=1) + "\n")
-    print(f"written: {path}")
-    print(json.dumps(result))
-
-
-def _command(name: str) -> str:
-    """As it was called, if from a command line."""
-    from hydra.core.hydra_config import HydraConfig
-
-    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [f"bench={name}"]
-    return f"python -m localgp.bench {shlex.join(given)}"
-
-
-def _progress(line: str) -> None:
-    print(line, flush=True)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value[:4])) + (", ..." if len(value) > 4 else "")
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    entry_point(main, "bench", "device", "threads", "exp_dir")()

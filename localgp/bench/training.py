@@ -13,15 +13,15 @@ import torch
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import EncoderCost
-from localgp.encoder.run import encode
-from localgp.evaluation.timing import paired, peak_mib
-from localgp.evaluation.timing_encoder import (
+from localgp.bench.encoder import (
     against_dense,
     describe,
     make_row,
     saved_share,
-    timed,
+    seconds_of,
 )
+from localgp.bench.harness import paired, peak_mib
+from localgp.encoder.run import encode
 from localgp.gates import RandomGates
 from localgp.gates.base import GatePolicy
 
@@ -79,7 +79,7 @@ def bench_training(
                 kept = dict.fromkeys(modules, float(cost.frames - round(share * cost.frames)))
                 flops = cost.encoder([kept] * cost.layers) / cost.encoder()
                 row = make_row("training", name, "fp32", [seconds] * batch, seconds)
-                row |= timed(times, "gathered", "dense") | {"skipped": share}
+                row |= seconds_of(times, "gathered", "dense") | {"skipped": share}
                 row |= against_dense(times.ratio("gathered", "dense"), flops)
                 row |= saved_share(row)
                 row["peak_mib"], row["dense_peak_mib"] = peak_mib(gated, device), peak_mib(dense, device)

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import EncoderCost
-from localgp.evaluation.timing import paired
+from localgp.bench.harness import paired
 from localgp.kernels.linear import Linear
 from localgp.kernels.ragged import RANGE
 
