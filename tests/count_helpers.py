@@ -12,6 +12,7 @@ from localgp import timeline
 from localgp.decoder.gates import StepGates
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
+from localgp.evaluation.timing_steps import random_gates
 from localgp.gates import GlobalGates, LocalGates
 from localgp.kernels import ragged
 from localgp.pruning import DECODER_MODULES
@@ -22,7 +23,7 @@ from tests.counting import CountingDevice
 FULL = 241  # feature frames
 BATCHES = {"one": [FULL], "four": [FULL] * 4, "ragged": [FULL, 120, 63, 7]}
 STEPS = 5
-AROUND = 11  # waits of a search besides its steps, for any number of utterances
+AROUND = 7  # waits of a search besides its steps, for any number of utterances
 FORWARD = {"dense": 0, "masked": 0, "keys felt": 0, "gathered": 1}  # waits of a layer in training
 WINDOWS = {"full": 0, "utterance": 1}  # and of what comes before the first, where lengths differ
 
@@ -131,16 +132,20 @@ def search_steps(
 ) -> tuple[Any, Any]:
     """Counts ``STEPS - 1`` steps of a search; what it finds on the device, and on the CPU, in fp32."""
     policy = gates("local", backbone, "decoder") if kind == "local" else None
+    by_chance = random_gates(0.3, 0, "utterance") if kind.startswith("random") else None
     lengths = torch.full((len(memory),), memory.shape[1])
 
     def decode(steps: int, dtype: torch.dtype) -> Any:
         ctc = 0.3 if kind == "dense with CTC" else 0.0
-        beam = 1 if kind == "greedy" else 3
+        beam = 1 if kind in ("greedy", "drawn") else 3
         options = DecodeOptions(beam=beam, maxlenratio=-steps, ctc_weight=ctc)
         search = BeamSearch(backbone, options, dtype=dtype)
-        decide = StepGates(policy, {"front": memory.mean(1, keepdim=True)}) if policy is not None else None
+        decide = by_chance
+        if policy is not None:
+            decide = StepGates(policy, {"front": memory.mean(1, keepdim=True)})
         device.reset()
-        return search(memory, lengths, [primer] * len(memory), decide)
+        temperature = 0.5 if kind == "drawn" else 0.0
+        return search(memory, lengths, [primer] * len(memory), decide, temperature=temperature)
 
     expected = decode(STEPS, torch.float32)
     found = {}

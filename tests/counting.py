@@ -123,6 +123,7 @@ class CountingDevice(TorchFunctionMode):
         kernels = type("Kernels", (), {name: staticmethod(self.kernel(f)) for name, f in plain.items()})
         monkeypatch.setattr(devices, "triton_on", lambda device: kernels if device.type == "cuda" else None)
         monkeypatch.setattr(ragged, "varlen_attention", lambda: self.kernel(varlen_reference))
+        monkeypatch.setattr(torch, "Generator", _Generator)
 
     @contextlib.contextmanager
     def _not_looking(self) -> Iterator[None]:
@@ -246,6 +247,13 @@ class CountingDevice(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self._line = before
+
+
+class _Generator(torch.Generator):
+    """One of the host's, whatever device it is asked for."""
+
+    def __new__(cls, device: Any = None) -> _Generator:
+        return super().__new__(cls)
 
 
 class _Operators(TorchDispatchMode):

@@ -145,6 +145,7 @@ STEP = {
     "dense with CTC": (16, 174, 1),
     "with times": (16, 141, 1),
     "greedy": (16, 32, 1),
+    "random, by utterance": (26, 79, 1),
 }
 
 

@@ -95,7 +95,13 @@ def test_a_training_step(device, backbone, path):
 
 
 # kind: launches of a layer, of the rest, waits
-STEP = {"dense": (16, 93, 1), "local": (27, 94, 1), "with times": (16, 120, 1), "greedy": (16, 46, 1)}
+STEP = {
+    "dense": (16, 93, 1),
+    "local": (27, 94, 1),
+    "with times": (16, 120, 1),
+    "greedy": (16, 46, 1),
+    "drawn": (16, 37, 1),  # by a generator of each utterance
+}
 
 
 @pytest.mark.parametrize("kind", STEP)

@@ -199,14 +199,18 @@ def random_gates(share: float, seed: int, pattern: str = "hypothesis") -> Decode
         pattern: ``hypothesis``: every hypothesis has a draw of its own. ``utterance``: those of an utterance share it.
     """
     generators: dict[torch.device, torch.Generator] = {}
+    utterances = 0
 
     def gates(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
+        nonlocal utterances
         device = x_ND.device
         if device not in generators:
             generators[device] = torch.Generator(device).manual_seed(seed)
         count = x_ND.shape[0]
         if pattern == "utterance":
-            count = int(state.utterance_N.max()) + 1
+            if layer == 0 and state.history_NPLM is None:  # of a search's first pass; later, a GPU would wait
+                utterances = int(state.utterance_N.max()) + 1
+            count = utterances
         draw = torch.rand(len(MODULES), count, generator=generators[device], device=device)
         if pattern == "utterance":
             draw = draw.index_select(1, state.utterance_N)

@@ -125,17 +125,19 @@ class Ended:
         longest = max(table["tokens"].shape[1] for table in self._tables)
         for table in self._tables:
             table["tokens"] = F.pad(table["tokens"], (0, longest - table["tokens"].shape[1]))
-        columns = {
-            name: torch.cat([table[name] for table in self._tables]).tolist() for name in self._tables[0]
-        }
+        every = {name: torch.cat([table[name] for table in self._tables]) for name in self._tables[0]}
+        tokens_EP = every.pop("tokens").tolist()
+        # In one copy from a GPU; fp64 holds all of them exactly
+        numbers = torch.stack([column.double() for column in every.values()]).tolist()
+        columns = dict(zip(every, numbers, strict=True))
         parts = [name for name in columns if name.startswith("part.")]
         gates = [one for of_step in self._gates if of_step is not None for one in of_step]
         for e, u in enumerate(columns["utterance"]):
-            tokens = [*columns["tokens"][e][: columns["length"][e]], columns["label"][e]]
+            tokens = [*tokens_EP[e][: int(columns["length"][e])], int(columns["label"][e])]
             if columns["forced"][e]:  # ESPnet appends eos to all, also to what has just ended
                 tokens.append(self._eos)
             scores = {name.removeprefix("part."): columns[name][e] for name in parts}
-            found[u].append(Hypothesis(tokens, columns["score"][e], scores, gates[e] if gates else None))
+            found[int(u)].append(Hypothesis(tokens, columns["score"][e], scores, gates[e] if gates else None))
         return found
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpu.boxed import Found
+from localgp.kernels.kept import ACTIVATIONS
 
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448}  # bytes that a block may have, by compute capability
 Case = tuple[Any, list[str], dict[str, Any], dict[str, int]]
 
 
 def compiled(found: Found) -> None:
-    """All kernels as OWSM-medium uses them in bf16."""
+    """All kernels as OWSM-medium uses them in bf16; products with every activation."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as to_binary
@@ -46,10 +47,14 @@ def _cases(limit: int) -> Iterator[Case]:
     for times in (False, True):
         constants = {"WIDTH": 31, "TIMES": times, "BIASED": True, "FRAMES": 32, "CHANNELS": 64}
         yield triton_depthwise._depthwise, depthwise, constants, {}
+    places = {"rows": "*bf16", "copy": "*bf16", "add": "*fp32"}
     for tile in triton_kept.tiles(limit):
-        for place, out in (("rows", "*bf16"), ("copy", "*bf16"), ("add", "*fp32")):
-            product = ["*bf16"] * 3 + [out, "*i32", "*i32"] + ["i32"] * 5
-            constants = {"ACTIVATION": "swish", "BIASED": True, "PLACE": place, "ROWS": tile.rows}
+        for activation, place in (
+            *(("none", place) for place in places),
+            *((activation, "rows") for activation in ACTIVATIONS if activation != "none"),
+        ):
+            product = ["*bf16"] * 3 + [places[place], "*i32", "*i32"] + ["i32"] * 5
+            constants = {"ACTIVATION": activation, "BIASED": True, "PLACE": place, "ROWS": tile.rows}
             constants |= {"COLUMNS": tile.columns, "DEPTH": 64, "GROUP": 8}
             yield (
                 triton_kept._product,
