@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from localgp import timeline
+from localgp.bench.steps import random_gates
 from localgp.decoder.gates import StepGates
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
-from localgp.evaluation.timing_steps import random_gates
 from localgp.gates import GlobalGates, LocalGates
 from localgp.kernels import ragged
 from localgp.pruning import DECODER_MODULES
@@ -132,7 +132,6 @@ def search_steps(
 ) -> tuple[Any, Any]:
     """Counts ``STEPS - 1`` steps of a search; what it finds on the device, and on the CPU, in fp32."""
     policy = gates("local", backbone, "decoder") if kind == "local" else None
-    by_chance = random_gates(0.3, 0, "utterance") if kind.startswith("random") else None
     lengths = torch.full((len(memory),), memory.shape[1])
 
     def decode(steps: int, dtype: torch.dtype) -> Any:
@@ -140,7 +139,7 @@ def search_steps(
         beam = 1 if kind in ("greedy", "drawn") else 3
         options = DecodeOptions(beam=beam, maxlenratio=-steps, ctc_weight=ctc)
         search = BeamSearch(backbone, options, dtype=dtype)
-        decide = by_chance
+        decide: Any = random_gates(0.3, 0, "utterance") if kind.startswith("random") else None
         if policy is not None:
             decide = StepGates(policy, {"front": memory.mean(1, keepdim=True)})
         device.reset()
