@@ -179,8 +179,10 @@ def gated(cfg: DictConfig, backbone: Backbone) -> GatedS2T:
 
 
 def _check_parts(side: Side, wanted: Sequence[str], backbone: Backbone) -> None:
-    """Raises:
-    ConfigError: Gates on parts that this backbone's layers do not have.
+    """Refuses gates on parts that are not there.
+
+    Raises:
+        ConfigError: Gates on parts that this backbone's layers do not have.
     """
     there = backbone.part_names(side)
     unknown = [name for name in wanted if name not in there]

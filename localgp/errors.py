@@ -44,8 +44,10 @@ class HubError(LocalGPError):
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raises:
-    ConfigError: There are problems; the message has all of them.
+    """Raises one error for all problems, if there are any.
+
+    Raises:
+        ConfigError: There are problems; the message has all of them.
     """
     found = list(problems)
     if found:

@@ -44,7 +44,9 @@ def named_in(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 
 def import_class(path: str, key: str) -> Any:
-    """Args:
+    """A user's own class by its dotted path.
+
+    Args:
         path: ``module.Class``.
         key: The option that names it, for messages.
 

@@ -27,11 +27,13 @@ _BEYOND = 4  # hops behind a window that its last features see: half of an analy
 
 
 class Losses(NamedTuple):
-    """Attributes:
-    total, attention, attention_weight, accuracy, ctc: See `localgp.backbones.base.Loss`.
-    decoder_gates: Per decoder layer, module name to `Gate`, (Q, L) or (Q, 1); empty without gates there.
-    tokens: (Q, L), 1 for the tokens that the decoder was given, 0 for padding.
-    states: See `localgp.decoder.train.DecoderOutput`.
+    """The recognition loss with the decoder's gates beside it.
+
+    Attributes:
+        total, attention, attention_weight, accuracy, ctc: See `localgp.backbones.base.Loss`.
+        decoder_gates: Per decoder layer, module name to `Gate`, (Q, L) or (Q, 1); empty without gates there.
+        tokens: (Q, L), 1 for the tokens that the decoder was given, 0 for padding.
+        states: See `localgp.decoder.train.DecoderOutput`.
     """
 
     total: Tensor

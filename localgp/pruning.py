@@ -40,8 +40,10 @@ def encoder_modules(*, whole: bool = False) -> list[str]:
 
 
 def check_gated(gated: Iterable[str], valid: Sequence[str]) -> None:
-    """Raises:
-    ConfigError: A gate of a module that is not there, which would do nothing.
+    """Refuses gates that would do nothing.
+
+    Raises:
+        ConfigError: A gate of a module that is not there, which would do nothing.
     """
     unknown = sorted(set(gated) - set(valid))
     if unknown:

@@ -78,8 +78,10 @@ def variant_name(config: Any) -> str:
 
 
 class Run:
-    """Args:
-    cfg: The whole configuration.
+    """A training run: its directory and what is stored there.
+
+    Args:
+        cfg: The whole configuration.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -94,7 +96,9 @@ class Run:
         return self.weights.exists()
 
     def check(self, *, trained: bool = False) -> None:
-        """Args:
+        """Refuses a directory that another configuration has.
+
+        Args:
             trained: Its weights are only used, so that options of training do not matter.
 
         Raises:

@@ -323,8 +323,10 @@ SCHEMAS = {"config": SCHEMA, "speechprune": SPEECHPRUNE}  # by the configuration
 
 
 def check(cfg: DictConfig, schema: Mapping[str, Option] = SCHEMA) -> None:
-    """Raises:
-    ConfigError: Options that there are not, or values that cannot be; all of them are named.
+    """Refuses a configuration with options or values that cannot be.
+
+    Raises:
+        ConfigError: Options that there are not, or values that cannot be; all of them are named.
     """
     refuse(problems_of(cfg, schema))
 

@@ -13,8 +13,10 @@ from localgp.window import upgraded
 
 
 def read_yaml_mapping(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
-    """Raises:
-    CheckpointError: Not YAML, or not a mapping; ``remedy`` ends the message.
+    """A YAML mapping from a file.
+
+    Raises:
+        CheckpointError: Not YAML, or not a mapping; ``remedy`` ends the message.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

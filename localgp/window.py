@@ -23,7 +23,9 @@ _PADDING = {"full": {"length": "full"}, "none": {"length": "utterance", "margin"
 
 @dataclass(frozen=True)
 class Window:
-    """Args:
+    """How much of a recording and its padding is encoded.
+
+    Args:
         length: ``full``, ``utterance``, or seconds.
         margin: Seconds of silence that ``utterance`` leaves at the end.
 

@@ -25,11 +25,13 @@ _PATIENCE = timedelta(hours=6)
 
 @dataclass(frozen=True)
 class World:
-    """Attributes:
-    rank: Of this process, among all.
-    ranks: Processes of the run.
-    devices: Processes of this node.
-    nodes: Machines.
+    """The processes of a distributed run.
+
+    Attributes:
+        rank: Of this process, among all.
+        ranks: Processes of the run.
+        devices: Processes of this node.
+        nodes: Machines.
     """
 
     rank: int = 0

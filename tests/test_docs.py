@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import runpy
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import localgp
 from localgp.__main__ import COMMANDS
 from localgp.corpora.audio import write_audio
 
@@ -198,3 +200,19 @@ def test_the_site_builds(tmp_path):
 
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
     assert (tmp_path / "api" / "inference" / "index.html").exists()
+
+
+def test_docstrings_begin_with_what_a_thing_is():
+    """A reader who skims, and a page of the API, show the first line alone."""
+    root, sections = (
+        Path(localgp.__file__).parent,
+        ("Args:", "Attributes:", "Raises:", "Returns:", "Examples:"),
+    )
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    bare = [
+        f"{file.relative_to(root)}:{getattr(node, 'lineno', 1)}"
+        for file in root.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, documented) and (ast.get_docstring(node) or "").startswith(sections)
+    ]
+    assert not bare

@@ -176,10 +176,12 @@ class Tokens(Protocol):
 
 
 class Front(NamedTuple):
-    """Attributes:
-    x: (B, T, D), the first layer's input.
-    front: (B, T, D), the same before positions and scale: the paper's context "front".
-    mask: (B, 1, T), True for frames of the utterance.
+    """What a stem gives the first layer.
+
+    Attributes:
+        x: (B, T, D), the first layer's input.
+        front: (B, T, D), the same before positions and scale: the paper's context "front".
+        mask: (B, 1, T), True for frames of the utterance.
     """
 
     x: Tensor
@@ -188,10 +190,12 @@ class Front(NamedTuple):
 
 
 class DecoderInput(NamedTuple):
-    """Attributes:
-    tokens: (Q, L), padded.
-    lengths: (Q,).
-    targets: (Q, L), the token after each, or what the family's loss passes by.
+    """Sequences as a family's decoder is taught them.
+
+    Attributes:
+        tokens: (Q, L), padded.
+        lengths: (Q,).
+        targets: (Q, L), the token after each, or what the family's loss passes by.
     """
 
     tokens: Tensor
@@ -200,11 +204,13 @@ class DecoderInput(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Attributes:
-    total: What the model is trained for.
-    attention, attention_weight: Of the decoder's outputs, and its part in ``total``.
-    accuracy: Share of tokens that the decoder has right.
-    ctc: None where there is none.
+    """The recognition loss and what it is made of.
+
+    Attributes:
+        total: What the model is trained for.
+        attention, attention_weight: Of the decoder's outputs, and its part in ``total``.
+        accuracy: Share of tokens that the decoder has right.
+        ctc: None where there is none.
     """
 
     total: Tensor

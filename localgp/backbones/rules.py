@@ -21,9 +21,11 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class TimestampRules:
-    """Attributes:
-    sos, eos, notimestamps: Token ids.
-    first_time, last_time: Ids of the first and last time symbol, which are contiguous.
+    """Which time symbols may follow which tokens.
+
+    Attributes:
+        sos, eos, notimestamps: Token ids.
+        first_time, last_time: Ids of the first and last time symbol, which are contiguous.
     """
 
     sos: int

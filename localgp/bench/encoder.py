@@ -276,7 +276,8 @@ def seconds_of(times: Paired, over: str, under: str) -> dict[str, Any]:
 
 
 def against_dense(time_ratio: float, flop_ratio: float) -> dict[str, float]:
-    """
+    """Figures of a gated run beside the dense one.
+
     Examples:
         >>> against_dense(0.82, 0.8)
         {'flop_ratio': 0.8, 'time_ratio_vs_dense': 0.82, 'overhead_share': 0.02}

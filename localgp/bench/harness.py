@@ -37,8 +37,10 @@ def machine() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Attributes:
-    seconds: Name of a run to its seconds in every round.
+    """Seconds of runs that took turns.
+
+    Attributes:
+        seconds: Name of a run to its seconds in every round.
     """
 
     seconds: dict[str, list[float]]

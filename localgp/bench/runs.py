@@ -33,12 +33,14 @@ DENSE = "row01"  # what ratios are against
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Attributes:
-    name, seed: Of the run.
-    model: Loaded, in eval mode.
-    contexts: Of the utterances, or None.
-    extractors: Names of the extractors that make those contexts, as keys of `bench_runs`' ``extractors``.
-    budget: Share that its gates keep; None: what they keep by themselves.
+    """A trained run that is timed.
+
+    Attributes:
+        name, seed: Of the run.
+        model: Loaded, in eval mode.
+        contexts: Of the utterances, or None.
+        extractors: Names of the extractors that make those contexts, as keys of `bench_runs`' ``extractors``.
+        budget: Share that its gates keep; None: what they keep by themselves.
     """
 
     name: str
@@ -51,9 +53,11 @@ class TrainedRun:
 
 @dataclass
 class _Batch:
-    """Attributes:
-    owners: The utterance of each task, as a row of the batch.
-    feats, feat_lengths, encoded: What the step before made, for the step that is timed.
+    """Utterances that are timed together.
+
+    Attributes:
+        owners: The utterance of each task, as a row of the batch.
+        feats, feat_lengths, encoded: What the step before made, for the step that is timed.
     """
 
     speech_BN: Tensor

@@ -137,9 +137,11 @@ def build(cfg: dict[str, Any], layers: int | None = None) -> Any:
 
 
 class EventExtractor:
-    """Args:
-    source: ``mini``, or the path of a checkpoint.
-    device: Where it runs.
+    """BEATs' event features as a context.
+
+    Args:
+        source: ``mini``, or the path of a checkpoint.
+        device: Where it runs.
     """
 
     name = "event"

@@ -116,7 +116,9 @@ class LanguageVectors:
         self._pairs: dict[str, Tensor] = {}
 
     def of(self, tasks: Sequence[str]) -> Tensor:
-        """Args:
+        """The vectors of both languages of each task.
+
+        Args:
             tasks: Names, ``de`` for a transcript and ``de-fr`` for a translation.
 
         Returns:

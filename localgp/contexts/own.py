@@ -27,10 +27,12 @@ from localgp.extensions import make
 
 
 class OwnExtractor:
-    """Args:
-    name: Of the context.
-    cfg: The whole configuration.
-    device: Where it may compute.
+    """A user's own extractor, with its options and an identity for the cache.
+
+    Args:
+        name: Of the context.
+        cfg: The whole configuration.
+        device: Where it may compute.
 
     Attributes:
         size, step: As its class says.

@@ -131,9 +131,11 @@ def _directory(source: str) -> Path:
 
 
 class SpeakerExtractor:
-    """Args:
-    source: ``mini``, a directory, or a Hugging Face repository id.
-    device: Where it runs.
+    """ECAPA-TDNN's speaker embedding as a context.
+
+    Args:
+        source: ``mini``, a directory, or a Hugging Face repository id.
+        device: Where it runs.
     """
 
     name = "spk"

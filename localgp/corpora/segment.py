@@ -97,8 +97,10 @@ class Reading:
             self.left_out(reason, detail, utt_id=utt_id, split=split, language=language)
 
     def check(self) -> None:
-        """Raises:
-        CorpusError: With ``on_error=raise``, damage was found since; the message has the first twenty and the number.
+        """Raises what was found wrong, where that is asked for.
+
+        Raises:
+            CorpusError: With ``on_error=raise``, damage was found since; it has the first twenty and how many.
         """
         if not self._faults:
             return

@@ -50,12 +50,14 @@ def keep_memory(
     width: int,
     dtype: torch.dtype | None = None,
 ) -> MemorySource | GridSource | BlockedSource:
-    """Args:
-    memory_STD: Encoder outputs.
-    layers: Of the decoder.
-    lengths: Frames of each encoder output.
-    width: Rows that will attend to one of them in a step, at most.
-    dtype: That keys and values are held in where reading them takes the time; default: the outputs'.
+    """Keys and values of encoder outputs, for every layer of a decoder.
+
+    Args:
+        memory_STD: Encoder outputs.
+        layers: Of the decoder.
+        lengths: Frames of each encoder output.
+        width: Rows that will attend to one of them in a step, at most.
+        dtype: That keys and values are held in where reading them takes the time; default: the outputs'.
     """
     weights = [layer.source_key_value for layer in layers]
     one_row = width == 1 and memory_STD[0].numel() >= MEMORY_WORTH and None not in weights
@@ -70,11 +72,13 @@ def keep_source(
     width: int,
     dtype: torch.dtype | None = None,
 ) -> GridSource | BlockedSource:
-    """Args:
-    keys_values: Keys and values (S, T, H, K) of each layer.
-    lengths: Frames of each encoder output.
-    width: Rows that will attend to one of them in a step, at most.
-    dtype: See `keep_memory`.
+    """Keys and values in the layout that steps read.
+
+    Args:
+        keys_values: Keys and values (S, T, H, K) of each layer.
+        lengths: Frames of each encoder output.
+        width: Rows that will attend to one of them in a step, at most.
+        dtype: See `keep_memory`.
     """
     key = keys_values[0][0]
     enough = width * key[0].numel() >= WORTH.get(key.dtype, float("inf"))

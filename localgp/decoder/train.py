@@ -23,10 +23,12 @@ from localgp.pruning import check_gated
 
 
 class DecoderOutput(NamedTuple):
-    """Attributes:
-    logits: (Q, L, V), the scores of the token after each.
-    gates: Per layer, module name to `Gate`, (Q, L) or (Q, 1); empty without gates.
-    states: (Q, L, D) by layer, as of `localgp.encoder.run.EncoderOutput`.
+    """What a teacher-forced pass of the decoder gives.
+
+    Attributes:
+        logits: (Q, L, V), the scores of the token after each.
+        gates: Per layer, module name to `Gate`, (Q, L) or (Q, 1); empty without gates.
+        states: (Q, L, D) by layer, as of `localgp.encoder.run.EncoderOutput`.
     """
 
     logits: Tensor

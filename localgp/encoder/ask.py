@@ -29,10 +29,12 @@ def asked(
     timeline: Timeline,
     lengths: list[int] | None = None,
 ) -> Decide:
-    """Args:
-    contexts: What it needs besides what is computed here.
-    lengths: Feature frames of each utterance, where they differ: none is then seen of another, and gates are closed
-        behind its end.
+    """Asks a policy about one layer.
+
+    Args:
+        contexts: What it needs besides what is computed here.
+        lengths: Feature frames of each utterance, where they differ: none is then seen of another, and gates are closed
+            behind its end.
     """
     if lengths is None:
         state = policy.begin(collect_contexts(policy.needs, contexts, front_BTD, feats_BSF, timeline))

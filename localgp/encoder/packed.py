@@ -41,13 +41,15 @@ Decide = Callable[[int, Tensor], dict[str, Tensor]]
 
 
 class PackedOutput(NamedTuple):
-    """Attributes:
-    x: (N, D).
-    front: (N, D), the stem's output.
-    layout: Of ``x``.
-    gates: Per layer, module name to where it ran, bool: (N,), or (B,) for a decision per utterance, maybe on the
-        host.
-    first: Layout of ``front``; that of ``x`` but where frames were taken out on the way.
+    """Encoder outputs without padding, with the gates that made them.
+
+    Attributes:
+        x: (N, D).
+        front: (N, D), the stem's output.
+        layout: Of ``x``.
+        gates: Per layer, module name to where it ran, bool: (N,), or (B,) for a decision per utterance, maybe on the
+            host.
+        first: Layout of ``front``; that of ``x`` but where frames were taken out on the way.
     """
 
     x: Tensor

@@ -58,9 +58,11 @@ class Shortening:
 
 
 class Shortened(NamedTuple):
-    """Attributes:
-    x: (N, D).
-    layout: Of it.
+    """Frames after some were merged or dropped.
+
+    Attributes:
+        x: (N, D).
+        layout: Of it.
     """
 
     x: Tensor

@@ -31,14 +31,16 @@ States = Mapping[int, Tensor]
 
 
 class EncoderOutput(NamedTuple):
-    """Attributes:
-    x: (B, T, D).
-    lengths: (B,) encoder frames.
-    gates: Per layer, module name to `Gate`; empty without gates.
-    front: (B, T, D), the stem's output, for a decoder's gates.
-    states: (B, T, D) by layer, those that were to be kept: 1 after the first layer, `LAST` for ``x``.
-    places: (B, T) of the first layer: where each frame is in ``x``, -1 for one that has gone, -2 for none; None where
-        all are where they were.
+    """Padded encoder outputs, with the gates that made them.
+
+    Attributes:
+        x: (B, T, D).
+        lengths: (B,) encoder frames.
+        gates: Per layer, module name to `Gate`; empty without gates.
+        front: (B, T, D), the stem's output, for a decoder's gates.
+        states: (B, T, D) by layer, those that were to be kept: 1 after the first layer, `LAST` for ``x``.
+        places: (B, T) of the first layer: where each frame is in ``x``, -1 for one that has gone, -2 for none; None
+            where all are where they were.
     """
 
     x: Tensor

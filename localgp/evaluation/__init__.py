@@ -1,0 +1,1 @@
+"""Decoding a split of a trained run, scoring it, and what its gates and FLOPs were."""

@@ -25,11 +25,13 @@ from localgp.search.tasks import TaskSearches, Written, primers_of
 
 @dataclass
 class Decoded:
-    """Attributes:
-    text: Task name to utterance id to hypothesis.
-    gates: Which module ran where; None for a dense encoder.
-    decoder_gates: Which decoder module ran for which token of the best hypotheses; None for a dense decoder.
-    seconds: Wall time spent in the encoder and in the decoder.
+    """What decoding a split gives.
+
+    Attributes:
+        text: Task name to utterance id to hypothesis.
+        gates: Which module ran where; None for a dense encoder.
+        decoder_gates: Which decoder module ran for which token of the best hypotheses; None for a dense decoder.
+        seconds: Wall time spent in the encoder and in the decoder.
     """
 
     text: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -50,14 +52,16 @@ def decode_rows(
     progress: bool = True,
     contexts: RowContexts | None = None,
 ) -> Decoded:
-    """Args:
-    model: In eval mode, on its device.
-    rows: A prepared split.
-    tasks: What to decode, of those rows.
-    options: How to decode.
-    batch: Utterances encoded together; their tasks are decoded together.
-    dtype: Arithmetic of encoder and decoder; features are always fp32.
-    contexts: Of the rows, where the gates see any.
+    """Decodes tasks of prepared rows in batches.
+
+    Args:
+        model: In eval mode, on its device.
+        rows: A prepared split.
+        tasks: What to decode, of those rows.
+        options: How to decode.
+        batch: Utterances encoded together; their tasks are decoded together.
+        dtype: Arithmetic of encoder and decoder; features are always fp32.
+        contexts: Of the rows, where the gates see any.
     """
     backbone = model.backbone
     tokenizer, device, samples = backbone.tokenizer, backbone.device, model.samples

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 
 def load_weights(model: Module, path: Path) -> None:
-    """Raises:
-    CheckpointError: If the file is missing, damaged or of another model.
+    """Loads a run's weights into its model.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another model.
     """
     load_state(
         model,

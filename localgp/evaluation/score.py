@@ -29,8 +29,10 @@ def basic_normalize(text: str) -> str:
 
 
 def normalize(text: str, name: str) -> str:
-    """Raises:
-    ConfigError: For a normaliser that does not exist.
+    """A text after the named normalisation.
+
+    Raises:
+        ConfigError: For a normaliser that does not exist.
     """
     if name == "none":
         return " ".join(text.split())

@@ -37,9 +37,11 @@ CHUNK = 128  # frames
 
 @dataclass
 class FoldedMemory:
-    """Attributes:
-    keys_NKD: Keys, the first ``count`` of them filled in.
-    logits_NKLM: What each key's value adds to each later layer's logits.
+    """Keys that the layers so far have left for later layers' gates.
+
+    Attributes:
+        keys_NKD: Keys, the first ``count`` of them filled in.
+        logits_NKLM: What each key's value adds to each later layer's logits.
     """
 
     keys_NKD: Tensor
@@ -48,8 +50,10 @@ class FoldedMemory:
 
 
 class FoldedLocalGates:
-    """Args:
-    gates: Trained gates; read at construction.
+    """LocalGP for inference: its linear maps multiplied together beforehand.
+
+    Args:
+        gates: Trained gates; read at construction.
     """
 
     def __init__(self, gates: LocalGates) -> None:
@@ -89,10 +93,12 @@ class FoldedLocalGates:
         return frames * (folded + keys * (size + len(self.modules)))
 
     def begin(self, contexts: list[Tensor], owner_N: Tensor) -> FoldedMemory:
-        """Args:
-        contexts: In the order of ``needs``, each (N, dim), or (B, dim) for one that is the same for a whole
-            utterance.
-        owner_N: The utterance of each frame.
+        """The memory of a batch, with its contexts in it.
+
+        Args:
+            contexts: In the order of ``needs``, each (N, dim), or (B, dim) for one that is the same for a whole
+                utterance.
+            owner_N: The utterance of each frame.
         """
         frames = owner_N.shape[0]
         projected = [

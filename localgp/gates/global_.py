@@ -22,14 +22,16 @@ from localgp.gates.gumbel import RUN, Gate, gumbel_gate
 
 
 class GlobalGates(GatePolicy):
-    """Args:
-    layers: L.
-    size: D.
-    modules: Gated modules of every layer.
-    context_sizes: Context name to its dimension; each is averaged over time, and they stand side by side.
-        Default: ``front`` alone.
-    temperature, threshold: See `gumbel_gate`.
-    bias: Initial logit of "run".
+    """GlobalGP: one decision for an utterance, from averaged contexts.
+
+    Args:
+        layers: L.
+        size: D.
+        modules: Gated modules of every layer.
+        context_sizes: Context name to its dimension; each is averaged over time, and they stand side by side.
+            Default: ``front`` alone.
+        temperature, threshold: See `gumbel_gate`.
+        bias: Initial logit of "run".
     """
 
     ahead = True

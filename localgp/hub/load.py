@@ -210,8 +210,10 @@ def _backbone_folder(path: Path) -> Path:
 
 
 def _refuse_folder_of_runs(path: Path) -> None:
-    """Raises:
-    CheckpointError: There are runs below; it names them.
+    """Refuses a folder that holds runs and is none.
+
+    Raises:
+        CheckpointError: There are runs below; it names them.
     """
     levels = ("", "*/", "*/*/", "*/*/*/")  # exp/<corpus>/<backbone>/<conf>/seed<k>, from anywhere above
     runs = sorted(place.parent for level in levels for place in path.glob(f"{level}seed*/checkpoints"))

@@ -124,8 +124,10 @@ def packed_name(config: dict[str, Any]) -> str:
 
 
 def _check_free(packed: dict[str, Path], overwrite: bool) -> None:
-    """Raises:
-    CheckpointError: Something is there that may not be replaced.
+    """Refuses to replace what is packed already.
+
+    Raises:
+        CheckpointError: Something is there that may not be replaced.
     """
     for form, place in packed.items():
         if not place.exists():

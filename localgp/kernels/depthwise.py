@@ -30,9 +30,11 @@ SHORT = 160_000  # bytes of an utterance and a gap; to copy and convolve more ta
 
 
 class Depthwise:
-    """Args:
-    conv: A depthwise convolution of odd width that keeps the length; read now.
-    dtype: Of weights, input and output.
+    """A depthwise convolution over ragged rows.
+
+    Args:
+        conv: A depthwise convolution of odd width that keeps the length; read now.
+        dtype: Of weights, input and output.
     """
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:

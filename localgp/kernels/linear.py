@@ -61,8 +61,10 @@ class Linear:
             self._weight = self._weight[:0].clone()  # one copy is enough
 
     def __call__(self, x: Tensor, kept: Kept | None = None) -> Tensor:
-        """Args:
-        kept: Where only as many rows of ``x`` exist as it has.
+        """The product.
+
+        Args:
+            kept: Where only as many rows of ``x`` exist as it has.
         """
         if kept is not None:
             y = product(x, self._weight, self._bias, kept, self._activation)

@@ -101,8 +101,10 @@ def _attention(
 
 
 def _evaluated_weights(cfg: DictConfig, found: Study) -> Path:
-    """Raises:
-    CheckpointError: They are not there, or of another configuration.
+    """The weights whose gates were stored.
+
+    Raises:
+        CheckpointError: They are not there, or of another configuration.
     """
     run = Run(cfg)
     run.check(trained=True)

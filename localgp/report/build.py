@@ -124,12 +124,14 @@ def build_page(
     benchmarks: Mapping[str, Benchmark],
     scored: Scores,
 ) -> Page:
-    """Args:
-    utterances: In the mask viewer, for every scored split.
-    tests: Significance of each group's differences, where it could be computed.
-    contexts: Whether contexts help, of each group where it could be computed.
-    benchmarks: By name.
-    scored: Runs on every resample, for the findings' intervals.
+    """The page as HTML.
+
+    Args:
+        utterances: In the mask viewer, for every scored split.
+        tests: Significance of each group's differences, where it could be computed.
+        contexts: Whether contexts help, of each group where it could be computed.
+        benchmarks: By name.
+        scored: Runs on every resample, for the findings' intervals.
     """
     studies = {run.key: study(run, corpora) for run in runs if run.gates.exists()}
     page = Page("localgp: results")

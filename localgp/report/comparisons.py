@@ -93,9 +93,11 @@ def show(found: Sequence[Difference], digits: int = 1) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """Attributes:
-    system, base: Experiments; their variants are compared too.
-    asked: What they differ in.
+    """A pair of experiments that a reader would compare.
+
+    Attributes:
+        system, base: Experiments; their variants are compared too.
+        asked: What they differ in.
     """
 
     system: str
@@ -242,8 +244,10 @@ def finding(groups: Sequence[Group], scores: Scores, timed: Mapping[str, Mapping
 
 
 def verdict(found: Sequence[Difference], better: int) -> str:
-    """Args:
-    better: Sign of a difference that is an improvement.
+    """A difference in words.
+
+    Args:
+        better: Sign of a difference that is an improvement.
     """
     low, high = interval(found)
     if low <= 0 <= high:

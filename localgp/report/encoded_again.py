@@ -37,10 +37,12 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Reloaded:
-    """Attributes:
-    model: In eval mode, on its device.
-    rows: Prepared rows of the chosen utterances.
-    chosen: Their places (U,) in the stored gates.
+    """An evaluated run's model, with utterances to encode again.
+
+    Attributes:
+        model: In eval mode, on its device.
+        rows: Prepared rows of the chosen utterances.
+        chosen: Their places (U,) in the stored gates.
     """
 
     model: GatedS2T
@@ -102,13 +104,15 @@ def reload(
 
 @dataclass(frozen=True)
 class SpeakerSwap:
-    """Attributes:
-    modules: As the gates file names them.
-    utterances: How many were decided again.
-    trained_with: Whose embeddings the run is trained and evaluated with: ``own``, or ``wrong`` for the control; the
-        other ones are what they are swapped for.
-    swapped: Share of frames with signal whose gate is not the stored one under the other embedding, (L, M).
-    unchanged: The same under the run's own kind of embedding: what rounding alone flips, (L, M).
+    """What gates decide when another speaker is named.
+
+    Attributes:
+        modules: As the gates file names them.
+        utterances: How many were decided again.
+        trained_with: Whose embeddings the run is trained and evaluated with: ``own``, or ``wrong`` for the control; the
+            other ones are what they are swapped for.
+        swapped: Share of frames with signal whose gate is not the stored one under the other embedding, (L, M).
+        unchanged: The same under the run's own kind of embedding: what rounding alone flips, (L, M).
     """
 
     modules: tuple[str, ...]
@@ -212,10 +216,12 @@ def _decide(
 
 @dataclass(frozen=True)
 class ContextAttention:
-    """Attributes:
-    keys: The contexts' names, then ``layer 1`` and so on for the layers' inputs.
-    utterances: How many were encoded for it.
-    weights: Mean over frames with signal, (L, K); 0 for keys that a layer does not have yet.
+    """What LocalGP's attention listens to.
+
+    Attributes:
+        keys: The contexts' names, then ``layer 1`` and so on for the layers' inputs.
+        utterances: How many were encoded for it.
+        weights: Mean over frames with signal, (L, K); 0 for keys that a layer does not have yet.
     """
 
     keys: tuple[str, ...]

@@ -48,10 +48,12 @@ def speech_frames(record: GateRecord, truth: dict[str, Truth]) -> np.ndarray | N
 
 @dataclass(frozen=True)
 class GateCounts:
-    """Attributes:
-    regions: Names of the R regions, which divide all frames: `REGIONS`, or signal and padding.
-    frames_UR: Frames of each region.
-    open_ULMR: Those on which the module runs.
+    """Open frames by region, utterance, layer and module.
+
+    Attributes:
+        regions: Names of the R regions, which divide all frames: `REGIONS`, or signal and padding.
+        frames_UR: Frames of each region.
+        open_ULMR: Those on which the module runs.
     """
 
     modules: tuple[str, ...]
@@ -139,9 +141,11 @@ class Agreement:
 def agreement(
     record: GateRecord, counts: GateCounts, speech_UT: np.ndarray, levels_UT: np.ndarray
 ) -> Agreement:
-    """Args:
-    speech_UT: True speech, `localgp.report.gate_statistics.speech_frames`.
-    levels_UT: dB, `localgp.spectrogram.frame_levels`.
+    """How well an energy threshold and gates agree with true speech.
+
+    Args:
+        speech_UT: True speech, `localgp.report.gate_statistics.speech_frames`.
+        levels_UT: dB, `localgp.spectrogram.frame_levels`.
     """
     speech, pause = counts.regions.index("speech"), counts.regions.index("pause")
     true_LM = counts.open_ULMR[..., speech].sum(0)

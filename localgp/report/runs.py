@@ -73,8 +73,10 @@ class Group:
 
 
 def read_run(path: Path) -> Evaluated:
-    """Raises:
-    CheckpointError: If the run has not been evaluated, or its metrics.json cannot be read.
+    """An evaluated run from its directory.
+
+    Raises:
+        CheckpointError: If the run has not been evaluated, or its metrics.json cannot be read.
     """
     corpus, backbone, name, seed = path.parts[-4:]
     try:
@@ -91,8 +93,10 @@ def read_run(path: Path) -> Evaluated:
 
 
 def collect(exp_dir: Path) -> list[Evaluated]:
-    """Raises:
-    CheckpointError: If nothing under ``exp_dir`` has been evaluated, or a metrics.json cannot be read.
+    """All evaluated runs below a directory.
+
+    Raises:
+        CheckpointError: If nothing under ``exp_dir`` has been evaluated, or a metrics.json cannot be read.
     """
     paths = sorted(exp_dir.glob("*/*/*/seed*/metrics.json"))
     if not paths:

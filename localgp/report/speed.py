@@ -18,13 +18,15 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Attributes:
-    name: As ``bench=`` takes it.
-    machine: What it was measured on, as a line.
-    rows: Of its table, a mapping each.
-    goals: Promised speeds and whether they are met; empty where it has none.
-    commit: Of the code that was measured.
-    command: What measured it.
+    """A stored benchmark.
+
+    Attributes:
+        name: As ``bench=`` takes it.
+        machine: What it was measured on, as a line.
+        rows: Of its table, a mapping each.
+        goals: Promised speeds and whether they are met; empty where it has none.
+        commit: Of the code that was measured.
+        command: What measured it.
     """
 
     name: str
@@ -84,7 +86,8 @@ def _read(path: Path) -> Benchmark:
 
 
 def machine_line(machine: Any) -> str:
-    """
+    """A machine on one line.
+
     Examples:
         >>> machine_line({"cpu": "A", "cores": 2, "threads": 1, "capability": "AVX2", "gpu": None, "torch": "2.12"})
         'A (AVX2), 1 thread of 2 cores, PyTorch 2.12'

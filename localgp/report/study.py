@@ -28,11 +28,13 @@ PROPERTIES = {"word_rate": "words per second of speech", "snr_db": "signal-to-no
 
 @dataclass
 class Study:
-    """Attributes:
-    languages: Of each utterance of ``record``; None where the corpus is not prepared.
-    speech_UT: True speech; None where the truth is not known.
-    properties: Name (`PROPERTIES`) to its value for each utterance, NaN where unknown.
-    relations: Property to module (and ``all``) to the correlation of the share kept, over real frames, with it.
+    """An evaluated run's gates beside what is known of its utterances.
+
+    Attributes:
+        languages: Of each utterance of ``record``; None where the corpus is not prepared.
+        speech_UT: True speech; None where the truth is not known.
+        properties: Name (`PROPERTIES`) to its value for each utterance, NaN where unknown.
+        relations: Property to module (and ``all``) to the correlation of the share kept, over real frames, with it.
     """
 
     run: Evaluated
@@ -104,8 +106,10 @@ def _by_module(modules: Sequence[str], value_LM: np.ndarray) -> dict[str, list[f
 
 
 def read_record(run: Evaluated) -> GateRecord:
-    """Raises:
-    CheckpointError: If the run has no gates, or they cannot be read.
+    """The stored gates of a run's first evaluation.
+
+    Raises:
+        CheckpointError: If the run has no gates, or they cannot be read.
     """
     if not run.gates.exists():
         raise CheckpointError(

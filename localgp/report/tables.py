@@ -22,10 +22,12 @@ UNSAID = ("over twice", "on silence", "on noise")
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    header: Of the columns; the first column is text, the others are figures.
-    rows: Cells, as many as the header has.
-    spans: Titles over neighbouring columns with how many they cover, in order; an empty title covers too.
+    """A table for Markdown and page.
+
+    Attributes:
+        header: Of the columns; the first column is text, the others are figures.
+        rows: Cells, as many as the header has.
+        spans: Titles over neighbouring columns with how many they cover, in order; an empty title covers too.
     """
 
     header: list[str]

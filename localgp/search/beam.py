@@ -29,12 +29,14 @@ __all__ = ["BeamSearch", "Hypothesis"]
 
 
 class BeamSearch:
-    """Args:
-    backbone: Whose tokens, rules and CTC are used.
-    options: How to decode.
-    decoder: Its decoder, if it is laid out already; two searches can share one.
-    dtype: Type of weights, caches and products where it is laid out here; default: the decoder's own. Given here
-        rather than by autocast, which casts weights at every step and is off inside.
+    """Beam search over a batch, with ESPnet's scores and hypotheses.
+
+    Args:
+        backbone: Whose tokens, rules and CTC are used.
+        options: How to decode.
+        decoder: Its decoder, if it is laid out already; two searches can share one.
+        dtype: Type of weights, caches and products where it is laid out here; default: the decoder's own. Given here
+            rather than by autocast, which casts weights at every step and is off inside.
 
     Raises:
         ConfigError: If a CTC weight is asked for without a CTC.

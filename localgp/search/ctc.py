@@ -31,10 +31,12 @@ Prefix = tuple[int, ...]
 
 
 class CtcSearch:
-    """Args:
-    backbone: Its output layer is read now.
-    options: ``beam`` and ``length_bonus`` are what counts; what CTC writes is as long as its frames say.
-    dtype: Arithmetic of the output layer.
+    """Greedy and prefix-beam decoding of a model that has CTC alone.
+
+    Args:
+        backbone: Its output layer is read now.
+        options: ``beam`` and ``length_bonus`` are what counts; what CTC writes is as long as its frames say.
+        dtype: Arithmetic of the output layer.
 
     Raises:
         ConfigError: A length is asked for.

@@ -25,15 +25,17 @@ SEED = 0  # of every utterance's draws, so that they depend on nothing but it
 
 
 class Greedy:
-    """Args:
-    parent: Whose decoder and options are used.
-    memory_STD: Encoder outputs, padded.
-    lengths: Encoder frames of each.
-    owners: The encoder output of each utterance.
-    primers: Tokens that each output begins with, per utterance.
-    gates: Of the decoder's modules.
-    temperature: Draw tokens from the scores divided by it; 0: take the best.
-    confidence: Sum up ``allowed`` too: the score among the tokens that the rules leave.
+    """Greedy decoding of a batch.
+
+    Args:
+        parent: Whose decoder and options are used.
+        memory_STD: Encoder outputs, padded.
+        lengths: Encoder frames of each.
+        owners: The encoder output of each utterance.
+        primers: Tokens that each output begins with, per utterance.
+        gates: Of the decoder's modules.
+        temperature: Draw tokens from the scores divided by it; 0: take the best.
+        confidence: Sum up ``allowed`` too: the score among the tokens that the rules leave.
     """
 
     def __init__(

@@ -21,13 +21,15 @@ END_LENGTHS = 3  # ... for so many successive lengths
 
 @dataclass
 class Hypothesis:
-    """Attributes:
-    tokens: With primer and eos, as ESPnet's ``yseq``.
-    score: What it is ranked by: the weighted sum of ``scores``, per token with ``ranking=transformers``.
-    scores: Sum over tokens of each unweighted score: decoder, ctc, length_bonus; and, where that was asked for,
-        ``allowed``, the decoder's among the tokens that the rules leave.
-    open_PLM: Which decoder modules ran in the pass that wrote each token after the primer, eos included; None
-        without gates.
+    """What a search wrote, with its scores.
+
+    Attributes:
+        tokens: With primer and eos, as ESPnet's ``yseq``.
+        score: What it is ranked by: the weighted sum of ``scores``, per token with ``ranking=transformers``.
+        scores: Sum over tokens of each unweighted score: decoder, ctc, length_bonus; and, where that was asked for,
+            ``allowed``, the decoder's among the tokens that the rules leave.
+        open_PLM: Which decoder modules ran in the pass that wrote each token after the primer, eos included; None
+            without gates.
     """
 
     tokens: list[int]
@@ -75,13 +77,15 @@ class Ended:
         rows_NP: dict[str, Tensor],
         history_NPLM: Tensor | None,
     ) -> None:
-        """Args:
-        ended_UW: Where in the beam a hypothesis ends.
-        count: How many do.
-        row_UW: The row it continues.
-        tables_UW: ``score``, ``label``, ``forced`` (whether eos has to follow) and ``part.<scorer>`` of the beam.
-        rows_NP: ``tokens`` and ``length`` of the rows, before the label.
-        history_NPLM: Gates of the rows, if the decoder has any.
+        """Hypotheses of the beams that ended.
+
+        Args:
+            ended_UW: Where in the beam a hypothesis ends.
+            count: How many do.
+            row_UW: The row it continues.
+            tables_UW: ``score``, ``label``, ``forced`` (whether eos has to follow) and ``part.<scorer>`` of the beam.
+            rows_NP: ``tokens`` and ``length`` of the rows, before the label.
+            history_NPLM: Gates of the rows, if the decoder has any.
         """
         where = nonzero(ended_UW, count).unbind(1)
         row_E = row_UW[where]

@@ -27,16 +27,18 @@ PRE_BEAM_RATIO = 1.5  # ESPnet's: CTC scores 1.5 x beam candidates per hypothesi
 
 
 class Search:
-    """Args:
-    parent: Whose decoder, scorers and options are used.
-    memory_STD: Encoder outputs, padded.
-    lengths: Encoder frames of each.
-    owners: The encoder output of each utterance.
-    primers: Tokens that each hypothesis begins with, per utterance.
-    minlenratio: In place of the option's.
-    gates: Of the decoder's modules.
-    numbers: What the gates know the utterances by.
-    confidence: Sum up ``allowed`` too (`Hypothesis`).
+    """One batch's beam search, step by step.
+
+    Args:
+        parent: Whose decoder, scorers and options are used.
+        memory_STD: Encoder outputs, padded.
+        lengths: Encoder frames of each.
+        owners: The encoder output of each utterance.
+        primers: Tokens that each hypothesis begins with, per utterance.
+        minlenratio: In place of the option's.
+        gates: Of the decoder's modules.
+        numbers: What the gates know the utterances by.
+        confidence: Sum up ``allowed`` too (`Hypothesis`).
     """
 
     def __init__(

@@ -22,10 +22,12 @@ from localgp.search.options import DecodeOptions
 
 @dataclass(frozen=True)
 class Written:
-    """Attributes:
-    tokens: Of the best hypothesis, without its prompt; eos may follow.
-    open_PLM: Which decoder modules ran in the pass that wrote each of them; None without gates.
-    confidence: Mean log-probability of these tokens and eos, among those that the rules left; where it was asked for.
+    """The best hypothesis of a task.
+
+    Attributes:
+        tokens: Of the best hypothesis, without its prompt; eos may follow.
+        open_PLM: Which decoder modules ran in the pass that wrote each of them; None without gates.
+        confidence: Mean log-probability of these tokens and eos, among those that the rules left; if asked for.
     """
 
     tokens: list[int]

@@ -1,0 +1,1 @@
+"""Fine-tuning: data, loss, distillation, checkpoints, the Lightning loop."""

@@ -111,8 +111,10 @@ class TrainingExamples(Dataset):
 
 
 def check_enough(examples: int, batch_size: int, ranks: int) -> None:
-    """Raises:
-    ConfigError: There are fewer examples than a step takes.
+    """Refuses a corpus that does not fill one step.
+
+    Raises:
+        ConfigError: There are fewer examples than a step takes.
     """
     if examples < batch_size * ranks:
         processes = f" in each of {ranks} processes" if ranks > 1 else ""

@@ -31,11 +31,13 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class TrainingModule(L.LightningModule):
-    """Args:
-    model: The model to fine-tune, all parameters of it.
-    cfg: The whole configuration.
-    sample_rate: Of the batches' speech, Hz.
-    teacher: What ``training.objective`` is about, if it is not the task alone.
+    """The training step for Lightning: recognition, sparsity and distillation losses.
+
+    Args:
+        model: The model to fine-tune, all parameters of it.
+        cfg: The whole configuration.
+        sample_rate: Of the batches' speech, Hz.
+        teacher: What ``training.objective`` is about, if it is not the task alone.
     """
 
     def __init__(

@@ -35,8 +35,10 @@ def changed(run: Run, digests: dict[str, str]) -> list[str]:
 
 
 def check_data(run: Run, digests: dict[str, str]) -> None:
-    """Raises:
-    CheckpointError: The run has checkpoints of a training on other data.
+    """Refuses to resume on other data.
+
+    Raises:
+        CheckpointError: The run has checkpoints of a training on other data.
     """
     if not any(run.checkpoints.glob("*")):
         return

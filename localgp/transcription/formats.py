@@ -24,14 +24,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """Attributes:
-    source: The file, or what the caller named it.
-    seconds: Length of the recording.
-    language: What is spoken, ISO 639-3.
-    target: What is written; the language itself for a transcript.
-    language_probability: Where the language was detected, its probability among the model's languages.
-    segments: In order.
-    warnings: Why it may not be what was said, for people.
+    """A recording's text with its times.
+
+    Attributes:
+        source: The file, or what the caller named it.
+        seconds: Length of the recording.
+        language: What is spoken, ISO 639-3.
+        target: What is written; the language itself for a transcript.
+        language_probability: Where the language was detected, its probability among the model's languages.
+        segments: In order.
+        warnings: Why it may not be what was said, for people.
 
     Examples:
         >>> transcript = Transcript("a.m4a", 2.0, "deu", "deu", None, [Segment(0.0, 1.5, "guten tag.")])

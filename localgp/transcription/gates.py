@@ -12,9 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GateMasks:
-    """Attributes:
-    modules: Module name (``ffn1``, ``attention``, …) to (L, T), True where it ran.
-    times: (T,), the second that is in the middle of what each frame sees.
+    """Which module ran on which frame of a recording.
+
+    Attributes:
+        modules: Module name (``ffn1``, ``attention``, …) to (L, T), True where it ran.
+        times: (T,), the second that is in the middle of what each frame sees.
 
     Examples:
         >>> import torch

@@ -27,10 +27,12 @@ SUFFIXES = frozenset((
 
 @dataclass(frozen=True)
 class Input:
-    """Attributes:
-    path: What is opened.
-    base: The folder that was named, or that of a file that was; None for a pipe, which lies nowhere.
-    found: It was found in a folder, and not named itself.
+    """A recording that was asked for.
+
+    Attributes:
+        path: What is opened.
+        base: The folder that was named, or that of a file that was; None for a pipe, which lies nowhere.
+        found: It was found in a folder, and not named itself.
     """
 
     path: str

@@ -27,10 +27,12 @@ LONGEST = 10.0  # seconds, after which the next word begins another
 
 
 class Job(ABC):
-    """Args:
-    samples: The recording (N,).
-    rate: Hz.
-    decode_text: Text of token ids.
+    """One recording on its way through the windows.
+
+    Args:
+        samples: The recording (N,).
+        rate: Hz.
+        decode_text: Text of token ids.
     """
 
     timed = False  # whether its windows are decoded with timestamps

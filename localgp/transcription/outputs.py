@@ -29,13 +29,15 @@ _WEIGHTS = ("*.safetensors", "*.pth", "*.yaml", "*.npz", "*.model")
 
 
 class Outputs:
-    """Args:
-    directory: ``--output-dir``; it is made.
-    inputs: All recordings of the command.
-    suffix: ``.txt`` and the like.
-    settings: What decides what is written, for the record; JSON values.
-    overwrite: Make all outputs anew, whatever is there.
-    full_names: ``a.wav.txt`` instead of ``a.txt``.
+    """Where transcripts go, and which are there already.
+
+    Args:
+        directory: ``--output-dir``; it is made.
+        inputs: All recordings of the command.
+        suffix: ``.txt`` and the like.
+        settings: What decides what is written, for the record; JSON values.
+        overwrite: Make all outputs anew, whatever is there.
+        full_names: ``a.wav.txt`` instead of ``a.txt``.
 
     Attributes:
         places: A path per input.

@@ -45,16 +45,18 @@ Source = str | Path | np.ndarray | Tensor
 
 
 class Transcriber:
-    """Args:
-    model: In eval mode, on its device; its weights are laid out for inference when they are first needed.
-    options: How to decode.
-    dtype: Arithmetic of encoder and decoder; features are always fp32.
-    windows: How it walks through a long recording unless told otherwise; None: the model's own way.
-    extractors: Context name to the extractor of what the gates see besides the speech
-        (`localgp.contexts.extract.build_extractor`).
-    name: For people: where it was loaded from.
-    config: The configuration it was trained with; empty for an untouched backbone.
-    metrics: Its scores, where it has some.
+    """Recordings of any length to text, with one model.
+
+    Args:
+        model: In eval mode, on its device; its weights are laid out for inference when they are first needed.
+        options: How to decode.
+        dtype: Arithmetic of encoder and decoder; features are always fp32.
+        windows: How it walks through a long recording unless told otherwise; None: the model's own way.
+        extractors: Context name to the extractor of what the gates see besides the speech
+            (`localgp.contexts.extract.build_extractor`).
+        name: For people: where it was loaded from.
+        config: The configuration it was trained with; empty for an untouched backbone.
+        metrics: Its scores, where it has some.
 
     Examples:
         >>> import localgp

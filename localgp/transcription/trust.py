@@ -28,7 +28,9 @@ def repeats(text: str) -> bool:
 
 
 def unsure(confidence: float) -> bool:
-    """Args:
-    confidence: Mean log-probability.
+    """Whether a text is to be trusted less.
+
+    Args:
+        confidence: Mean log-probability.
     """
     return confidence < LEAST_SURE

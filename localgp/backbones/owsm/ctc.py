@@ -38,7 +38,12 @@ from localgp.kernels.ragged import Ragged
 
 
 class OwsmCtcBackbone(OwsmBackbone):
-    """Args: as of `OwsmBackbone`; ``net`` is an ``ESPnetS2TCTCModel``."""
+    """OWSM-CTC behind the seam: an encoder that is told its task, and no decoder.
+
+    Args:
+        net: ``ESPnetS2TCTCModel``.
+        tokenizer, train_config, sample_rate, padded_seconds, name, source: As of `OwsmBackbone`.
+    """
 
     is_told = True
     _told: Told | None = None

@@ -53,11 +53,13 @@ from localgp.timeline import Timeline
 
 
 class OwsmBackbone(Backbone):
-    """Args:
-    net: ``ESPnetS2TModel``.
-    tokenizer: Its vocabulary.
-    train_config: ESPnet's config.yaml, paths resolved.
-    sample_rate, padded_seconds, name, source: See `Backbone`.
+    """ESPnet's S2T models of OWSM's kind behind the seam.
+
+    Args:
+        net: ``ESPnetS2TModel``.
+        tokenizer: Its vocabulary.
+        train_config: ESPnet's config.yaml, paths resolved.
+        sample_rate, padded_seconds, name, source: See `Backbone`.
 
     Raises:
         BackboneError: A model of ESPnet's that is not of OWSM's kind.

@@ -81,10 +81,12 @@ def stem_flops(embed: Any, timeline: Timeline, feature_frames: int, bins: int) -
 
 
 class PackedSubsampling:
-    """Args:
-    embed: One of ESPnet's Conv2dSubsamplings.
-    timeline: Its.
-    dtype: Of the products.
+    """ESPnet's convolutional subsampling over a batch without padding.
+
+    Args:
+        embed: One of ESPnet's Conv2dSubsamplings.
+        timeline: Its.
+        dtype: Of the products.
     """
 
     def __init__(self, embed: Any, timeline: Timeline, dtype: torch.dtype) -> None:
@@ -109,8 +111,10 @@ class PackedSubsampling:
         self._block = self._convolve.block
 
     def __call__(self, feats_BSF: Tensor, lengths: list[int]) -> tuple[Tensor, Ragged]:
-        """Returns:
-        The paper's "front", (N, D), each utterance as if it were alone, and its layout.
+        """Subsamples each utterance.
+
+        Returns:
+            The paper's "front", (N, D), each utterance as if it were alone, and its layout.
         """
         layout = layout_of(tuple(self._timeline.frames(n) for n in lengths), feats_BSF.device)
         if feats_BSF.is_cuda:

@@ -22,8 +22,10 @@ def is_ctc(config: Mapping[str, Any]) -> bool:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises:
-    BackboneError: A model that would not be computed as ESPnet does it, with everything that is in the way.
+    """Refuses a configuration that is not computed here.
+
+    Raises:
+        BackboneError: A model that would not be computed as ESPnet does it, with everything that is in the way.
     """
     _refuse(list(_config_problems(config)))
 

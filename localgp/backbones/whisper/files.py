@@ -121,8 +121,10 @@ def _files_of(directory: Path, source: str, wanted: bool) -> WhisperFiles:
 
 
 def _check_features(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises:
-    BackboneError: Features that Whisper does not have.
+    """Refuses a feature extractor's settings that are not Whisper's.
+
+    Raises:
+        BackboneError: Features that Whisper does not have.
     """
     given = read_json(file)
     bins = config.get("num_mel_bins", 80)
@@ -136,8 +138,10 @@ def _check_features(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises:
-    BackboneError: Missing, or no JSON object.
+    """A JSON object from a file.
+
+    Raises:
+        BackboneError: Missing, or no JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

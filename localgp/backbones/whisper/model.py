@@ -44,10 +44,12 @@ IGNORE = -1  # padding of token sequences
 
 
 class WhisperBackbone(Backbone):
-    """Args:
-    net: ``WhisperForConditionalGeneration``.
-    tokenizer: Its vocabulary.
-    name, source: See `Backbone`.
+    """Whisper of `transformers` behind the seam.
+
+    Args:
+        net: ``WhisperForConditionalGeneration``.
+        tokenizer: Its vocabulary.
+        name, source: See `Backbone`.
     """
 
     key = "whisper"

@@ -20,13 +20,15 @@ from localgp.kernels.ragged import sent
 
 
 class Rules:
-    """Args:
-    eos: ``<|endoftext|>``.
-    notimestamps: The times follow it.
-    never: Ids that are suppressed.
-    never_first: Ids that no output begins with.
-    latest_first: The latest time that an output may begin with, counted from 0; None for any.
-    timed: Whether times are wanted.
+    """What Whisper may write next.
+
+    Args:
+        eos: ``<|endoftext|>``.
+        notimestamps: The times follow it.
+        never: Ids that are suppressed.
+        never_first: Ids that no output begins with.
+        latest_first: The latest time that an output may begin with, counted from 0; None for any.
+        timed: Whether times are wanted.
     """
 
     def __init__(

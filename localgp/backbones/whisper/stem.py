@@ -71,10 +71,12 @@ class WholeConvolutions:
 
 
 class PackedStem:
-    """Args:
-    encoder: ``WhisperEncoder``.
-    timeline: Its.
-    dtype: Of the products.
+    """Whisper's two convolutions over a batch without padding.
+
+    Args:
+        encoder: ``WhisperEncoder``.
+        timeline: Its.
+        dtype: Of the products.
     """
 
     def __init__(self, encoder: Any, timeline: Timeline, dtype: torch.dtype) -> None:
@@ -86,8 +88,10 @@ class PackedStem:
         )
 
     def __call__(self, feats_BSF: Tensor, lengths: list[int]) -> tuple[Tensor, Ragged]:
-        """Returns:
-        "front", (N, D), each utterance as if it were alone, and its layout.
+        """Runs the convolutions over each utterance.
+
+        Returns:
+            "front", (N, D), each utterance as if it were alone, and its layout.
         """
         device, bins = feats_BSF.device, feats_BSF.shape[2]
         layout = layout_of(tuple(self._timeline.frames(n) for n in lengths), device)
