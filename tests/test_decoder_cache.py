@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from localgp.decoder import state as state_module
 from localgp.decoder.cache import BLOCK
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates, GateState
@@ -94,10 +95,20 @@ def random_walk(decoder: CachedDecoder, gates: DecoderGates | None, steps: int, 
     return checked
 
 
+@pytest.fixture(params=["masked", "gathered"])
+def closed_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether closed rows are computed and dropped, or taken out."""
+    monkeypatch.setattr(state_module, "FEW", 0)
+    monkeypatch.setattr(state_module, "WORTH", 0 if request.param == "gathered" else 1 << 60)
+    return request.param
+
+
 @pytest.mark.parametrize("gates", [None, gate_of_input], ids=["dense", "gated"])
 @pytest.mark.parametrize("seed", [0, 1])
 @torch.no_grad()
-def test_every_hypothesis_sees_its_own_history(gates, seed: int) -> None:
+def test_every_hypothesis_sees_its_own_history(gates, seed: int, closed_rows: str) -> None:
+    if gates is None and closed_rows == "gathered":
+        pytest.skip("nothing is closed")
     model = make_model(seed, num_blocks=3)
     decoder = CachedDecoder(model.backbone)
 
@@ -127,14 +138,32 @@ def test_gates_change_the_result() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("sharing", [None, [0, 0, 1]], ids=["alone", "sharing"])
+def test_taking_rows_out_changes_nothing(sharing, monkeypatch) -> None:
+    """Hypotheses of several utterances, of which some share an encoder output."""
+    model = make_model(1)
+    memory, lengths = make_memory(1, LENGTHS if sharing is None else LENGTHS[:2])
+    search = BeamSearch(model.backbone, DecodeOptions(beam=4, maxlenratio=-9, nbest=4))
+    found = []
+    for worth in (0, 1 << 60):
+        monkeypatch.setattr(state_module, "FEW", 0)
+        monkeypatch.setattr(state_module, "WORTH", worth)
+        found.append(search(memory, lengths, [PRIMER] * 3, gate_of_input, sharing))
+    for ours, theirs in zip(*found, strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
+        assert all(torch.equal(a.open_PLM, b.open_PLM) for a, b in zip(ours, theirs, strict=True))
+
+
+@torch.no_grad()
 def test_closed_tokens_never_enter_the_cache() -> None:
     def closed_after_primer(layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
         return {"self_attention": state.position_N < len(PRIMER)}
 
     state = _after_steps(9, closed_after_primer)
-    assert [tree.used for tree in state._trees] == [len(PRIMER)] * 2
+    assert [*state._tree.used] == [len(PRIMER)] * 2
     dense = _after_steps(9)
-    assert [tree.used for tree in dense._trees] == [len(PRIMER) + 9]
+    assert [*dense._tree.used] == [len(PRIMER) + 9]
 
 
 @torch.no_grad()
@@ -160,7 +189,7 @@ def test_dead_columns_are_dropped() -> None:
         for _ in range(steps):
             state.step(torch.arange(5) + 10, torch.zeros(5, dtype=torch.long), rows)
     assert 5 * steps > 3 * BLOCK
-    assert state._trees[0].used <= steps + len(PRIMER) + BLOCK
+    assert state._tree.used[0] <= steps + len(PRIMER) + BLOCK
 
 
 def test_search_with_open_gates_equals_the_dense_search() -> None:
@@ -177,7 +206,7 @@ def test_search_with_open_gates_equals_the_dense_search() -> None:
 
 
 @torch.no_grad()
-def test_gated_search_scores_are_those_of_the_reference() -> None:
+def test_gated_search_scores_are_those_of_the_reference(closed_rows: str) -> None:
     model = make_model(3)
     memory, lengths = make_memory(3, [14, 10])
     search = BeamSearch(model.backbone, DecodeOptions(beam=4, maxlenratio=-7))

@@ -190,7 +190,7 @@ def test_pruned_tokens_are_never_cached():
     state, _ = CachedDecoder(make_model(0).backbone).start(memory, lengths, [PRIMER], StepGates(Closed(), {}))
     for token in range(10, 15):
         state.step(torch.tensor([token]), torch.tensor([0]), Rows(torch.tensor([0]), 1))
-    assert [tree.used for tree in state._trees] == [0, 0]
+    assert state._tree.used == [0, 0]
 
 
 @torch.no_grad()

@@ -154,6 +154,7 @@ class StepLayer:
         dtype: Type of weights and products.
 
     Attributes:
+        sizes: Multiplications that a row has with the weights of each part.
         source_key_value: Weights of the source attention's keys and values by themselves, see `_apart`; None where keys
             are normalised.
     """
@@ -180,6 +181,10 @@ class StepLayer:
         self._source_q_norm, self._source_k_norm = _head_norms(source, dtype)
         self.source_key_value = None if source.head_norms else self._apart(key, value, dtype)
         first, second = _linears(ffn)
+        self.sizes = [
+            sum(one.weight.numel() for one in linears)
+            for linears in (_linears(own), (query, out), (first, second))
+        ]
         self._ffn_in = fused([first], dtype, _activation(ffn), ROWS)
         self._ffn_out = fused([second], dtype, rows=ROWS)
 

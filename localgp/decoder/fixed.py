@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localgp.decoder.cache import BLOCK, KeyValues, TokenTree
+from localgp.backbones.blocks import StepLayer
+from localgp.decoder.cache import BLOCK, KeyValues
 from localgp.decoder.gates import GateState
 from localgp.decoder.rows import Rows
 from localgp.decoder.source import GridSource, without_gaps
@@ -76,12 +77,15 @@ class FixedState(DecoderState):
         utterances, slots = self._utterances, self._beam
         self._cell_N = slots * torch.arange(utterances, device=hidden_ND.device)
         self._fixed = [
-            _Tree(tree.layers, _spread(tree, utterances, slots, self._cell_N)) for tree in self._trees
+            _Tree(caches, _spread(visible_NC[:, :used], utterances, slots, self._cell_N))
+            for caches, visible_NC, used in zip(
+                self._tree.layers, self._tree.visible_LNC, self._tree.used, strict=True
+            )
         ]
         self._used_1 = torch.zeros(1, dtype=torch.long, device=hidden_ND.device)
         dtype = self._decoder.dtype
         self._seen = torch.zeros((), dtype=dtype, device=hidden_ND.device)
-        self._hidden = torch.full_like(self._seen, torch.finfo(dtype).min / 2)  # as of `TokenTree.mask`
+        self._hidden = torch.full_like(self._seen, torch.finfo(dtype).min / 2)  # as of `TokenTree.masks`
         self._regrid(utterances).exists_R.index_fill_(0, self._cell_N, True)
         self._make_room()
         return hidden_ND
@@ -161,16 +165,17 @@ class FixedState(DecoderState):
             grid.open_RLM.copy_(open_RLM)
         self._used_1.add_(self._beam)
 
-    def _grow(self, index: int, rows: Rows, own: Open, causal: bool) -> tuple[Tensor, Tensor]:
+    def _grow(self, index: int, own: Open, causal: bool) -> tuple[Tensor, Tensor]:
         if self._grid is None:
-            return super()._grow(index, rows, own, causal)
+            return super()._grow(index, own, causal)
+        rows = own.rows
         visible_RC = self._fixed[index].visible_RC[: rows.size]
         visible_RC |= self._own_RC if own.mask_N is None else self._own_RC & own.mask_N.unsqueeze(1)
         return self._columns_R, rows.to_grid(torch.where(visible_RC, self._seen, self._hidden)).unsqueeze(1)
 
-    def _where(self, mask_N: Tensor | None, rows: Rows) -> Open:
+    def _opened(self, masks_MN: list[Tensor], rows: Rows, layer: StepLayer) -> list[Open | None]:
         """All rows are computed, on a CPU too."""
-        return Open(None, rows, mask_N)
+        return [Open(rows, mask_N=mask_N) for mask_N in masks_MN]
 
     def _regrid(self, utterances: int) -> _Grid:
         decoder = self._decoder
@@ -211,7 +216,7 @@ class FixedState(DecoderState):
         self._graph, self._warm = None, False
 
 
-def _spread(tree: TokenTree, utterances: int, slots: int, cell_N: Tensor) -> Tensor:
+def _spread(visible_NC: Tensor, utterances: int, slots: int, cell_N: Tensor) -> Tensor:
     """What the rows of one hypothesis an utterance see, among the rows of a grid."""
-    visible_RC = tree.visible_NC.new_zeros(utterances * slots, tree.used)
-    return visible_RC.index_copy_(0, cell_N, tree.visible_NC)
+    visible_RC = visible_NC.new_zeros(utterances * slots, visible_NC.shape[1])
+    return visible_RC.index_copy_(0, cell_N, visible_NC)

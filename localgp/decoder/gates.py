@@ -38,19 +38,29 @@ class GateState:
     def __init__(self, utterance_N: Tensor, position_N: Tensor) -> None:
         self.utterance_N = utterance_N
         self.position_N = position_N
-        self.history_NPLM: Tensor | None = None
+        self._passes: list[tuple[Tensor, list[Tensor]]] = []  # what ran, and whom its rows were continued by
 
     def follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
         self.utterance_N = utterance_N
         self.position_N = self.position_N.index_select(0, parents_N)
-        if self.history_NPLM is not None:
-            self.history_NPLM = self.history_NPLM.index_select(0, parents_N)
+        if self._passes:
+            self._passes[-1][1].append(parents_N)
 
     def record(self, open_NLM: Tensor) -> None:
         """Adds a pass to the history."""
-        new = open_NLM.unsqueeze(1)
-        known = self.history_NPLM
-        self.history_NPLM = new if known is None else torch.cat([known, new], dim=1)
+        self._passes.append((open_NLM, []))
+
+    @property
+    def history_NPLM(self) -> Tensor | None:
+        """Put together when asked for, which is where a hypothesis ends."""
+        if not self._passes:
+            return None
+        found, row_N = [], None
+        for open_NLM, parents in reversed(self._passes):
+            for parents_N in reversed(parents):
+                row_N = parents_N if row_N is None else parents_N.index_select(0, row_N)
+            found.append(open_NLM if row_N is None else open_NLM.index_select(0, row_N))
+        return torch.stack(found[::-1], dim=1)
 
 
 class StepGates:

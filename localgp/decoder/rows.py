@@ -72,6 +72,8 @@ class Rows:
     @cached_property
     def slot_N(self) -> Tensor:
         """Place of each row among those of its utterance."""
+        if "counts" in self.__dict__ and self.utterance_N.is_cpu:  # in one operation instead of five
+            return torch.tensor([slot for count in self.counts for slot in range(count)], dtype=torch.long)
         return self.index_N - self.first_U.index_select(0, self.utterance_N)
 
     @cached_property
@@ -79,27 +81,38 @@ class Rows:
         """Place of each row in the grid, flattened."""
         return self.utterance_N * self.width + self.slot_N
 
-    def subset(self, mask_N: Tensor) -> tuple[Tensor, Rows]:
-        """Row indices where ``mask_N`` is set, and those rows in a grid of their own."""
-        index = mask_N.nonzero().squeeze(1)
-        return index, Rows(self.utterance_N.index_select(0, index), self.utterances)
+    def some(self, index_K: Tensor | None) -> Rows:
+        """Those rows, ascending, in a grid of their own."""
+        return self if index_K is None else Rows(self.utterance_N.index_select(0, index_K), self.utterances)
 
-    def to_grid(self, x_N: Tensor, fill: float = 0) -> Tensor:
-        """(N, ...) to (U, W, ...); empty slots hold ``fill``."""
-        shape = (self.utterances, self.width, *x_N.shape[1:])
+    def cells(self, index_K: Tensor | None) -> Tensor | None:
+        """Where some rows are in the grid; None where all are, in its order."""
         if self.full:
-            return x_N.reshape(shape)
-        grid = x_N.new_full((self.utterances * self.width, *x_N.shape[1:]), fill)
-        return grid.index_copy_(0, self.cell_N, x_N).view(shape)
+            return index_K
+        return self.cell_N if index_K is None else self.cell_N.index_select(0, index_K)
 
-    def from_grid(self, x_UW: Tensor) -> Tensor:
-        """(U, W, ...) to (N, ...)."""
-        flat = x_UW.reshape(self.utterances * self.width, *x_UW.shape[2:])
-        return flat if self.full else flat.index_select(0, self.cell_N)
+    def to_grid(self, x_K: Tensor, index_K: Tensor | None = None, fill: float = 0) -> Tensor:
+        """Of some rows (K, ...) to (U, W, ...); empty slots hold ``fill``."""
+        shape, cells = (self.utterances, self.width, *x_K.shape[1:]), self.cells(index_K)
+        if cells is None:
+            return x_K.reshape(shape)
+        return x_K.new_full(shape, fill).flatten(0, 1).index_copy_(0, cells, x_K).view(shape)
+
+    def from_grid(self, x_UW: Tensor, index_K: Tensor | None = None) -> Tensor:
+        """(U, W, ...) to (K, ...)."""
+        flat, cells = x_UW.reshape(self.utterances * self.width, *x_UW.shape[2:]), self.cells(index_K)
+        return flat if cells is None else flat.index_select(0, cells)
 
 
-def attend(query_NHK: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
-    """Attention of every row to its utterance's keys (U, H, C, K); (N, D)."""
-    query_UHWK = rows.to_grid(query_NHK).transpose(1, 2)
+def attend(
+    query_KHK: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    rows: Rows,
+    index_K: Tensor | None = None,
+) -> Tensor:
+    """Attention of some rows (default: of all) to their utterances' keys (U, H, C, K); (K, D)."""
+    query_UHWK = rows.to_grid(query_KHK, index_K).transpose(1, 2)
     attended = F.scaled_dot_product_attention(query_UHWK, keys, values, attn_mask=bias)
-    return rows.from_grid(attended.transpose(1, 2).flatten(2))
+    return rows.from_grid(attended.transpose(1, 2).flatten(2), index_K)

@@ -127,17 +127,18 @@ class SharedSource:
         self._grouped: tuple[Rows, Tensor, Rows] | None = None  # rows, their order by owner, and so ordered
         self._follow(list(owners))
 
-    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
-        """Attention of every row to its utterance's encoder output, (N, D)."""
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows, index_K: Tensor | None = None) -> Tensor:
+        """Attention of some rows (default: of all) to their utterances' encoder outputs, (K, D)."""
         if self._owner_U is None:
-            return self.kept.attend(layer, query_NHK, rows)
-        if (
-            self._grouped is None or self._grouped[0] is not rows
-        ):  # all layers of a dense step have the same rows
+            return self.kept.attend(layer, query_NHK, rows, index_K)
+        if self._grouped is None or self._grouped[0] is not rows:  # all layers of a step have the same rows
             owner_N, order_N = self._owner_U.index_select(0, rows.utterance_N).sort(stable=True)
             self._grouped = rows, order_N, Rows(owner_N, self._count)
         _, order_N, by_owner = self._grouped
-        attended_ND = self.kept.attend(layer, query_NHK.index_select(0, order_N), by_owner)
+        if index_K is not None:
+            place_N = torch.empty_like(order_N).index_copy_(0, order_N, rows.index_N)
+            index_K, order_N = place_N.index_select(0, index_K).sort()
+        attended_ND = self.kept.attend(layer, query_NHK.index_select(0, order_N), by_owner, index_K)
         return torch.empty_like(attended_ND).index_copy_(0, order_N, attended_ND)
 
     def keep_utterances(self, order: Sequence[int]) -> None:
@@ -173,19 +174,19 @@ class GridSource:
             bias_UT = torch.zeros(beyond_UT.shape, dtype=key.dtype, device=key.device)
             self._bias = bias_UT.masked_fill_(beyond_UT, float("-inf"))[:, None, None]
 
-    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
-        """Attention of every row to its utterance, (N, D).
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows, index_K: Tensor | None = None) -> Tensor:
+        """Attention of some rows (default: of all) to their utterances, (K, D).
 
         Without the grid's empty slots where they cost more than single calls: on a CPU the time grows with the rows
         (749 frames of size 1024: 5 rows take 2.5 times as long as 1), on a GPU it does not.
         """
         keys, values = self._layers[layer]
-        empty = rows.utterances * rows.width - rows.size
+        empty = rows.utterances * rows.width - len(query_NHK)
         per_row = 2 * keys[0].numel()
         if query_NHK.device.type != "cpu" or empty * per_row < rows.utterances * CALL:
-            return attend(query_NHK, keys, values, self._bias, rows)
+            return attend(query_NHK, keys, values, self._bias, rows, index_K)
         attended = []
-        for u, query_WHK in enumerate(query_NHK.split(rows.counts)):
+        for u, query_WHK in enumerate(query_NHK.split(rows.some(index_K).counts)):
             if query_WHK.shape[0]:
                 mine = slice(u, u + 1)
                 query_1HWK = query_WHK.transpose(0, 1).unsqueeze(0)
@@ -233,16 +234,16 @@ class BlockedSource:
             None  # rows, their cells, rows of a slot by block
         )
 
-    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
-        """Attention of every row to its utterance, (N, D)."""
-        if (
-            self._placed is None or self._placed[0] is not rows
-        ):  # all layers of a dense step have the same rows
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows, index_K: Tensor | None = None) -> Tensor:
+        """Attention of some rows (default: of all) to their utterances, (K, D)."""
+        if self._placed is None or self._placed[0] is not rows:  # all layers of a step have the same rows
             self._placed = (rows, *self._place(rows.counts))
         _, cell_N, widths = self._placed
+        if index_K is not None:
+            cell_N = cell_N.index_select(0, index_K)
         x_ND = query_NHK.flatten(1).to(self._dtype)
         sizes = [width * len(block.members) for width, block in zip(widths, self._blocks, strict=True)]
-        make = torch.empty if sum(sizes) == rows.size else torch.zeros
+        make = torch.empty if sum(sizes) == len(x_ND) else torch.zeros
         x_CD = make(sum(sizes), x_ND.shape[1], dtype=x_ND.dtype).index_copy_(0, cell_N, x_ND)
         y_CD = torch.cat(
             [
@@ -380,14 +381,14 @@ class MemorySource:
             for m_TD in utterances
         ]
 
-    def attend(self, layer: int, query_NHK: Tensor, rows: Rows) -> Tensor:
-        """Attention of every row to its utterance, (N, D)."""
+    def attend(self, layer: int, query_NHK: Tensor, rows: Rows, index_K: Tensor | None = None) -> Tensor:
+        """Attention of some rows (default: of all) to their utterances, (K, D)."""
         key_HKD, value_HKD, bias_D = self._weights[layer]
         size = query_NHK.shape[2]
         query_HND = torch.bmm(query_NHK.transpose(0, 1) * size**-0.5, key_HKD)
         average_HND = torch.empty_like(query_HND)
         first = 0
-        for (to_frames, to_average), count in zip(self._frames, rows.counts, strict=True):
+        for (to_frames, to_average), count in zip(self._frames, rows.some(index_K).counts, strict=True):
             mine = slice(first, first + count)
             if count:
                 x_RD = query_HND[:, mine].flatten(0, 1)

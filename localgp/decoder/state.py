@@ -1,7 +1,7 @@
 """A running batch of the cached decoder: what is kept from step to step, and one step.
 
 With gates, a module runs on the rows whose gate is open, and only on them; a token whose self-attention is
-closed is neither query nor key. (A GPU runs it on all rows and drops the others, see `Open`.)
+closed is neither query nor key. (Where that is faster it runs on all rows and drops the others, see `opened`.)
 
 Shape legend: N rows, U utterances, W slots, T encoder frames, C columns of the cache, D model size, H heads,
 K size of a head, B utterances of the whole batch, P passes, L layers, M gated modules.
@@ -9,6 +9,7 @@ K size of a head, B utterances of the whole batch, P passes, L layers, M gated m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,10 @@ from localgp.kernels.ragged import listed, sent
 
 if TYPE_CHECKING:
     from localgp.decoder.cached import CachedDecoder
+
+
+WORTH = 600_000  # multiplications that a CPU does in the time that it takes rows out and puts them back
+FEW = 8  # rows up to which it takes as long as it reads the weights
 
 
 class DecoderState:
@@ -48,9 +53,9 @@ class DecoderState:
         self._caches = [
             KeyValues(self._utterances, layer.heads, layer.head_size, memory_BTD) for layer in decoder.layers
         ]
-        # Without gates every layer caches the same tokens, so one tree serves them all.
+        # Without gates every layer caches the same tokens, so one table serves them all.
         groups = [self._caches] if gates is None else [[cache] for cache in self._caches]
-        self._trees = [TokenTree(group, self._utterances, memory_BTD.device) for group in groups]
+        self._tree = TokenTree(groups, self._utterances, memory_BTD.device)
         self._original_U = listed(numbers or list(range(self._utterances)), memory_BTD.device)
         self._gates = GateState(self._original_U, torch.zeros_like(self._original_U))
         self._longest = 0
@@ -65,8 +70,7 @@ class DecoderState:
         rows = Rows(utterance_N, self._utterances, counts)
         self._gates = GateState(number_N, rows.slot_N)
         self._longest = rows.width
-        for tree in self._trees:
-            tree.begin(rows)
+        self._tree.begin(rows)
         hidden_ND = self._run(tokens_N, rows, causal=True)
         self._follow(rows.last_U, torch.arange(self._utterances, device=device))
         return hidden_ND.index_select(0, rows.last_U)
@@ -83,8 +87,7 @@ class DecoderState:
         move_to, move_from = sent(torch.tensor(moved, dtype=torch.long).view(-1, 2), device).unbind(1)
         self._source.keep_utterances(order)
         index = listed(order, device)
-        for tree in self._trees:
-            tree.keep_utterances(move_to, move_from, count)
+        self._tree.keep_utterances(move_to, move_from, count)
         self._original_U = self._original_U.index_select(0, index)
         self._utterances = count
         return order
@@ -106,13 +109,17 @@ class DecoderState:
         return self._run(tokens_N, rows, causal=False)
 
     def _follow(self, parents_N: Tensor, utterance_N: Tensor) -> None:
-        for tree in self._trees:
-            tree.reorder(parents_N)
+        self._tree.reorder(parents_N)
         self._gates.follow(parents_N, self._original_U.index_select(0, utterance_N))
 
     def _run(self, tokens_N: Tensor, rows: Rows, *, causal: bool) -> Tensor:
         x_ND = self._decoder.embed(tokens_N, self._gates.position_N, self._longest)
+        self._tree.append(rows, causal=causal)
+        self._masks_LUWC = self._tree.masks(rows, self._decoder.dtype)
+        self._ran = [self._decide is None] * len(self._tree.layers)
         x_ND, open_NLM = self._layers(x_ND, rows, self._gates, causal=causal)
+        open_LN = None if causal or open_NLM is None else open_NLM[:, :, 0].t()
+        self._tree.close(rows, open_LN, self._ran)
         if open_NLM is not None:
             self._gates.record(open_NLM)
         return x_ND
@@ -121,12 +128,11 @@ class DecoderState:
         self, x_ND: Tensor, rows: Rows, known: GateState, *, causal: bool
     ) -> tuple[Tensor, Tensor | None]:
         """All of them, and which of their modules ran (N, L, M), if there are gates."""
-        decoder = self._decoder
+        decoder, everyone = self._decoder, Open(rows)
         if self._decide is None:
-            everyone = Open(None, rows)
-            columns, bias = self._grow(0, rows, everyone, causal)
+            seen = self._grow(0, everyone, causal)
             for index, layer in enumerate(decoder.layers):
-                x_ND = self._attend_own(layer, self._caches[index], x_ND, everyone, columns, bias)
+                x_ND = self._attend_own(index, x_ND, everyone, *seen)
                 x_ND = self._attend_source(index, x_ND, everyone)
                 x_ND = self._feed_forward(layer, x_ND, everyone)
             return x_ND, None
@@ -134,14 +140,14 @@ class DecoderState:
         always_N = torch.ones(rows.size, dtype=torch.bool, device=x_ND.device)
         for index, layer in enumerate(decoder.layers):
             masks = self._decide(index, x_ND, known)
-            opened += [masks.get(name, always_N) for name in modules]
-            own, source, ffn = (self._where(masks.get(name), rows) for name in modules)
-            if own.rows.size:
-                columns, bias = self._grow(index, rows, own, causal)
-                x_ND = self._attend_own(layer, self._caches[index], x_ND, own, columns, bias)
-            if source.rows.size:
+            masks_MN = [masks.get(name, always_N) for name in modules]
+            opened += masks_MN
+            own, source, ffn = self._opened(masks_MN, rows, layer)
+            if own is not None:
+                x_ND = self._attend_own(index, x_ND, own, *self._grow(index, own, causal))
+            if source is not None:
                 x_ND = self._attend_source(index, x_ND, source)
-            if ffn.rows.size:
+            if ffn is not None:
                 x_ND = self._feed_forward(layer, x_ND, ffn)
         return x_ND, torch.stack(opened, dim=1).unflatten(1, (-1, len(modules)))
 
@@ -150,56 +156,89 @@ class DecoderState:
         """Which modules ran for each token of each row (`GateState`); None without gates."""
         return self._gates.history_NPLM
 
-    def _where(self, mask_N: Tensor | None, rows: Rows) -> Open:
-        return Open.where(mask_N, rows)
+    def _opened(self, masks_MN: list[Tensor], rows: Rows, layer: StepLayer) -> list[Open | None]:
+        """The rows that each module runs on, None where there are none."""
+        return opened(masks_MN, rows, layer.sizes)
 
-    def _grow(self, index: int, rows: Rows, own: Open, causal: bool) -> tuple[Tensor, Tensor]:
-        tree = self._trees[index]
-        new_N = rows.index_N if own.index is None else own.index
-        if own.mask_N is not None:  # a closed row's column is nobody's
-            new_N = new_N.where(own.mask_N, rows.size)
-        columns_N = tree.append(rows, own.rows, new_N, causal=causal)
-        return columns_N, tree.mask(own.rows, own.index, self._decoder.dtype)
+    def _grow(self, index: int, own: Open, causal: bool) -> tuple[Tensor, Tensor]:
+        """The columns of the rows that run, and what every row of the grid sees (U, 1, W, C)."""
+        tree, rows = self._tree, own.rows
+        self._ran[index] = True
+        used = tree.used[index] + rows.width
+        columns_N = own.take(tree.column_LN[index])
+        mask_N = own.mask_of()
+        if causal and mask_N is not None:
+            tree.hide(index, mask_N, rows)
+            return columns_N, tree.masks(rows, self._decoder.dtype)[index, ..., :used].unsqueeze(1)
+        return columns_N, self._masks_LUWC[index, ..., :used].unsqueeze(1)
 
-    def _attend_own(
-        self, layer: StepLayer, cache: KeyValues, x_ND: Tensor, own: Open, columns_N: Tensor, bias: Tensor
-    ) -> Tensor:
+    def _attend_own(self, index: int, x_ND: Tensor, own: Open, columns_K: Tensor, bias: Tensor) -> Tensor:
+        layer, cache = self._decoder.layers[index], self._caches[index]
         query, key_value = layer.project_own(layer.own_norm(own.take(x_ND)))
-        cache.write(own.rows.utterance_N, columns_N, key_value)
+        cache.write(own.take(own.rows.utterance_N), columns_K, key_value)
         keys, values = cache.read(bias.shape[-1])
-        return own.add(x_ND, layer.own_out(attend(query, keys, values, bias, own.rows)))
+        return own.add(x_ND, layer.own_out(attend(query, keys, values, bias, own.rows, own.index_K)))
 
     def _attend_source(self, index: int, x_ND: Tensor, open_: Open) -> Tensor:
         layer = self._decoder.layers[index]
         query = layer.source_query(layer.source_norm(open_.take(x_ND)))
-        return open_.add(x_ND, layer.source_out(self._source.attend(index, query, open_.rows)))
+        return open_.add(x_ND, layer.source_out(self._source.attend(index, query, open_.rows, open_.index_K)))
 
     def _feed_forward(self, layer: StepLayer, x_ND: Tensor, open_: Open) -> Tensor:
         return open_.add(x_ND, layer.feed_forward(layer.ffn_norm(open_.take(x_ND))))
 
 
 class Open:
-    """The rows whose gate is open: taken out before a module, its output added back.
+    """The rows that a module runs on: taken out before it, its output added back.
 
-    A GPU computes the others too (``mask_N``) and adds nothing for them: a step reads all weights as soon as one row of
-    it runs, and to know which ones do its host would have to wait at every module.
+    Args:
+        rows: All.
+        index_K: Those with an open gate, ascending, where no others are to be computed.
+        mask_N: Whose output is added, where all are computed.
     """
 
-    def __init__(self, index: Tensor | None, rows: Rows, mask_N: Tensor | None = None) -> None:
-        self.index, self.rows, self.mask_N = index, rows, mask_N
+    def __init__(self, rows: Rows, index_K: Tensor | None = None, mask_N: Tensor | None = None) -> None:
+        self.rows, self.index_K, self.mask_N = rows, index_K, mask_N
 
-    @classmethod
-    def where(cls, mask_N: Tensor | None, rows: Rows) -> Open:
-        if mask_N is None or mask_N.is_cuda:
-            return cls(None, rows, mask_N)
-        return cls(*rows.subset(mask_N))
+    def take(self, x_N: Tensor) -> Tensor:
+        return x_N if self.index_K is None else x_N.index_select(0, self.index_K)
 
-    def take(self, x_ND: Tensor) -> Tensor:
-        return x_ND if self.index is None else x_ND.index_select(0, self.index)
-
-    def add(self, x_ND: Tensor, y_ND: Tensor) -> Tensor:
+    def add(self, x_ND: Tensor, y_KD: Tensor) -> Tensor:
         if self.mask_N is not None:
-            return x_ND.addcmul(y_ND, self.mask_N.unsqueeze(1))
-        if self.index is None:
-            return x_ND + y_ND
-        return x_ND.index_add(0, self.index, y_ND.to(x_ND.dtype))
+            return x_ND.addcmul(y_KD, self.mask_N.unsqueeze(1))
+        if self.index_K is None:
+            return x_ND + y_KD
+        return x_ND.index_add(0, self.index_K, y_KD.to(x_ND.dtype))
+
+    def mask_of(self) -> Tensor | None:
+        """Where it runs; None for everywhere."""
+        if self.index_K is None:
+            return self.mask_N
+        return torch.zeros_like(self.rows.index_N, dtype=torch.bool).index_fill_(0, self.index_K, True)
+
+
+def opened(masks_MN: list[Tensor], rows: Rows, sizes: Sequence[int]) -> list[Open | None]:
+    """The rows that each module of a layer runs on, None where there are none; decided for all modules at once.
+
+    A GPU computes the closed rows too and adds nothing for them: a step reads all weights as soon as one of them runs,
+    and to know which ones do its host would have to wait. So does a CPU where taking rows out costs more than computing
+    them.
+
+    Args:
+        sizes: Multiplications that each module has with a row.
+    """
+    if masks_MN[0].is_cuda:
+        return [Open(rows, mask_N=mask_N) for mask_N in masks_MN]
+    found: list[Open | None] = []
+    runs_MN: list[list[bool]] = torch.stack(masks_MN).tolist()
+    for runs_N, mask_N, size in zip(runs_MN, masks_MN, sizes, strict=True):
+        closed = runs_N.count(False)
+        if closed == 0:
+            found.append(Open(rows))
+        elif closed == rows.size:
+            found.append(None)
+        elif rows.size <= FEW or closed * size < WORTH:
+            found.append(Open(rows, mask_N=mask_N))
+        else:
+            found.append(Open(rows, torch.tensor([n for n, runs in enumerate(runs_N) if runs])))
+    return found
