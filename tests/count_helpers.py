@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from localgp.evaluation.timing_steps import random_gates
 
 from localgp import timeline
 from localgp.bench.steps import random_gates

@@ -11,7 +11,7 @@ from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
 from localgp.errors import ConfigError
 from localgp.kernels.int8 import Weight8
-from localgp.kernels.linear import Linear
+from localgp.kernels.linear import _PLAIN, LEAST, Linear
 from localgp.model import GatedS2T
 from localgp.precision import resolve_precision, why_no_int8
 from localgp.search.beam import BeamSearch
@@ -47,6 +47,23 @@ def test_a_product_is_within_its_bound(rows: int, inputs: int, outputs: int, bia
     assert ((found - expected).abs() <= 1.01 * bound + inputs * half_x * half_weight.T).all()
     x, found, expected = (part[torch.arange(rows) != rows // 2] for part in (x, found, expected))
     assert rows == 1 or 0.003 < relative(found, expected) < 0.015
+
+
+@multiplies
+@pytest.mark.parametrize("activation", sorted(LEAST))
+@pytest.mark.parametrize("bias", [True, False])
+def test_behind_an_activation_all_levels_are_used(activation: str, bias: bool) -> None:
+    """Outputs of an activation have half of the error that they would have as any numbers."""
+    x = _PLAIN[activation](3 * torch.randn(50, 256, generator=torch.Generator().manual_seed(0)))
+    assert LEAST[activation] - 0.01 < x.min()
+    assert x.min() >= LEAST[activation]
+    weight, added = torch.randn(80, 256), torch.randn(80) if bias else None
+    expected = torch.nn.functional.linear(x, weight, added)
+    weights = torch.round(weight / weight.abs().amax(1, True) * 127) * weight.abs().amax(1, True) / 127
+    rounded = torch.nn.functional.linear(x, weights, added)  # the weights' part of the error
+    found, others = (Linear(weight, added, torch.int8, behind=of)(x) for of in (activation, "none"))
+    assert relative(found, rounded) < 0.7 * relative(others, rounded)
+    assert relative(found, expected) < 0.015
 
 
 @multiplies

@@ -49,7 +49,8 @@ class PackedFeedForward:
         self._norm = PackedNorm(branch.norm, dtype)
         self._first = fused([first], dtype, _activation(branch))
         bias = None if second.bias is None else second.bias * branch.scale
-        self._second = Linear(second.weight * branch.scale, bias, dtype)
+        behind = _activation(branch)
+        self._second = Linear(second.weight * branch.scale, bias, dtype, behind=behind)
 
     def add_to(self, x_ND: Tensor, where: Where) -> None:
         """Adds its output to the rows where it runs, in place."""
@@ -186,7 +187,7 @@ class StepLayer:
             for linears in (_linears(own), (query, out), (first, second))
         ]
         self._ffn_in = fused([first], dtype, _activation(ffn), ROWS)
-        self._ffn_out = fused([second], dtype, rows=ROWS)
+        self._ffn_out = fused([second], dtype, rows=ROWS, behind=_activation(ffn))
 
     def project_own(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (R, H, d), and keys and values (R, 2, H, d), of the tokens."""

@@ -31,23 +31,37 @@ def rows_type(dtype: torch.dtype) -> torch.dtype:
 
 
 class Weight8:
-    """A linear layer's weight (out, in) and bias (out,), quantised now."""
+    """A linear layer's weight (out, in) and bias (out,), quantised now.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    Args:
+        least: What no input is below. Then all levels are for what is above it, instead of half of them, which inputs
+            behind an activation would hardly use; what that adds to every output is taken off in the bias.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, least: float | None = None) -> None:
         weight = weight.detach().float()
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
         zero = torch.zeros(len(weight), dtype=torch.long)
         quantised = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
         self._bias = None if bias is None else bias.detach().float()
+        self._least = least
+        if least is not None:
+            given = torch.zeros(len(weight)) if self._bias is None else self._bias
+            self._bias = given + least * (quantised.int_repr().sum(1) * scale)
         self._packed = _packed(quantised)
-        self.nbytes = weight.numel() + 4 * len(weight) * (1 if bias is None else 2)
+        self.nbytes = weight.numel() + 4 * len(weight) * (1 if self._bias is None else 2)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x W^T + b`` (..., out), of fp32 and in fp32; for inference."""
         x = x.detach()
-        largest = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        if self._least is None:
+            scale, zero, largest = 1 / LEVELS, ZERO, x.abs().amax(-1, keepdim=True)
+        else:
+            x = x - self._least
+            scale, zero, largest = 1 / (2 * LEVELS + 1), 0, x.amax(-1, keepdim=True)
+        largest.clamp_min_(torch.finfo(torch.float32).tiny)
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = multiply(x / largest, 1 / LEVELS, ZERO, self._packed)
+        y: Tensor = multiply(x / largest, scale, zero, self._packed)
         return y.mul_(largest) if self._bias is None else torch.addcmul(self._bias, y, largest, out=y)
 
 

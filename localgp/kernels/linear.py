@@ -17,6 +17,8 @@ from localgp.kernels.int8 import Weight8, rows_type
 from localgp.kernels.kept import Kept, product, product_to_rows
 from localgp.kernels.onednn import ROWS, blocked_linear, linear, linear_add
 
+Activation = str | Callable[[Tensor], Tensor]
+LEAST = {"relu": 0.0, "gelu": -0.17, "swish": -0.2785}  # what an activation's outputs are not below
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu_,
@@ -38,6 +40,7 @@ class Linear:
         dtype: Of the weights; input and output are of `localgp.kernels.int8.rows_type`.
         activation: ``none``, ``relu``, ``swish``, ``gelu``, or a function of the product.
         rows: That the layout is chosen for.
+        behind: The activation that makes its inputs, where one of `LEAST` does; 8 bits make use of that.
     """
 
     def __init__(
@@ -45,12 +48,13 @@ class Linear:
         weight: Tensor,
         bias: Tensor | None,
         dtype: torch.dtype,
-        activation: str | Callable[[Tensor], Tensor] = "none",
+        activation: Activation = "none",
         rows: int = ROWS,
+        behind: Activation = "none",
     ) -> None:
         self._after = None if isinstance(activation, str) else activation
         self._activation = activation if isinstance(activation, str) else "none"
-        self._weight8 = Weight8(weight, bias) if dtype == torch.int8 else None
+        self._weight8 = Weight8(weight, bias, _least(behind)) if dtype == torch.int8 else None
         self._weight = weight.detach().to(rows_type(dtype))
         self._bias = None if bias is None else bias.detach().to(rows_type(dtype))
         self._blocked = None if self._weight8 is not None else blocked_linear(self._weight, rows)
@@ -94,8 +98,9 @@ class Linear:
 def fused(
     linears: Sequence[nn.Linear],
     dtype: torch.dtype,
-    activation: str | Callable[[Tensor], Tensor] = "none",
+    activation: Activation = "none",
     rows: int = ROWS,
+    behind: Activation = "none",
 ) -> Linear:
     """Several linear layers of one input as one; those without a bias have zeros for it if another has one."""
     weight = torch.cat([one.weight.detach().to(rows_type(dtype)) for one in linears])
@@ -106,7 +111,11 @@ def fused(
             for one in linears
         ]
         bias = torch.cat([part.to(rows_type(dtype)) for part in parts])
-    return Linear(weight, bias, dtype, activation, rows)
+    return Linear(weight, bias, dtype, activation, rows, behind)
+
+
+def _least(activation: Activation) -> float | None:
+    return LEAST.get(activation) if isinstance(activation, str) else None
 
 
 def activation_of(module: nn.Module) -> str | Callable[[Tensor], Tensor]:
