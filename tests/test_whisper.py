@@ -390,3 +390,19 @@ def test_gates_are_told_no_task_where_there_is_one_alone(backbone):
     assert build_decoder_policy(cfg, backbone) is not None
     cfg = composed("backbone=whisper_base.en", "conf=row03", "pruning.decoder_context=[front]")
     assert build_decoder_policy(cfg, english) is not None
+
+
+def test_a_published_model_says_what_it_was_not_taught(folder):
+    model = localgp.load(str(folder), device="cpu")
+    speech = torch.randn(8_000) * 0.1
+
+    def warned(**languages):
+        return [
+            w for w in model.transcribe(speech, beam=1, maxlenratio=-3, **languages).warnings if "taught" in w
+        ]
+
+    assert "into it, only into en" in warned(src="fr", tgt="it")[0]
+    assert not warned(src="fr", tgt="fr")
+    assert not warned(src="fr", tgt="en")
+    model.config = {"name": "fine-tuned"}
+    assert not warned(src="fr", tgt="it")

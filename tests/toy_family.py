@@ -32,7 +32,7 @@ class Tokens:
         *"abcdefghijklmnopqrstuvwxyz ",
     )
     start, eos, blank, na, first_time, last_time = (0,), 1, -1, -1, 0, -1
-    long_form, tasks = LongForm(), ()
+    long_form, tasks, translates_into = LongForm(), (), None
 
     def encode(self, text):
         return [self.token_list.index(c) for c in text if c in self.token_list]

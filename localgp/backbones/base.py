@@ -129,6 +129,7 @@ class Tokens(Protocol):
             there are none.
         tasks: What it can be asked for by name besides the text and translations of it; `prompt` takes one, as its
             symbol ``<name>``, for a target.
+        translates_into: Languages that the published models translate into; None for all of theirs.
         na: Stands for previous text that there is none of.
         long_form: How it walks through long recordings.
     """
@@ -142,6 +143,7 @@ class Tokens(Protocol):
     first_time: int
     last_time: int
     tasks: Sequence[str]
+    translates_into: Sequence[str] | None
     na: int
     long_form: LongForm
 

@@ -456,14 +456,27 @@ class Transcriber:
             return tgt or spoken
         return self._code(tgt)
 
+    def _untaught(self, spoken: str, written: str) -> list[str]:
+        """A warning where a published model is asked for what it does by chance at most."""
+        known = self.backbone.tokenizer.translates_into
+        fine_tuned = bool(self.config)
+        if known is None or fine_tuned or written.startswith("<") or written in (spoken, *known):
+            return []
+        return [
+            f"this model was not taught to translate into {written}, only into {', '.join(known)}; "
+            "a model that was fine-tuned for it is"
+        ]
+
     def _transcript(self, source: Source, job: Job, src: str | None, tgt: str | None) -> Transcript:
         # A recording without any sound has no language of its own.
         language = job.language or (self._code(src) if src else "und")
+        written = self._written(tgt, language)
+        job.warnings += self._untaught(language, written)
         return Transcript(
             readable(source) if isinstance(source, str | Path) else "array",
             round(job.seconds, 3),
             language,
-            self._written(tgt, language).strip("<>"),
+            written.strip("<>"),
             None if job.language_probability is None else round(job.language_probability, 4),
             job.segments,
             job.warnings,

@@ -173,6 +173,7 @@ class OwsmTokenizer:
         }  # two letters in v1 and v2, then three
         self.languages = [name for name in named_so if name in languages]
         others = (name for name in named_so if name not in languages)
+        self.translates_into: Sequence[str] | None = None
         self.tasks: Sequence[str] = [name for name in others if not name.startswith("st_")]
         self.language_ids = [self._ids[f"<{language}>"] for language in self.languages]
         self.start = [self.sos]

@@ -60,6 +60,7 @@ class WhisperTokens:
 
     na, blank = -1, -1
     tasks: Sequence[str] = ()  # but transcribing and translating
+    translates_into: Sequence[str] | None = ("en",)
 
     def __init__(self, tokenizer: Any, generation: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
