@@ -57,6 +57,7 @@ class GatedS2T(nn.Module):
         languages: If the decoder's gates see them.
         window: What it is given of the padding behind a recording.
         keys_felt: See `localgp.encoder.run.encode`.
+        decoder_decides: See `localgp.decoder.gates.StepGates`.
         forget: Forget activations in training, and compute them again when they are wanted
             (`localgp.encoder.run.Masked`).
     """
@@ -74,6 +75,7 @@ class GatedS2T(nn.Module):
         window: Window | None = None,
         forget: bool = False,
         keys_felt: bool = False,
+        decoder_decides: str = "hypothesis",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -84,6 +86,7 @@ class GatedS2T(nn.Module):
         self.window = window or Window()
         self.forget = forget
         self.keys_felt = keys_felt
+        self.decoder_decides = decoder_decides
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
         """Of both policies."""
@@ -199,7 +202,8 @@ class GatedS2T(nn.Module):
         if self.decoder_policy is None:
             return None
         contexts = self.decoder_contexts(encoded, owner_Q, tasks, prompt_Q2)
-        return StepGates(self.decoder_policy, {name: value.float() for name, value in contexts.items()})
+        floats = {name: value.float() for name, value in contexts.items()}
+        return StepGates(self.decoder_policy, floats, self.decoder_decides)
 
     def losses(self, encoded: EncoderOutput, batch: dict[str, Any], keep: Collection[int] = ()) -> Losses:
         """The family's loss, with one encoder pass serving all sequences of an utterance.

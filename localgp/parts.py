@@ -27,6 +27,7 @@ _BEFORE = {
     "pruning.bounds": [],
     "pruning.budgets": [],
     "pruning.cost": "equal",
+    "pruning.decoder_decides": "hypothesis",
     "pruning.keys_felt": False,
     "pruning.penalty": "fixed",
     "pruning.penalty_lr": 20.0,

@@ -73,6 +73,7 @@ PRUNING = {
     "decoder": TEXT.or_null(),
     "decoder_modules": names(),
     "decoder_context": names(),
+    "decoder_decides": one_of("hypothesis", "utterance"),
     "target": number(0.0, 0.999),
     "path": one_of("masked", "gathered"),
     "attention": one_of("dot", "cosine"),

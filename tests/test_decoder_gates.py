@@ -46,6 +46,20 @@ class Planted(nn.Module):
         return {name: Gate(value, value) for name, value in self.gates.items()}
 
 
+class PlantedLayers(nn.Module):
+    """Gates as given, (Q, L) by layer and module."""
+
+    def __init__(self, gates: list[dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.gates = gates
+
+    def begin(self, contexts):
+        return None
+
+    def gate(self, layer, x, state):
+        return {name: Gate(value, value) for name, value in self.gates[layer].items()}
+
+
 def make_policy(kind: str, seed: int = 0) -> nn.Module:
     """Predictors whose gates are about as often open as closed."""
     torch.manual_seed(seed)
@@ -178,6 +192,55 @@ def test_gates_of_a_hypothesis_token_by_token(kind, seed):
             assert hypothesis.score == pytest.approx(total, abs=1e-3)
     share = torch.cat(seen).float().mean(0)
     assert 0.05 < float(share.mean()) < 0.95  # the gates above were neither all open nor all closed
+
+
+@pytest.mark.parametrize("kind", ["local", "global"])
+@pytest.mark.parametrize("fixed", [False, True])
+@torch.no_grad()
+def test_one_decision_for_all_hypotheses(kind, fixed):
+    """That of the best one; and with the gates that it had, each hypothesis has the score that one pass over the whole
+    of it gives."""
+    model, policy = make_model(0, eos_bias=0.0), make_policy(kind, 0)
+    memory, lengths = make_memory(0, [14, 9, 11])
+    contexts, primers = make_contexts(0, 3), [PRIMER, [1, 5, 4, 3], [1, 6, 5, 3]]
+    together, alone = StepGates(policy, contexts, "utterance"), StepGates(policy, contexts)
+    differed = []
+
+    def watched(layer, x_ND, state):
+        found, own = together(layer, x_ND, state), alone(layer, x_ND, state)
+        if not fixed and state.rows is not None:
+            first_N = state.rows.first_U[state.rows.utterance_N]
+            assert all(torch.equal(found[name], own[name][first_N]) for name in MODULES)
+            differed.extend(bool((found[name] != own[name]).any()) for name in MODULES)
+        return found
+
+    options = DecodeOptions(beam=3, maxlenratio=-9, nbest=3)
+    search = BeamSearch(model.backbone, options, CachedDecoder(model.backbone, fixed=fixed))
+    for u, hypotheses in enumerate(search(memory, lengths, primers, watched)):
+        for hypothesis in hypotheses:
+            passes, tokens = len(hypothesis.open_PLM), hypothesis.tokens
+            given = torch.tensor([tokens[: len(PRIMER) - 1 + passes]])
+            one = (memory[u : u + 1, : lengths[u]], lengths[u : u + 1], given, torch.tensor([given.shape[1]]))
+            own = {name: value[u : u + 1] for name, value in contexts.items()}
+            before = decode_tokens(model.backbone, *one, policy, own).gates
+            planted = [
+                {
+                    name: torch.cat(
+                        [
+                            layer[name].mask.expand(1, given.shape[1])[:, : len(PRIMER) - 1].float(),
+                            hypothesis.open_PLM[:, index, place].float()[None],
+                        ],
+                        1,
+                    )
+                    for place, name in enumerate(MODULES)
+                }
+                for index, layer in enumerate(before)
+            ]
+            logits = decode_tokens(model.backbone, *one, PlantedLayers(planted)).logits
+            scored = logits[0].log_softmax(-1)[len(PRIMER) - 1 :]
+            total = sum(float(scored[p, tokens[len(PRIMER) + p]]) for p in range(passes))
+            assert hypothesis.score == pytest.approx(total, abs=1e-3)
+    assert fixed or kind == "global" or any(differed)
 
 
 @torch.no_grad()

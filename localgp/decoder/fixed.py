@@ -54,6 +54,7 @@ class _Grid:
         self.parent_R = torch.zeros_like(row_R)
         self.exists_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self.known = GateState(torch.zeros_like(row_R), torch.zeros_like(row_R))
+        self.known.rows = self.rows
         self.open_RLM = torch.zeros(rows, *passes, dtype=torch.bool, device=device)
 
 

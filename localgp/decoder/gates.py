@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localgp.decoder.rows import Rows
 from localgp.gates.base import GatePolicy
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.local import LocalGates
@@ -33,7 +34,11 @@ class GateState:
         position_N: Position of the row's token, counted from the start of the primer.
         history_NPLM: What ran so far: True where a module M of layer L ran in the pass that wrote the P-th token
             after the primer. Its first pass is that of the primer's last token.
+        rows: The hypotheses of each utterance, the best first; None in the primer's pass, whose rows are tokens that
+            follow each other.
     """
+
+    rows: Rows | None = None
 
     def __init__(self, utterance_N: Tensor, position_N: Tensor) -> None:
         self.utterance_N = utterance_N
@@ -71,6 +76,8 @@ class StepGates:
     Args:
         policy: `LocalGates`, `GlobalGates` or a control, in eval mode.
         contexts: What the policy needs, name to (Q, 1, C).
+        decides: ``hypothesis``: each has its own gates. ``utterance``: all have those of the best one, so that what is
+            closed is closed for all of them. One alone, the text of training among them, has its own either way.
 
     Examples:
         >>> gates = StepGates(model.decoder_policy, contexts)                      # doctest: +SKIP
@@ -78,7 +85,8 @@ class StepGates:
     """
 
     @torch.no_grad()
-    def __init__(self, policy: GatePolicy, contexts: dict[str, Tensor]) -> None:
+    def __init__(self, policy: GatePolicy, contexts: dict[str, Tensor], decides: str = "hypothesis") -> None:
+        self._decides = decides
         self._policy, self._contexts = policy, contexts
         self._state: Any = None
         self._folded: FoldedLocalGates | None = None
@@ -88,7 +96,15 @@ class StepGates:
 
     @torch.no_grad()
     def __call__(self, layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
-        rows = state.utterance_N
+        rows = state.rows
+        if self._decides == "hypothesis" or rows is None:
+            return self._of_rows(layer, x_ND, state.utterance_N)
+        best_U = rows.first_U
+        gates = self._of_rows(layer, x_ND.index_select(0, best_U), state.utterance_N.index_select(0, best_U))
+        return {name: open_U.index_select(0, rows.utterance_N) for name, open_U in gates.items()}
+
+    def _of_rows(self, layer: int, x_ND: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Gates of rows by what each of them is; ``rows`` are their utterances."""
         if self._folded is not None:
             if layer == 0:  # a new token: its memory of earlier layers begins empty
                 own = [[part.index_select(0, rows) for part in pair] for pair in self._projected]

@@ -11,6 +11,7 @@ K size of a head.
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,8 @@ class Rows:
 
     @cached_property
     def first_U(self) -> Tensor:
+        if "counts" in self.__dict__ and self.utterance_N.is_cpu:
+            return torch.tensor([0, *accumulate(self.counts[:-1])], dtype=torch.long)
         return self._counts_U.cumsum(0) - self._counts_U
 
     @cached_property

@@ -104,6 +104,7 @@ class DecoderState:
             Hidden vectors (N, D).
         """
         self._follow(parents_N, rows.utterance_N)
+        self._gates.rows = rows
         self._gates.position_N = self._gates.position_N + 1
         self._longest += 1
         return self._run(tokens_N, rows, causal=False)
