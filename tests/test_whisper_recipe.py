@@ -15,11 +15,12 @@ import pytest
 
 import localgp
 from localgp.corpora.audio import write_audio
+from localgp.window import Window
 from tests.whisper_helpers import save_tiny_whisper
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "whisper"
 TINY = [
-    *("window=utterance", "training.objective=distil", "training.batch_size=1", "training.max_steps=1"),
+    *("training.batch_size=1", "training.max_steps=1"),
     *("training.max_epochs=null", "training.val_limit=1", "training.val_decode=0", "training.logger=none"),
     *(
         "decode.beam=1",
@@ -64,19 +65,23 @@ def test_all_stages(tmp_path):
         *places, "--exp_dir", str(tmp_path / "exp"), "--backbone", "path", "--confs", "row05", "--", *TINY
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert re.findall(r"== stage (\d)", result.stdout) == list("123456")
+    assert re.findall(r"== stage (\d)", result.stdout) == list("1234567")
     metrics = json.loads((tmp_path / "exp/prompts/path/row05/seed1/metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["kept"]) == {"encoder.attention", "encoder.ffn"}
     assert set(metrics["bleu"]) == {"fr-en", "average"}
-    (packed,) = (path for path in (tmp_path / "exp/packed").iterdir() if path.is_dir())
-    assert localgp.load(str(packed), device="cpu").model.policy is not None
+    folders = [path for path in (tmp_path / "exp/packed").iterdir() if path.is_dir()]
+    packed = {path.name: localgp.load(str(path), device="cpu").model for path in folders}
+    short, (gated,) = packed.pop("dense_window"), packed.values()
+    assert short.policy is None
+    assert gated.policy is not None
+    assert short.window == gated.window == Window("utterance", 0.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--stages", "1"], "unknown option --stages"),
-        (["--stage", "7"], "stage 7; valid: 1 to 6"),
+        (["--stage", "8"], "stage 8; valid: 1 to 7"),
         (["--stage"], "--stage needs a value"),
     ],
 )

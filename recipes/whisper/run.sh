@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Whisper base on human speech, by stages: fine-tuned, gated, scored, packed, on two CPU cores.
-#   bash recipes/whisper/run.sh --stage 1 --stop_stage 6
-#   bash recipes/whisper/run.sh --stage 3 --stop_stage 5 --confs row05 --path models/whisper-base -- seed=2
+# Whisper base on human speech, by stages: a short window, gates on it, scored and packed, on two CPU cores.
+#   bash recipes/whisper/run.sh --stage 1 --stop_stage 7
+#   bash recipes/whisper/run.sh --stage 3 --stop_stage 3 --path models/whisper-base -- seed=2
 # What follows -- goes to every command. A stage that is done is skipped when it runs again.
 # Hardware and time: README.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 stage=1
-stop_stage=6
+stop_stage=7
 corpus_root=data/prompts
 backbone=whisper_base
 path= # backbone.path, where it is not fetched from the hub
-confs=row01,row05
+confs=row05,row11
 data_dir=data
 exp_dir=exp
 python=${PYTHON:-python}
@@ -21,14 +21,15 @@ usage() {
   cat <<'USAGE'
 usage: bash recipes/whisper/run.sh [options] [-- overrides]
   --stage N            first stage (1)
-  --stop_stage N       last stage (6)
-                         1 data: fetch the prompts      4 evaluate
-                         2 prepare                      5 report
-                         3 train                        6 pack
+  --stop_stage N       last stage (7)
+                         1 data: fetch the prompts      4 train gates on that window
+                         2 prepare                      5 evaluate them
+                         3 window: a short one,         6 report
+                           learnt, scored, packed       7 pack
   --corpus_root DIR    where the recordings are to lie (data/prompts)
   --backbone NAME      whisper_tiny, whisper_base, ... (whisper_base)
   --path DIR           a local copy of it (default: its hub id)
-  --confs A,B          experiments (row01,row05)
+  --confs A,B          experiments with gates (row05,row11)
   --data_dir DIR       prepared corpus (data)
   --exp_dir DIR        runs (exp)
 USAGE
@@ -60,8 +61,8 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 for number in "$stage" "$stop_stage"; do
-  if ! [[ $number =~ ^[1-6]$ ]]; then
-    echo "error: stage $number; valid: 1 to 6" >&2
+  if ! [[ $number =~ ^[1-7]$ ]]; then
+    echo "error: stage $number; valid: 1 to 7" >&2
     exit 2
   fi
 done
@@ -69,11 +70,21 @@ done
 common=(
   corpus=manifest "corpus.manifest=$corpus_root/manifest.jsonl" corpus.name=prompts corpus.case=keep
   "backbone=$backbone" "data_dir=$data_dir" "exp_dir=$exp_dir" training=whisper
+  window=utterance window.margin=0.5 training.objective=distil training.limit=75
 )
+scored=(evaluate.normalizer=basic decode.beam=1)
+# 75 recordings a language, four times: the padded model is asked once for each.
+short=(name=dense_window conf=row01 training.lr=2e-5 training.max_epochs=4)
+# Gates begin on weights that know their window, which then teach, and count frames with sound in them.
+gated=(
+  training.teacher_window=own training.lr=2e-5 training.max_epochs=4
+  pruning.sparsity_frames=real pruning.keys_felt=true pruning.rise=0.5
+)
+original=()
 if [[ -n $path ]]; then
-  common+=("backbone.path=$path")
+  original=("backbone.path=$path")
 fi
-common+=("$@")
+window=$exp_dir/packed/dense_window
 
 runs() { # stage number: whether it is asked for
   if ((stage <= $1 && $1 <= stop_stage)); then
@@ -92,24 +103,32 @@ if runs 1 "data"; then
 fi
 
 if runs 2 "prepare"; then
-  "$python" -m localgp.prepare "${common[@]}"
+  "$python" -m localgp.prepare "${common[@]}" "${original[@]}" "$@"
 fi
 
-if runs 3 "train"; then
-  "$python" -m localgp.train -m "conf=$confs" "${common[@]}"
+if runs 3 "window"; then
+  "$python" -m localgp.train "${common[@]}" "${short[@]}" "${original[@]}" "$@"
+  "$python" -m localgp.evaluate "${common[@]}" "${short[@]}" "${original[@]}" "${scored[@]}" "$@"
+  "$python" -m localgp.pack "${common[@]}" "${short[@]}" "${original[@]}" "$@" \
+    --overwrite --licence cc-by-sa-3.0 --output "$exp_dir/packed" --name dense_window
 fi
 
-if runs 4 "evaluate"; then
-  "$python" -m localgp.evaluate -m "conf=$confs" "${common[@]}" evaluate.normalizer=basic
+if runs 4 "train"; then
+  "$python" -m localgp.train -m "conf=$confs" "${common[@]}" "${gated[@]}" "backbone.path=$window" "$@"
 fi
 
-if runs 5 "report"; then
-  "$python" -m localgp.report "${common[@]}"
+if runs 5 "evaluate"; then
+  "$python" -m localgp.evaluate -m "conf=$confs" "${common[@]}" "${gated[@]}" "backbone.path=$window" "${scored[@]}" "$@"
 fi
 
-if runs 6 "pack"; then
+if runs 6 "report"; then
+  "$python" -m localgp.report "${common[@]}" "backbone.path=$window" "$@"
+fi
+
+if runs 7 "pack"; then
   IFS=, read -ra names <<<"$confs"
   for name in "${names[@]}"; do
-    "$python" -m localgp.pack "conf=$name" "${common[@]}" --overwrite --licence cc-by-sa-3.0 --output "$exp_dir/packed"
+    "$python" -m localgp.pack "conf=$name" "${common[@]}" "${gated[@]}" "backbone.path=$window" "$@" \
+      --overwrite --licence cc-by-sa-3.0 --output "$exp_dir/packed"
   done
 fi
