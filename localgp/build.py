@@ -175,6 +175,7 @@ def gated(cfg: DictConfig, backbone: Backbone) -> GatedS2T:
         languages=build_languages(cfg),
         window=window_of(cfg),
         keys_felt=bool(cfg.pruning.get("keys_felt")),
+        source=str(cfg.pruning.get("source", "all")),
         decoder_decides=str(cfg.pruning.get("decoder_decides", "hypothesis")),
     )
 

@@ -57,6 +57,7 @@ class GatedS2T(nn.Module):
         languages: If the decoder's gates see them.
         window: What it is given of the padding behind a recording.
         keys_felt: See `localgp.encoder.run.encode`.
+        source: What decoder and CTC are shown: ``all`` frames, or those ``kept`` (`localgp.encoder.shown`).
         decoder_decides: See `localgp.decoder.gates.StepGates`.
         forget: Forget activations in training, and compute them again when they are wanted
             (`localgp.encoder.run.Masked`).
@@ -76,6 +77,7 @@ class GatedS2T(nn.Module):
         forget: bool = False,
         keys_felt: bool = False,
         decoder_decides: str = "hypothesis",
+        source: str = "all",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -87,6 +89,7 @@ class GatedS2T(nn.Module):
         self.forget = forget
         self.keys_felt = keys_felt
         self.decoder_decides = decoder_decides
+        self.source = source
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
         """Of both policies."""
@@ -142,7 +145,7 @@ class GatedS2T(nn.Module):
             ends_B: Where that is.
         """
         feats, lengths = self.features(speech_BN, ends_B)
-        return encode(
+        encoded = encode(
             self.backbone,
             feats,
             lengths,
@@ -156,6 +159,7 @@ class GatedS2T(nn.Module):
             keys_felt=self.keys_felt and self.training,
             primers=primers,
         )
+        return encoded.showing(self.source)
 
     def packed(self, dtype: torch.dtype = torch.float32, budget: float | None = None) -> PackedModel:
         """The encoder and its gates laid out for inference as they are now; to be dropped before weights change.
@@ -223,10 +227,11 @@ class GatedS2T(nn.Module):
         if self.decoder_policy is not None:
             contexts = self.decoder_contexts(encoded, owner_Q, batch["tasks"], batch["text"][:, :2])
         given = self.backbone.decoder_input(batch)
+        memory_BTD, frames_B = encoded.memory()
         logits_QLV, gates, states = decode_tokens(
             self.backbone,
-            encoded.x.index_select(0, owner_Q),
-            encoded.lengths.index_select(0, owner_Q),
+            memory_BTD.index_select(0, owner_Q),
+            frames_B.index_select(0, owner_Q),
             given.tokens,
             given.lengths,
             self.decoder_policy,
@@ -235,7 +240,7 @@ class GatedS2T(nn.Module):
             keep=keep,
             keys_felt=self.keys_felt and self.training,
         )
-        loss = self.backbone.losses(encoded.x, encoded.lengths, logits_QLV, given.targets, batch)
+        loss = self.backbone.losses(memory_BTD, frames_B, logits_QLV, given.targets, batch)
         positions_L = torch.arange(given.tokens.shape[1], device=given.tokens.device)
         real_QL = (positions_L < given.lengths.unsqueeze(1)).float()
         return Losses(*loss, gates, real_QL, states)
@@ -247,7 +252,7 @@ class PackedModel:
     def __init__(self, model: GatedS2T, dtype: torch.dtype, budget: float | None = None) -> None:
         self._policy, self._budget = model.policy, budget
         self._set_budget()
-        self._features = model.features
+        self._features, self._source = model.features, model.source
         self._encoder = PackedEncoder(model.backbone, dtype)
         self._gates = None if model.policy is None else PackedGates(model.policy)
 
@@ -269,7 +274,8 @@ class PackedModel:
         primers: Sequence[list[int]] | None = None,
     ) -> EncoderOutput:
         self._set_budget()  # of others that were laid out since, another
-        return self._encoder.encode(feats_BSF, lengths_B, self._gates, contexts, primers)
+        encoded = self._encoder.encode(feats_BSF, lengths_B, self._gates, contexts, primers)
+        return encoded.showing(self._source)
 
     def _set_budget(self) -> None:
         if isinstance(self._policy, GatePolicy):

@@ -32,6 +32,7 @@ _BEFORE = {
     "pruning.penalty": "fixed",
     "pruning.penalty_lr": 20.0,
     "pruning.rise": 0.0,
+    "pruning.source": "all",
     "training.distil_decoder": [-1],
     "training.distil_encoder": [-1],
     "training.distil_weight": 100.0,

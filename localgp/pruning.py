@@ -63,6 +63,8 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     yield from _not_among("encoder_modules", modules, encoder_modules())
     yield from _not_among("context", seen, (*ENCODER_CONTEXTS, *own_contexts(contexts)))
     if policy is None:
+        if pruning.get("source", "all") == "kept":
+            yield "pruning.source is 'kept', and the encoder has no gates that keep; set pruning.encoder, or source=all"
         return
     if not modules:
         yield f"pruning.encoder_modules is []; valid: one or more of {', '.join(encoder_modules())}"
@@ -74,6 +76,11 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
         )
     if policy == "global" and seen != ["front"]:
         yield f"pruning.context is {seen}; GlobalGP pools [front] and nothing else"
+    if pruning.get("source", "all") == "kept" and policy in (*REDUCTIONS, "global", "layerdrop"):
+        yield (
+            f"pruning.source is 'kept', and pruning.encoder={policy} decides of no frame by itself; valid with it: "
+            "local, random, vad, speechprune, topk, open, or a class of your own"
+        )
     if pruning.get("budgets") and policy not in ("local", "topk", *REDUCTIONS):
         yield (
             f"pruning.budgets is {list(pruning.budgets)}, pruning.encoder {policy!r}; valid with budgets: local, topk, "

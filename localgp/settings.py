@@ -74,6 +74,7 @@ PRUNING = {
     "decoder_modules": names(),
     "decoder_context": names(),
     "decoder_decides": one_of("hypothesis", "utterance"),
+    "source": one_of("all", "kept"),
     "target": number(0.0, 0.999),
     "path": one_of("masked", "gathered"),
     "attention": one_of("dot", "cosine"),

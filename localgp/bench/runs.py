@@ -128,7 +128,7 @@ class RunTimer:
         for b in self._batches:
             assert b.encoded is not None
             gates = partial(model.step_gates, b.encoded) if model.decoder_policy is not None else None
-            found = self._searches(b.encoded.x, b.encoded.lengths, b.owners, b.tasks, gates=gates)
+            found = self._searches(*b.encoded.memory(), b.owners, b.tasks, gates=gates)
             count += sum(len(written.tokens) for written in found)
         return count
 

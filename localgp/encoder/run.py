@@ -19,6 +19,7 @@ from localgp.encoder.ask import asked
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
 from localgp.encoder.keys import attend_felt
 from localgp.encoder.reduce import Shortening
+from localgp.encoder.shown import only, shown_by
 from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.reduce import Reduction
@@ -41,6 +42,7 @@ class EncoderOutput(NamedTuple):
         states: (B, T, D) by layer, those that were to be kept: 1 after the first layer, `LAST` for ``x``.
         places: (B, T) of the first layer: where each frame is in ``x``, -1 for one that has gone, -2 for none; None
             where all are where they were.
+        shown: (B, T), 1 for frames that the decoder is shown (`localgp.encoder.shown`); None for all.
     """
 
     x: Tensor
@@ -49,6 +51,22 @@ class EncoderOutput(NamedTuple):
     front: Tensor | None = None
     states: States = MappingProxyType({})
     places: Tensor | None = None
+    shown: Tensor | None = None
+
+    def showing(self, source: str) -> EncoderOutput:
+        """With ``all`` frames shown to the decoder, or those ``kept``."""
+        if source == "all" or not self.gates:
+            return self
+        return self._replace(shown=shown_by(self.gates, self.own()))
+
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """What decoder and CTC are given, (B, K, D), and its lengths (B,)."""
+        return (self.x, self.lengths) if self.shown is None else only(self.x, self.shown)
+
+    def memory_of(self, row: int) -> Tensor:
+        """Of one utterance, (K, D)."""
+        memory_BTD, lengths_B = self.memory()
+        return memory_BTD[row, : int(lengths_B[row])]
 
     def own(self) -> Tensor:
         """(B, T), True for the utterance's own frames."""

@@ -116,7 +116,7 @@ def decode_rows(
         chunk_tasks = [task for group in groups for task in group]
         began = _now(device)
         gates = partial(model.step_gates, encoded) if model.decoder_policy is not None else None
-        found = searches(encoded.x, encoded.lengths, owners, chunk_tasks, gates=gates)
+        found = searches(*encoded.memory(), owners, chunk_tasks, gates=gates)
         result.seconds["decoder"] += _now(device) - began
         for task, written in zip(chunk_tasks, found, strict=True):
             result.text.setdefault(task.name, {})[utt_ids[task.row]] = tokenizer.decode(written.tokens)

@@ -93,6 +93,9 @@ def measured_gflops(
     frames = full.frames
     if own:
         frames = round(float(np.mean([cost.frames for cost in own])))
+    if model.source == "kept" and gates is not None:
+        shown_U = gates.open[:, -1].any(1).sum(-1)
+        frames = round(float(np.where(shown_U > 0, shown_U, frames).mean()))
     return {
         "encoder": round(encoder / 1e9, 6),
         "gates": round(gate_cost / 1e9, 6),

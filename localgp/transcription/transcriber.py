@@ -323,7 +323,7 @@ class Transcriber:
             heard = encoded or self._encode([pieces[row] for row in rows], options.budget)
             for place, row in enumerate(rows):
                 place = place if encoded is None else row
-                self._detect(heard.x[place, : int(heard.lengths[place])], picked[row][0])
+                self._detect(heard.memory_of(place), picked[row][0])
         tasks = []
         for row, (job, _) in enumerate(picked):
             assert job.language is not None
@@ -350,8 +350,7 @@ class Transcriber:
         left = list(range(len(picked)))
         for temperature in temperatures if timed else (0.0,):
             found = self._searches[options](
-                encoded.x,
-                encoded.lengths,
+                *encoded.memory(),
                 left,
                 [tasks[row] for row in left],
                 timestamps=timed,
@@ -390,7 +389,7 @@ class Transcriber:
         symbol = self.backbone.tokenizer.long_form.no_speech
         if symbol is None:
             return False
-        logits_V = self._first_logits(encoded.x[row, : int(encoded.lengths[row])], before)
+        logits_V = self._first_logits(encoded.memory_of(row), before)
         return float(logits_V.softmax(-1)[symbol]) > NO_SPEECH
 
     def _encode(
