@@ -6,12 +6,14 @@ hiding a bug helps nobody.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from localgp.errors import LocalGPError
+from localgp.errors import BackboneError, LocalGPError
 
 
 def remedy(error: BaseException) -> str | None:
@@ -117,6 +119,26 @@ def _of_system(error: OSError) -> str | None:
             f"{where}{error.strerror}: the disk or the network file system failed; copy the data elsewhere."
         )
     return None
+
+
+@contextlib.contextmanager
+def explained(path: object, files: str = "a file of it") -> Iterator[None]:
+    """Makes a `BackboneError` of whatever a model's files raise.
+
+    They are somebody's YAML, JSON, NumPy and SentencePiece, and libraries build from any of it: what a wrong value
+    raises, and where, is open. A failure of the machine has its own message.
+    """
+    try:
+        yield
+    except (LocalGPError, MemoryError):
+        raise
+    except Exception as error:
+        if remedy(error) is not None:
+            raise
+        raise BackboneError(
+            f"{path}: {files} is damaged or of another kind of model ({type(error).__name__}: {error}); copy the "
+            "whole model again"
+        ) from error
 
 
 def _first_line(text: str) -> str:

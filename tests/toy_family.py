@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from localgp.backbones.base import Backbone, Branch, DecoderInput, Front, Loss, Packed, Shape
-from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm
+from localgp.backbones.blocks import PackedNorm, PackedTransformerLayer
 from localgp.backbones.longform import LongForm
 from localgp.backbones.rules import TimestampRules
 from localgp.errors import ConfigError
@@ -148,15 +148,8 @@ class Toy(Backbone):
 
     def _layer(self, index, dtype):
         parts = self.branches("encoder", index)
-        attention, ffn = PackedAttention(parts["attention"], dtype), PackedFeedForward(parts["ffn"], dtype)
-
-        def run(x_ND, layout, plan):
-            x_ND = x_ND.clone()
-            attention.add_to(x_ND, *plan.of("attention", layout))
-            ffn.add_to(x_ND, plan.frames.get("ffn"))
-            return x_ND
-
-        return run
+        layer = PackedTransformerLayer(parts, dtype)
+        return lambda x_ND, layout, plan: layer(x_ND.clone(), layout, plan)
 
     def _norm(self):
         return PackedNorm(self.net.norm, torch.float32)

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from localgp.backbones.base import Branch, Branches
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.kept import Kept
 from localgp.kernels.kept import attend as attend_kept
 from localgp.kernels.linear import Linear, activation_of, fused
-from localgp.kernels.ragged import Ragged, attend
+from localgp.kernels.plan import LayerPlan
+from localgp.kernels.ragged import RANGE, Ragged, attend
 from localgp.kernels.rows import gather_norm, scatter_add
 
 Where = Tensor | Kept | None
@@ -101,6 +103,28 @@ class PackedAttention:
             norm(qkv_K3Hd[:, part].float()).to(qkv_K3Hd.dtype) for part, norm in enumerate(self._head_norms)
         )
         return torch.stack([query, key, qkv_K3Hd[:, 2]], dim=1)
+
+
+class PackedTransformerLayer:
+    """x ─ + attention ─ + FFN: a pre-norm Transformer encoder's layer. A frame that neither needs stays as it is, and
+    nothing is computed for it.
+
+    Args:
+        parts: Of the layer; their weights are read now.
+        dtype: Of the products.
+    """
+
+    def __init__(self, parts: Branches, dtype: torch.dtype) -> None:
+        self._attention = PackedAttention(parts["attention"], dtype)
+        self._ffn = PackedFeedForward(parts["ffn"], dtype)
+
+    def __call__(self, x_ND: Tensor, layout: Ragged, plan: LayerPlan) -> Tensor:
+        """Changes ``x_ND``, and returns it."""
+        with record_function(f"{RANGE}attention"):
+            self._attention.add_to(x_ND, *plan.of("attention", layout))
+        with record_function(f"{RANGE}ffn"):
+            self._ffn.add_to(x_ND, plan.frames.get("ffn"))
+        return x_ND
 
 
 def spread(

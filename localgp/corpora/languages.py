@@ -127,6 +127,20 @@ def find(code: str, known: Iterable[str]) -> str | None:
     return _find(code, tuple(known))
 
 
+def known(language: str, languages: Iterable[str]) -> str:
+    """The code that a model has for a language.
+
+    Raises:
+        ConfigError: It has none; the message lists those that it has, in the form that was asked in.
+    """
+    code = find(language, languages)
+    if code is None:
+        raise ConfigError(
+            f"unknown language {language!r}: this model has {', '.join(like(language, languages))}"
+        )
+    return code
+
+
 @lru_cache(maxsize=1000)  # asked for every utterance
 def _find(code: str, codes: tuple[str, ...]) -> str | None:
     if code in codes:

@@ -6,11 +6,10 @@ configuration names the BPE model and the feature statistics relative to the roo
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from localgp.backbones.owsm.shapes import DIMENSIONS, placeholder_token_list, tr
 from localgp.backbones.owsm.supported import is_ctc
 from localgp.backbones.owsm.tokens import OwsmCtcTokenizer, OwsmTokenizer, bpe_pieces, is_special
 from localgp.download import HUB_ID, download
-from localgp.errors import BackboneError, ConfigError, LocalGPError
-from localgp.failures import remedy
+from localgp.errors import BackboneError, ConfigError
+from localgp.failures import explained
 from localgp.io import staging
 
 log = logging.getLogger(__name__)
@@ -240,7 +239,7 @@ def read_files(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], ModelFiles | Non
 
 def read_vocabulary(cfg: Mapping[str, Any]) -> tuple[OwsmTokenizer, float]:
     """Tokenizer and seconds of input of a backbone whose weights are left unread."""
-    with explained(cfg):
+    with explained(cfg["path"], "config.yaml, or a file it names,"):
         config, _ = read_files(cfg)
         return tokenizer_of(config), padded_seconds(config)
 
@@ -255,24 +254,6 @@ def tokenizer_of(config: Mapping[str, Any]) -> OwsmTokenizer:
 def padded_seconds(config: Mapping[str, Any]) -> float:
     """What an ESPnet configuration pads every input to; OWSM's 30 s where it does not say."""
     return float((config.get("preprocessor_conf") or {}).get("speech_length", 30))
-
-
-@contextlib.contextmanager
-def explained(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Makes an error of ours of whatever a model's files raise."""
-    try:
-        yield
-    except (LocalGPError, MemoryError):
-        raise
-    except Exception as error:
-        # The directory is somebody's YAML, NumPy and SentencePiece files, and ESPnet builds from any of it: what a
-        # wrong value raises, and where, is open. A failure of the machine has its own message.
-        if remedy(error) is not None:
-            raise
-        raise BackboneError(
-            f"{cfg['path']}: config.yaml, or a file it names, is damaged or of another kind of model "
-            f"({type(error).__name__}: {error}); copy the whole model again"
-        ) from error
 
 
 def read_train_config(cfg: Mapping[str, Any]) -> dict[str, Any]:

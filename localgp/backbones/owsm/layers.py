@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from localgp.backbones.base import Branch, Branches, Run, Within
-from localgp.backbones.blocks import PackedAttention, PackedFeedForward, PackedNorm, spread
+from localgp.backbones.blocks import (
+    PackedAttention,
+    PackedFeedForward,
+    PackedNorm,
+    PackedTransformerLayer,
+    spread,
+)
 from localgp.kernels.depthwise import Depthwise
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import Linear, activation_of
@@ -42,7 +48,11 @@ def of(encoder: Any) -> Layer:
     """The kind that an encoder of ESPnet's has."""
     if hasattr(encoder.encoders[0], "cgmlp"):
         return Layer(encoder_branches, run_encoder_layer, PackedLayer)
-    return Layer(transformer_branches, run_transformer_layer, PackedTransformerLayer)
+    return Layer(
+        transformer_branches,
+        run_transformer_layer,
+        lambda layer, dtype: PackedTransformerLayer(transformer_branches(layer), dtype),
+    )
 
 
 def encoder_branches(layer: Any) -> Branches:
@@ -273,25 +283,3 @@ class PackedLayer:
                 last(x_ND, layout)
         with record_function(f"{RANGE}norm"):
             return self._final(x_ND)
-
-
-class PackedTransformerLayer:
-    """x ─ + attention ─ + FFN
-
-    Args:
-        layer: ESPnet's EncoderLayer; its weights are read now.
-        dtype: Of the products.
-    """
-
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        parts = transformer_branches(layer)
-        self._attention = PackedAttention(parts["attention"], dtype)
-        self._ffn = PackedFeedForward(parts["ffn"], dtype)
-
-    def __call__(self, x_ND: Tensor, layout: Ragged, plan: LayerPlan) -> Tensor:
-        """Changes ``x_ND``, and returns it."""
-        with record_function(f"{RANGE}attention"):
-            self._attention.add_to(x_ND, *plan.of("attention", layout))
-        with record_function(f"{RANGE}ffn"):
-            self._ffn.add_to(x_ND, plan.frames.get("ffn"))
-        return x_ND

@@ -27,7 +27,6 @@ from localgp.backbones.owsm import layers
 from localgp.backbones.owsm.build import accepted, build_model, load_weights
 from localgp.backbones.owsm.fast import use_fast_kernels
 from localgp.backbones.owsm.files import (
-    explained,
     locate,
     padded_seconds,
     read_config,
@@ -48,6 +47,7 @@ from localgp.backbones.owsm.stem import (
 from localgp.backbones.owsm.supported import check_config, check_supported, is_ctc
 from localgp.backbones.sequences import accuracy, joined
 from localgp.errors import BackboneError
+from localgp.failures import explained
 from localgp.kernels.int8 import rows_type
 from localgp.timeline import Timeline
 
@@ -214,7 +214,7 @@ class OwsmBackbone(Backbone):
 
 def load_backbone(cfg: Mapping[str, Any]) -> OwsmBackbone:
     """See `localgp.backbones.open_backbone`."""
-    with explained(cfg):
+    with explained(cfg["path"], "config.yaml, or a file it names,"):
         config, files = read_files(cfg)
         check_config(config)
         config = accepted(config)
@@ -256,7 +256,7 @@ def adopt(model: Any, vocabulary: Any = None) -> OwsmBackbone:
     net = getattr(model, "s2t_model", model)
     if vocabulary is not None:
         source = str(vocabulary)
-        with explained({"path": source}):
+        with explained(source, "config.yaml, or a file it names,"):
             config = read_config(locate(source, need_weights=False))
     elif hasattr(model, "s2t_train_args"):
         config, source = dict(vars(model.s2t_train_args)), "ESPnet's Speech2Text"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localgp.backbones.longform import LongForm
-from localgp.corpora.languages import find, is_code, like
+from localgp.corpora.languages import is_code, known, like
 from localgp.errors import BackboneError, ConfigError
 
 if TYPE_CHECKING:
@@ -246,11 +246,7 @@ class OwsmTokenizer:
         Raises:
             ConfigError: A language that this model does not have.
         """
-        code = find(language, self.languages)
-        if code is None:
-            known = ", ".join(like(language, self.languages))
-            raise ConfigError(f"unknown language {language!r}: this model has {known}")
-        return code
+        return known(language, self.languages)
 
     def rules(self, primers: list[list[int]]) -> Forbid:
         """OWSM's on time symbols."""

@@ -16,8 +16,8 @@ from localgp.archive import opened
 from localgp.backbones.whisper.shapes import DIMENSIONS, arguments
 from localgp.backbones.whisper.tokens import WhisperTokens
 from localgp.download import HUB_ID, download
-from localgp.errors import BackboneError, ConfigError, LocalGPError
-from localgp.failures import remedy
+from localgp.errors import BackboneError, ConfigError
+from localgp.failures import explained
 from localgp.io import staging
 
 WEIGHTS = ("pretrained", "random")
@@ -263,27 +263,9 @@ def tokens_of(net: Any, vocabulary: Any = None) -> WhisperTokens:
 
 def read_vocabulary(cfg: Mapping[str, Any]) -> tuple[WhisperTokens, float]:
     """Tokens and seconds of input of a backbone whose weights are left unread."""
-    with explained(cfg):
+    with explained(cfg["path"]):
         files = locate(cfg)
         return files.tokens(), int(files.config.get("max_source_positions", 1500)) / 50
-
-
-@contextlib.contextmanager
-def explained(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Makes an error of ours of whatever a model's files raise."""
-    try:
-        yield
-    except (LocalGPError, MemoryError):
-        raise
-    except Exception as error:
-        # The directory is somebody's JSON, and transformers builds from any of it: what a wrong value raises, and
-        # where, is open. A failure of the machine has its own message.
-        if remedy(error) is not None:
-            raise
-        raise BackboneError(
-            f"{cfg['path']}: a file of it is damaged or of another kind of model ({type(error).__name__}: {error}); "
-            "copy the whole model again"
-        ) from error
 
 
 def write_directory(net: Any, tokens: WhisperTokens, directory: Path, *, weights: bool = True) -> None:

@@ -12,12 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from localgp.backbones.base import Branch, Branches, Run
-from localgp.backbones.blocks import PackedAttention, PackedFeedForward
-from localgp.kernels.plan import LayerPlan
-from localgp.kernels.ragged import RANGE, Ragged
 
 
 def encoder_branches(layer: Any) -> Branches:
@@ -111,27 +107,3 @@ def _bias(mask_BXK: Tensor | None, x: Tensor) -> Tensor | None:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     bias = torch.zeros(mask_BXK.shape, dtype=dtype, device=x.device)
     return bias.masked_fill_(~mask_BXK, torch.finfo(dtype).min).unsqueeze(1)
-
-
-class PackedLayer:
-    """x ─ + attention ─ + FFN
-
-    A frame that neither needs stays as it is, and nothing is computed for it.
-
-    Args:
-        layer: ``WhisperEncoderLayer``; its weights are read now.
-        dtype: Of the products.
-    """
-
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        parts = encoder_branches(layer)
-        self._attention = PackedAttention(parts["attention"], dtype)
-        self._ffn = PackedFeedForward(parts["ffn"], dtype)
-
-    def __call__(self, x_ND: Tensor, layout: Ragged, plan: LayerPlan) -> Tensor:
-        """Changes ``x_ND``, and returns it."""
-        with record_function(f"{RANGE}attention"):
-            self._attention.add_to(x_ND, *plan.of("attention", layout))
-        with record_function(f"{RANGE}ffn"):
-            self._ffn.add_to(x_ND, plan.frames.get("ffn"))
-        return x_ND

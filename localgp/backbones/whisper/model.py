@@ -22,12 +22,11 @@ from localgp.backbones.base import (
     Shape,
     Side,
 )
-from localgp.backbones.blocks import PackedNorm
+from localgp.backbones.blocks import PackedNorm, PackedTransformerLayer
 from localgp.backbones.sequences import accuracy, joined
 from localgp.backbones.whisper.features import HOP, RATE, LogMel
-from localgp.backbones.whisper.files import build_model, explained, locate, tokens_of, write_directory
+from localgp.backbones.whisper.files import build_model, locate, tokens_of, write_directory
 from localgp.backbones.whisper.layers import (
-    PackedLayer,
     decoder_branches,
     encoder_branches,
     run_decoder_layer,
@@ -37,6 +36,7 @@ from localgp.backbones.whisper.peers import PEERS
 from localgp.backbones.whisper.stem import CONVOLUTIONS, PackedStem, convolve, stem_flops
 from localgp.backbones.whisper.tokens import WhisperTokens
 from localgp.errors import BackboneError, ConfigError
+from localgp.failures import explained
 from localgp.kernels.int8 import rows_type
 from localgp.timeline import Timeline
 
@@ -163,7 +163,7 @@ class WhisperBackbone(Backbone):
         return Packed(
             stem=PackedStem(self._encoder, self.timeline, rows_type(dtype)),
             positions=self._placed,
-            layers=[PackedLayer(layer, dtype) for layer in self._encoder.layers],
+            layers=[PackedTransformerLayer(encoder_branches(layer), dtype) for layer in self._encoder.layers],
             end=PackedNorm(self._encoder.layer_norm, torch.float32),
         )
 
@@ -217,7 +217,7 @@ class WhisperBackbone(Backbone):
 
 def load_backbone(cfg: Mapping[str, Any]) -> WhisperBackbone:
     """See `localgp.backbones.open_backbone`."""
-    with explained(cfg):
+    with explained(cfg["path"]):
         files = locate(cfg)
         source = files.source if files.weights else "random weights"
         return WhisperBackbone(build_model(files), files.tokens(), name=str(cfg["name"]), source=source)
@@ -236,5 +236,5 @@ def adopt(net: Any, vocabulary: Any = None) -> WhisperBackbone:
         raise BackboneError(
             f"the model is in {net.dtype}; give it in fp32: model.float(). What it then computes in is precision="
         )
-    with explained({"path": name}):
+    with explained(name):
         return WhisperBackbone(net, tokens_of(net, vocabulary), name=Path(name).name, source=name)

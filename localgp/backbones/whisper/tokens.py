@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localgp.backbones.longform import LongForm
-from localgp.corpora.languages import find, like
-from localgp.errors import BackboneError, ConfigError
+from localgp.corpora.languages import known
+from localgp.errors import BackboneError
 
 if TYPE_CHECKING:
     from localgp.backbones.base import Forbid
@@ -201,11 +201,7 @@ class WhisperTokens:
         Raises:
             ConfigError: A language that this model does not have.
         """
-        code = find(language, self.languages)
-        if code is None:
-            known = ", ".join(like(language, self.languages))
-            raise ConfigError(f"unknown language {language!r}: this model has {known}")
-        return code
+        return known(language, self.languages)
 
     def rules(self, primers: Sequence[Sequence[int]]) -> Forbid:
         """See `localgp.backbones.whisper.rules.Rules`.
