@@ -65,11 +65,18 @@ def configuration(name, folder):
     return config | {"encoder_conf": config["encoder_conf"] | (encoder or {})}
 
 
-def write(name, folder):
-    """Its directory, as ESPnet's training leaves one."""
+def describe(name, folder, **encoder):
+    """Its directory without weights: what ``backbone.weights=random`` needs."""
     folder.mkdir(parents=True, exist_ok=True)
     config = configuration(name, folder)
+    config["encoder_conf"] = config["encoder_conf"] | encoder
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return config
+
+
+def write(name, folder):
+    """Its directory, as ESPnet's training leaves one."""
+    config = describe(name, folder)
     with quiet_espnet():
         from espnet2.tasks import s2t, s2t_ctc
 

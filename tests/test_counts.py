@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localgp.backbones import open_backbone
 from localgp.encoder.run import encode
 from localgp.model import GatedS2T
 from localgp.training.module import TrainingModule
@@ -28,6 +29,7 @@ from tests.count_helpers import (
     search_steps,
 )
 from tests.decoding_helpers import PRIMER, make_memory, make_model
+from tests.owsm_helpers import describe
 from tests.test_config import composed
 from tests.test_model import batch, espnet  # noqa: F401 (fixtures)
 from tests.whisper_helpers import tiny_whisper
@@ -115,6 +117,29 @@ def test_attention_has_a_mask_where_one_is_needed_alone(device, monkeypatch, win
         encode(backbone, feats, lengths, policy, path="masked", **own)
     assert masks == [True] * layers + [window != "full"] * layers + [True] * layers
     torch.testing.assert_close(found.x, on_cpu.x, atol=1e-5, rtol=1e-5)
+
+
+# kind: launches, more for each utterance where their lengths differ, waits: one for the mask of ESPnet's prompt encoder
+TOLD = {"dense": (210, 2, 1), "local": (218, 2, 1), "global": (195, 9, 2)}
+
+
+@pytest.fixture(scope="module")
+def ctc(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ctc") / "model"
+    describe("ctc_v4", folder, cgmlp_linear_units=64)  # oneDNN's bf16 hangs on 16 channels
+    return {"name": "tiny", "path": str(folder), "weights": "random"}
+
+
+@pytest.mark.parametrize("lengths", BATCHES)
+@pytest.mark.parametrize("kind", TOLD)
+def test_encoding_by_ctc(device, ctc, kind, lengths):
+    """Of an encoder that is told what to write: its prompt is read with each batch."""
+    launches, of_utterance, waits = TOLD[kind]
+    lengths = [max(n, 15) for n in BATCHES[lengths]]
+    backbone = open_backbone(ctc)
+    backbone.net.eval()
+    encode_twice(device, backbone, kind, lengths, 128)
+    check(device, launches + of_utterance * len(lengths) * (len(set(lengths)) > 1), waits)
 
 
 # path: launches, waits, of these the package's own (those left are of ESPnet's losses)

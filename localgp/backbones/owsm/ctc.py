@@ -34,7 +34,7 @@ from localgp.backbones.owsm.told import (
 )
 from localgp.errors import BackboneError
 from localgp.kernels.int8 import rows_type
-from localgp.kernels.ragged import Ragged
+from localgp.kernels.ragged import Ragged, listed
 
 
 class OwsmCtcBackbone(OwsmBackbone):
@@ -68,12 +68,12 @@ class OwsmCtcBackbone(OwsmBackbone):
         net, tokens = self.net, self.tokenizer
         if primers is None:
             primers = [tokens.prompt("", "")] * count
-        symbols_B2 = torch.tensor([primer[-CTC_PROMPT:] for primer in primers], device=self.device)
+        symbols_B2 = listed([primer[-CTC_PROMPT:] for primer in primers], self.device)
         before = [primer[:-CTC_PROMPT] or [tokens.na] for primer in primers]
-        lengths_B = torch.tensor([len(text) for text in before], device=self.device)
+        lengths_B = listed([len(text) for text in before], self.device)
         longest = max(map(len, before))
-        text_BM = torch.tensor([text + [tokens.eos] * (longest - len(text)) for text in before])
-        embedded_BMD = add_positions(net.pos_enc, net.embed(text_BM.to(self.device)))
+        text_BM = listed([text + [tokens.eos] * (longest - len(text)) for text in before], self.device)
+        embedded_BMD = add_positions(net.pos_enc, net.embed(text_BM))
         memory_BMD, _, _ = net.prompt_encoder(embedded_BMD, lengths_B)
         mask_BM = torch.arange(longest, device=self.device) < lengths_B.unsqueeze(1)
         symbols_B2D = net.embed_proj(net.embed(symbols_B2))
