@@ -143,6 +143,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     contexts = first_then_others(world, lambda: row_contexts(cfg, (rows, whole)))
     settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.decode, resolve=True))  # type: ignore[arg-type]
     options = DecodeOptions(**{k: v for k, v in settings.items() if k not in ("batch", "precision")})
+    options.check(backbone.shape.decoder_layers)
     began = time.perf_counter()
     decoded = decode_rows(
         model,

@@ -187,7 +187,9 @@ def _pack_espnet(loaded: Any, config: dict[str, Any], archive: Path, licence: st
             loaded.metrics,
             licence=licence,
             name=archive.name,
-            elsewhere=_IN_ESPNET.format(archive.name),
+            elsewhere=_IN_ESPNET.format(
+                name=archive.name, **_INFERENCE[loaded.backbone.shape.decoder_layers > 0]
+            ),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_zip(archive, folder, first="meta.yaml")
@@ -208,12 +210,16 @@ _IN_ESPNET = """## In ESPnet
 ESPnet runs every module on every frame: what it computes is this model with its gates forced open.
 
 ```python
-from espnet2.bin.s2t_inference import Speech2Text
+from {module} import {kind}
 from espnet2.main_funcs.pack_funcs import unpack
 
-speech2text = Speech2Text(**unpack("{}", "unpacked"), lang_sym="<deu>", task_sym="<asr>")
+speech2text = {kind}(**unpack("{name}", "unpacked"), lang_sym="<deu>", task_sym="<asr>")
 ```
 """
+_INFERENCE = {
+    True: {"module": "espnet2.bin.s2t_inference", "kind": "Speech2Text"},
+    False: {"module": "espnet2.bin.s2t_inference_ctc", "kind": "Speech2TextGreedySearch"},
+}  # with a decoder, and without
 
 
 _IN_TRANSFORMERS = """## In transformers

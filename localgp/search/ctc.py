@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
-from localgp.errors import ConfigError
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import Linear
 from localgp.search.options import DecodeOptions
@@ -37,17 +36,9 @@ class CtcSearch:
         backbone: Its output layer is read now.
         options: ``beam`` and ``length_bonus`` are what counts; what CTC writes is as long as its frames say.
         dtype: Arithmetic of the output layer.
-
-    Raises:
-        ConfigError: A length is asked for.
     """
 
     def __init__(self, backbone: Backbone, options: DecodeOptions, dtype: torch.dtype) -> None:
-        if options.maxlenratio or options.minlenratio:
-            raise ConfigError(
-                f"maxlenratio is {options.maxlenratio:g} and minlenratio {options.minlenratio:g}, which bound what a "
-                f"decoder writes, and {backbone.name or 'this model'} has none; leave them at 0"
-            )
         assert backbone.ctc is not None
         self._output = Linear(backbone.ctc.weight, backbone.ctc.bias, dtype)
         self._dtype, self._blank, self._options = rows_type(dtype), backbone.tokenizer.blank, options

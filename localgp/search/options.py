@@ -68,6 +68,16 @@ class DecodeOptions:
         if problems:
             raise ConfigError("decode options cannot be used: " + "; ".join(problems))
 
+    def check(self, decoder_layers: int) -> None:
+        """Raises:
+        ConfigError: What is asked for is a decoder's alone, and the model has none.
+        """
+        if not decoder_layers and (self.maxlenratio or self.minlenratio):
+            raise ConfigError(
+                f"maxlenratio is {self.maxlenratio:g} and minlenratio {self.minlenratio:g}, which bound what a decoder "
+                "writes, and this model has none; leave them at 0"
+            )
+
     def max_length(self, frames: int) -> int:
         """Longest output in tokens, without the primer, for an encoder output of ``frames``."""
         if self.maxlenratio == 0:

@@ -126,8 +126,9 @@ def _line(trainer: L.Trainer, module: TrainingModule, t: dict[str, float]) -> st
     parts = [
         f"step {trainer.global_step:>6}/{trainer.max_steps}",
         f"loss {t['loss']:.3f} ({_terms(t)})",
-        f"acc {t['accuracy']:.3f}",
     ]
+    if "accuracy" in t:  # of a decoder
+        parts.append(f"acc {t['accuracy']:.3f}")
     kept = {k.removeprefix("kept/"): v for k, v in t.items() if k.startswith("kept/") and k != "kept/all"}
     if kept:
         ratios = " ".join(f"{name} {value:.2f}" for name, value in kept.items())

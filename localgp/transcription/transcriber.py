@@ -170,6 +170,7 @@ class Transcriber:
             decoding: Changes to the model's decode options: ``beam=1``, ``ctc_weight=0``, ...
         """
         options = replace(self.options, **decoding) if decoding else self.options
+        options.check(self.backbone.shape.decoder_layers)
         windows = self.windows if windows is None else windows
         longest = check_request(
             self.backbone.tokenizer,

@@ -24,6 +24,8 @@ CONFIGURATIONS = ("config.yaml", "exp*/*/config.yaml")  # of a directory
 NAMES = (
     "mini",
     *(f"owsm_{version}_{size}" for version in ("v4", "v3.1") for size in ("base", "small", "medium")),
+    "owsm_v2",
+    "owsm_v3",
     *(f"owsm_ctc_{version}" for version in ("v4", "v3.2", "v3.1")),
 )
 TRANSFORMER = ("attention", "ffn")  # what can be gated of v1's, v2's and v3's encoder

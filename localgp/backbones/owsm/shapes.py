@@ -1,4 +1,4 @@
-"""The published shapes of OWSM-v3.1, v4 and OWSM-CTC and the mini backbone's, as ESPnet training configurations.
+"""The published shapes of OWSM and OWSM-CTC and the mini backbone's, as ESPnet training configurations.
 
 With them a model can be built, and its cost counted, without any download.
 """
@@ -27,6 +27,8 @@ class Dimensions:
         init_silence: Seconds of silence that ESPnet's preprocessor may put on the left in training.
         input_layer: ESPnet's name of the subsampling.
         mels: F.
+        transformer: The encoder is a Transformer, as before v3.1.
+        letters: Of a language's code, two up to v2.
     """
 
     size: int
@@ -40,9 +42,13 @@ class Dimensions:
     init_silence: float = 30.0
     input_layer: str = "conv2d"
     mels: int = 80
+    transformer: bool = False
+    letters: int = 3
 
 
 DIMENSIONS = {
+    "owsm_v2": Dimensions(1024, 16, 18, 18, 4096, transformer=True, letters=2),
+    "owsm_v3": Dimensions(1024, 16, 24, 24, 4096, transformer=True),
     "owsm_v3.1_base": Dimensions(384, 6, 6, 6, 1536),
     "owsm_v3.1_small": Dimensions(768, 12, 9, 9, 3072),
     "owsm_v3.1_medium": Dimensions(1024, 16, 18, 18, 4096),
@@ -68,7 +74,30 @@ def train_config(
         stats_file: Path to the feature statistics, likewise; None for no normalisation.
     """
     d = dimensions
-    config = {
+    encoder: dict[str, Any] = {
+        "output_size": d.size,
+        "attention_heads": d.heads,
+        "attention_layer_type": "selfattn",
+        "pos_enc_layer_type": "abs_pos",
+        "rel_pos_type": "latest",
+        "cgmlp_linear_units": d.units,
+        "cgmlp_conv_kernel": 31,
+        "use_linear_after_conv": False,
+        "gate_activation": "identity",
+        "num_blocks": d.encoder_layers,
+        "dropout_rate": d.dropout,
+        "positional_dropout_rate": d.dropout,
+        "attention_dropout_rate": d.dropout,
+        "input_layer": d.input_layer,
+        "layer_drop_rate": 0.0,
+        "linear_units": d.units,
+        "positionwise_layer_type": "linear",
+        "use_ffn": True,
+        "macaron_ffn": True,
+        "merge_conv_kernel": 31,
+        "use_flash_attn": False,
+    }
+    config: dict[str, Any] = {
         "token_list": token_list,
         "init": None,
         "input_size": None,
@@ -93,29 +122,7 @@ def train_config(
         "preencoder": None,
         "preencoder_conf": {},
         "encoder": "e_branchformer",
-        "encoder_conf": {
-            "output_size": d.size,
-            "attention_heads": d.heads,
-            "attention_layer_type": "selfattn",
-            "pos_enc_layer_type": "abs_pos",
-            "rel_pos_type": "latest",
-            "cgmlp_linear_units": d.units,
-            "cgmlp_conv_kernel": 31,
-            "use_linear_after_conv": False,
-            "gate_activation": "identity",
-            "num_blocks": d.encoder_layers,
-            "dropout_rate": d.dropout,
-            "positional_dropout_rate": d.dropout,
-            "attention_dropout_rate": d.dropout,
-            "input_layer": d.input_layer,
-            "layer_drop_rate": 0.0,
-            "linear_units": d.units,
-            "positionwise_layer_type": "linear",
-            "use_ffn": True,
-            "macaron_ffn": True,
-            "merge_conv_kernel": 31,
-            "use_flash_attn": False,
-        },
+        "encoder_conf": encoder,
         "postencoder": None,
         "postencoder_conf": {},
         "decoder": "transformer",
@@ -153,7 +160,12 @@ def train_config(
             "last_time_symbol": f"<{d.padded_seconds:.2f}>",
         },
     }
-    return config if d.decoder_layers else config | _without_decoder(d, config["encoder_conf"])
+    if d.transformer:
+        names = ("output_size", "attention_heads", "linear_units", "num_blocks", "input_layer")
+        rates = ("dropout_rate", "positional_dropout_rate", "attention_dropout_rate")
+        kept = {name: encoder[name] for name in (*names, *rates)}
+        return config | {"encoder": "transformer", "encoder_conf": kept | {"normalize_before": True}}
+    return config if d.decoder_layers else config | _without_decoder(d, encoder)
 
 
 def _without_decoder(d: Dimensions, encoder: Any) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def _without_decoder(d: Dimensions, encoder: Any) -> dict[str, Any]:
 def placeholder_token_list(dimensions: Dimensions, text_pieces: list[str]) -> list[str]:
     """A vocabulary of the published size without the published BPE: OWSM's special symbols and the given text
     pieces, so that prompts and texts encode, and named rows for the rest."""
-    languages = sorted(set(OWSM.values()))
+    languages = sorted(set(OWSM.values()) if dimensions.letters == 3 else OWSM)
     seconds = dimensions.padded_seconds if dimensions.decoder_layers else None
     known = [*special_symbols(languages, seconds), *text_pieces]
     unused = dimensions.vocabulary - len(HEAD) - len(known) - len(TAIL)
