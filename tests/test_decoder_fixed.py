@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -45,6 +47,35 @@ def test_the_same_search(monkeypatch, kind, options, columns):
             assert one.score == pytest.approx(other.score, abs=1e-4)
             assert kind == "dense" or torch.equal(one.open_PLM, other.open_PLM)
     assert len({len(one[0].tokens) for one in found[0]}) > 2
+
+
+@pytest.mark.parametrize("kind", ["dense", "local"])
+def test_a_graph_is_recorded_again_where_memory_is_made_anew_alone(device, monkeypatch, kind):
+    """With something that does what it recorded in place of a graph, which only a GPU has."""
+    monkeypatch.setattr(fixed, "COLUMNS", 20)
+    recorded, steps, step = [], [], fixed.FixedState.step
+
+    def record(state):
+        recorded.append((state._grid.rows.size, state._capacity))
+        return SimpleNamespace(replay=state.body)
+
+    monkeypatch.setattr(fixed.FixedState, "_recorded", record)
+    monkeypatch.setattr(fixed.FixedState, "step", lambda *given: steps.append(1) or step(*given))
+    backbone = make_model(3).backbone
+    memory, lengths = make_memory(1, [40, 9, 23, 5, 31])
+    policy = gates(kind, backbone, "decoder")
+    expected, search = searches(backbone, beam=4)
+
+    def found(search):
+        decide = None if policy is None else StepGates(policy, {"front": memory.mean(1, keepdim=True)})
+        return [[one.tokens for one in nbest] for nbest in search(memory, lengths, PRIMERS, decide)]
+
+    theirs = found(expected)
+    with device:
+        device.put([backbone.net, memory, lengths, policy])
+        assert found(BeamSearch(backbone, search.options, CachedDecoder(backbone, fixed=True))) == theirs
+    assert {size for size, _ in recorded} == {20, 8, 4}  # five utterances, two, and one
+    assert len(recorded) < len(steps) / 3  # a grid that is made anew, or a cache
 
 
 # kind: launches of a layer, and of the rest of what a graph holds

@@ -137,18 +137,24 @@ class FixedState(DecoderState):
     def _play(self) -> None:
         """A step: by itself the first time, which compiles what has to be compiled, and then as a graph."""
         if self.graphs and self._used_1.is_cuda:
+            if self._graph is None and self._warm:
+                self._graph = self._recorded()
             if self._graph is not None:
-                self._graph.replay()
-                return
-            if self._warm:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's threads go on
-                    self.body()
-                self._graph = graph
-                graph.replay()  # recording it ran nothing
+                self._graph.replay()  # recording it ran nothing
                 return
             self._warm = True
         self.body()
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        """`body` as a graph. `torch.cuda.graph` would empty all caches of memory before, pinned memory's among them."""
+        graph, here, aside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            graph.capture_begin(capture_error_mode="thread_local")  # a loader's threads go on
+            self.body()
+            graph.capture_end()
+        here.wait_stream(aside)
+        return graph
 
     def body(self) -> None:
         """All of a step that a graph holds."""
