@@ -69,8 +69,10 @@ class DecodeOptions:
             raise ConfigError("decode options cannot be used: " + "; ".join(problems))
 
     def check(self, decoder_layers: int) -> None:
-        """Raises:
-        ConfigError: What is asked for is a decoder's alone, and the model has none.
+        """Refuses what is a decoder's alone where the model has none.
+
+        Raises:
+            ConfigError: A length is bounded.
         """
         if not decoder_layers and (self.maxlenratio or self.minlenratio):
             raise ConfigError(
