@@ -190,8 +190,8 @@ CORPUS = {
 BENCH = {
     "name": one_of("encoder", "decoder", "training", "runs"),
     "backbones": names(example="owsm_v3.1_small"),
-    "measures": some_of("dense", "padded", "pruned", "ragged", "gates", "profile", "peers"),
-    "dtypes": some_of("fp32", "bf16"),
+    "measures": some_of("dense", "padded", "pruned", "ragged", "gates", "int8", "profile", "peers"),
+    "dtypes": some_of("fp32", "bf16", "int8"),
     "peers": some_of("transformers", "ctranslate2"),
     "patterns": some_of("hypothesis", "utterance"),
     "batches": list_of(COUNT),

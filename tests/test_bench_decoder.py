@@ -54,7 +54,10 @@ def test_rows_and_untouched_model() -> None:
         assert sum(row["time_share"] for row in own) == pytest.approx(1, abs=1e-3)
         assert own[PARTS.index("gates")]["gated_seconds"] > 0 == own[PARTS.index("gates")]["seconds"]
     # For two batch sizes: two CTC weights, and gates decided in two ways
-    rows = [row for row in rows if row["measure"] != "profile"]
+    kept = [row for row in rows if row["measure"] == "kept"]
+    assert [row["utterances"] for row in kept] == [1, 2]
+    assert all(row["left_out"] == 0.7 and row["source_share_ratio"] > 0 for row in kept)
+    rows = [row for row in rows if row["measure"] not in ("profile", "kept")]
     assert len(lines) == len(rows) == 2 * 2 + 2 * 2
     dense, gated = rows[:4], rows[4:]
     assert all(row["identical_hypotheses"] and row["speedup_vs_espnet"] > 0 for row in dense)

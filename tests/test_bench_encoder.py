@@ -115,7 +115,17 @@ def test_decoder_goals():
     step["step_time_ratio_vs_dense"] = 0.9
     fast, slow = decoder_goals([row, step])
     assert (fast["met"], fast["limit"], fast["sense"]) == (True, 25.0, ">=")
-    assert (slow["met"], slow["limit"], slow["sense"]) == (False, 0.8, "<=")
+    assert (slow["met"], slow["limit"], slow["sense"]) == (False, 0.85, "<=")
+    utterance, half, other = (
+        step | {"decided_per": "utterance"},
+        step | {"skipped": 0.5},
+        step | {"skipped": 0.7},
+    )
+    assert [goal["limit"] for goal in decoder_goals([utterance, half, other])] == [0.8, 0.7]
+    mini = step | {"backbone": "mini", "utterances": 1, "step_time_ratio_vs_dense": 1.0}
+    assert [(goal["limit"], goal["met"]) for goal in decoder_goals([mini])] == [(1.05, True)]
+    kept = step | {"measure": "kept", "left_out": 0.7, "source_share_ratio": 0.41}
+    assert [(goal["limit"], goal["met"]) for goal in decoder_goals([kept])] == [(0.4, False)]
     assert not decoder_goals([row | {"identical_hypotheses": False}])[0]["met"]
 
 
@@ -154,21 +164,23 @@ def test_the_command_writes_what_it_prints(run_bench, columns):
     measures = [row["measure"] for row in result["rows"]]
     assert measures[:7] == ["dense", "padded", "pruned", "gates", "pruned", "gates", "ragged"]
     assert all(columns <= set(row) for row in result["rows"])
-    parts = {row["part"]: row for row in result["rows"][7:]}
+    parts = {row["part"]: row for row in result["rows"] if row["measure"] == "profile"}
     assert set(parts) == {*PARTS, INSIDE}
     assert all(row["seconds"] > 0 and row["against_seconds"] > 0 for row in parts.values())
     fastest = [row["of_product_rate"] * row["seconds"] / row["flop_share"] for row in parts.values()]
     assert max(fastest) == pytest.approx(min(fastest), rel=0.2)  # one rate for all; the figures are rounded
     for share in ("time_share", "flop_share"):
         assert sum(parts[part][share] for part in PARTS) == pytest.approx(1, abs=0.02)
-    assert {goal["goal"][0] for goal in result["goals"]} == {"1", "2", "3", "7"}
+    assert {goal["goal"][0] for goal in result["goals"]} >= {"1", "2", "3", "7"}
     assert result["machine"]["cores"] >= 1
 
 
 def test_unknown_choices_and_runs_are_named(run_bench, tmp_path):
     with pytest.raises(ConfigError, match="bench.measures has dens; valid: dense, padded"):
         run_bench("bench=encoder", "bench.measures=[dens]")
-    with pytest.raises(ConfigError, match="bench.dtypes has int8; valid: fp32, bf16"):
+    with pytest.raises(
+        ConfigError, match="bench.dtypes has int8; valid: fp32, bf16"
+    ):  # that is a measure here
         run_bench("bench=encoder", "bench.dtypes=[int8]")
     with pytest.raises(CheckpointError, match="holds no finished run"):
         run_bench("bench=encoder", "bench.backbones=[]", f"bench.run={tmp_path}")

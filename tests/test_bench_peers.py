@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from localgp.backbones import open_backbone
+from localgp.backbones.whisper.peers import EqualSteps
 from localgp.bench.goals import peer_goals
-from localgp.bench.peers import bench_decoder_peers, bench_encoder_peers
-from tests.whisper_helpers import save_tiny_whisper
+from localgp.bench.peers import bench_decoder_peers, bench_encoder_peers, bench_step_peers
+from tests.whisper_helpers import VOCABULARY, save_tiny_whisper
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,40 @@ def test_goals_of_whisper():
             "flop_ratio": 0.26,
         },
     ]
+    step = {"measure": "peer step", "backbone": "b", "against": "ctranslate2", "batch": 8}
+    rows += [step | {"dtype": "int8", "time_ratio": 0.61}, step | {"dtype": "fp32", "time_ratio": 0.44}]
     goals = {goal["goal"]: goal["met"] for goal in peer_goals(rows)}
     assert goals == {
         "Whisper 1: own dense / transformers, b fp32, 30 s": False,
         "Whisper 3: beam 5, speed / ctranslate2, whisper_base x8": True,
         "Whisper 4: greedy, speed / ctranslate2, whisper_base x8": False,
         "Whisper 2: learnt gates / own dense, whisper_base row05": True,
+        "10: decoder step / ctranslate2's, int8, b x8": False,
+        "10: decoder step / ctranslate2's, fp32, b x8": True,
     }
+
+
+def test_a_step_beside_one_of_equal_size(backbone):
+    pytest.importorskip("ctranslate2")
+    lines = []
+    rows = bench_step_peers(
+        backbone,
+        name="tiny",
+        utterances=[1, 2],
+        beam=2,
+        steps=4,
+        dtypes=["fp32"],
+        repeats=1,
+        frames=16,
+        progress=lines.append,
+    )
+    assert [(row["batch"], row["dtype"], row["against"]) for row in rows] == [
+        (1, "fp32", "ctranslate2"),
+        (2, "fp32", "ctranslate2"),
+    ]
+    assert len(lines) == 2
+    other = EqualSteps(
+        size=32, layers=1, heads=2, units=64, vocabulary=VOCABULARY, frames=16, arithmetic="float32"
+    )
+    for steps in (1, 5):
+        assert [len(ids) for ids in other.search(torch.randn(2, 16, 32), 2, steps)()] == [steps] * 2

@@ -11,17 +11,24 @@ if TYPE_CHECKING:
     from localgp.backbones.base import Backbone
 
 
+SYMBOLS = 2000  # Whisper's own, bytes among them: a smaller vocabulary has no Whisper of equal size
+
+
 def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and goals of beam search and decoding steps (`localgp.bench.decoder`)."""
     from localgp.bench.decoder import bench_decoder, bench_learnt_decoder, describe
-    from localgp.bench.encoder import DTYPES
     from localgp.bench.goals import decoder_goals, peer_goals
-    from localgp.bench.peers import bench_decoder_peers
-    from localgp.bench.steps import PATTERNS
+    from localgp.bench.peers import STEP_PEERS, bench_decoder_peers, bench_step_peers
+    from localgp.bench.steps import PATTERNS, STEP_DTYPES
     from localgp.corpora.rows import list_tasks
+    from localgp.precision import why_no_int8
 
     wanted, device, rows = cfg.bench, _device(cfg), []
-    _check_choices(wanted, {"dtypes": tuple(DTYPES), "patterns": PATTERNS})
+    _check_choices(wanted, {"dtypes": tuple(STEP_DTYPES), "patterns": PATTERNS})
+    dtypes = list(wanted.dtypes)
+    if "int8" in dtypes and (why := why_no_int8(device)):
+        _progress(f"not measured: int8 {why}")
+        dtypes.remove("int8")
     for name in _backbones(cfg):
         backbone = _backbone(cfg, name, device)
         rows += bench_decoder(
@@ -33,11 +40,22 @@ def decoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             ctc_weights=list(wanted.ctc_weights),
             skipped=list(wanted.skipped),
             patterns=list(wanted.patterns),
-            dtypes=list(wanted.dtypes),
+            dtypes=dtypes,
             repeats=wanted.repeats,
             espnet_repeats=wanted.espnet_repeats,
             progress=_progress,
         )
+        if "ctranslate2" in wanted.peers and backbone.shape.vocabulary > SYMBOLS:
+            rows += bench_step_peers(
+                backbone,
+                name=name,
+                utterances=list(wanted.utterances),
+                beam=wanted.beam,
+                steps=wanted.steps,
+                dtypes=[dtype for dtype in dtypes if dtype in STEP_PEERS],
+                repeats=wanted.repeats,
+                progress=_progress,
+            )
         rows += bench_decoder_peers(
             backbone,
             name=name,
@@ -74,6 +92,7 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     from localgp.bench.encoder import DTYPES, MEASURES, EncoderBench, bench_learnt, describe
     from localgp.bench.goals import encoder_goals, peer_goals
     from localgp.bench.peers import bench_encoder_peers
+    from localgp.precision import why_no_int8
 
     wanted, device, rows = cfg.bench, _device(cfg), []
     _check_choices(wanted, {"measures": MEASURES, "dtypes": tuple(DTYPES)})
@@ -105,6 +124,9 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
                 bench.ragged(dtype, list(wanted.ragged))
             if "profile" in wanted.measures and device.type == "cpu":
                 bench.profile(dtype)
+        if "int8" in wanted.measures and why_no_int8(device) is None:
+            for batch in wanted.batches:
+                bench.eighths(batch)
         rows += bench.rows
         if "peers" in wanted.measures:
             rows += bench_encoder_peers(

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
-from localgp.bench.encoder import DTYPES, saved_share
+from localgp.bench.encoder import saved_share
 from localgp.bench.harness import peak_mib, timed
-from localgp.bench.steps import PATTERNS, StepBench, endless, random_gates
+from localgp.bench.steps import PATTERNS, STEP_DTYPES, StepBench, endless, random_gates
 from localgp.corpora.rows import Task
 from localgp.decoder.cached import CachedDecoder
 from localgp.gates.cost import gates_cost
@@ -44,6 +44,7 @@ def bench_decoder(
     patterns: Sequence[str] = PATTERNS,
     dtypes: Sequence[str] = ("fp32",),
     frames: int = 749,
+    left_out: float = 0.7,
     repeats: int = 3,
     espnet_repeats: int = 1,
     seed: int = 0,
@@ -62,8 +63,9 @@ def bench_decoder(
         skipped: Shares of modules that random gates skip, for every module, layer and token by itself.
         patterns: Whether an utterance's hypotheses are decided on each by itself or together, of
             `localgp.bench.steps.PATTERNS`.
-        dtypes: ``fp32``, ``bf16``. ESPnet runs in the same type.
+        dtypes: ``fp32``, ``bf16``, ``int8``. ESPnet runs in the same type, and not at all beside 8 bits.
         frames: Encoder frames of an utterance; 749 are 30 s.
+        left_out: Share of the frames that the decoder is not shown, of rows ``kept``; 0 for none.
         repeats: Alternating runs of ours against ours.
         espnet_repeats: Alternating runs of ESPnet against ours; each takes ESPnet's time.
         seed: Of inputs and gates.
@@ -82,12 +84,12 @@ def bench_decoder(
     memory = torch.randn(max(utterances), frames, backbone.shape.size, generator=generator).to(device)
     with endless(backbone, PEAK):
         for kind in dtypes:
-            dense = CachedDecoder(backbone, dtype=DTYPES[kind])
+            dense = CachedDecoder(backbone, dtype=STEP_DTYPES[kind])
             # Others are timed on their own (`localgp.bench.peers`)
-            for ctc_weight in () if backbone.peers else ctc_weights:
+            for ctc_weight in () if backbone.peers or kind == "int8" else ctc_weights:
                 options = DecodeOptions(beam=beam, ctc_weight=ctc_weight, maxlenratio=-steps)
                 search = BeamSearch(backbone, options, dense)
-                reference = backbone.reference_search(options, DTYPES[kind])
+                reference = backbone.reference_search(options, STEP_DTYPES[kind])
                 for count in utterances:
                     compared = _against_espnet(search, reference, memory[:count], primer, espnet_repeats)
                     row = make_row("dense", name, kind, count, options, frames)
@@ -100,6 +102,12 @@ def bench_decoder(
                     row = make_row("profile", name, kind, count, DecodeOptions(beam=beam), frames)
                     row |= {"steps": steps, "skipped": skipped[0], "decided_per": patterns[0]}
                     rows += [row | part for part in bench.profile(memory[:count], [primer] * count, gates)]
+            if left_out and device.type == "cpu":
+                for count in utterances:
+                    row = make_row("kept", name, kind, count, DecodeOptions(beam=beam), frames) | {
+                        "steps": steps
+                    }
+                    rows.append(row | bench.with_fewer_frames(memory[:count], [primer] * count, left_out))
             for share in skipped:
                 for pattern in patterns:
                     gates = random_gates(share, seed, pattern)
@@ -150,7 +158,7 @@ def bench_learnt_decoder(
     cost = gates_cost(model.decoder_policy, steps, decoder=True)
     rows = []
     with endless(model.backbone):
-        dense = CachedDecoder(model.backbone, dtype=DTYPES[dtype])
+        dense = CachedDecoder(model.backbone, dtype=STEP_DTYPES[dtype])
         bench = StepBench(model.backbone, dense, beam, steps, repeats)
         for count in utterances:
             found = bench.against_dense(encoded.x[:count], primers[:count], gates, cost)

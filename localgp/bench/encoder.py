@@ -12,6 +12,7 @@ Shape legend: B utterances, S feature frames, F mel bins, N encoder frames of al
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from localgp.kernels.ragged import Ragged
 from localgp.model import GatedS2T
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MEASURES = ("dense", "padded", "pruned", "ragged", "gates", "profile", "peers")
+MEASURES = ("dense", "padded", "pruned", "ragged", "gates", "int8", "profile", "peers")
 SILENCE = -2.0  # what a normalised log-mel of zeros is differs by corpus; that it is constant is what counts
 
 
@@ -186,6 +187,21 @@ class EncoderBench:
             "overhead_flop_share": round(flops, 5),
         }
         self._add("gates", dtype, [self.seconds] * batch, times, ("gates", "dense"), predict, row)
+
+    def eighths(self, batch: int) -> None:
+        """Weights in 8 bits against fp32."""
+        feats_BSF, lengths = self.features(batch), [self.frames] * batch
+        runs = {
+            name: partial(PackedEncoder(self.model, dtype), feats_BSF, lengths)
+            for name, dtype in (("int8", torch.int8), ("fp32", torch.float32))
+        }
+        times = paired(runs, self.repeats, self.device)
+        own, exact = runs["int8"]().x, runs["fp32"]().x
+        row = {
+            "time_ratio": round(times.ratio("int8", "fp32"), 4),
+            "relative_error": float(f"{float((own - exact).norm() / exact.norm()):.2g}"),
+        }
+        self._add("int8", "int8", [self.seconds] * batch, times, ("int8", "fp32"), runs["int8"], row)
 
     def profile(self, dtype: str) -> None:
         """Seconds by part of one utterance, ours and ESPnet's; a row for each part.

@@ -11,7 +11,22 @@ PRUNED_MARGIN, TRAINING_MARGIN = 0.03, 0.05  # above the FLOP ratio
 RAGGED_SHARE, RAGGED_ESPNET = 1.1, 1.7
 GATES_SHARE = 0.04  # of the dense encoder's time
 DECODER_SPEEDUP = {(1, 0.0): 8.0, (1, 0.3): 6.0, (8, 0.0): 25.0, (8, 0.3): 12.0}
-DECODER_STEP = 0.80  # of the dense step's time at 30 % of modules skipped, 8 utterances
+# Of the dense step's time in fp32: (share of modules skipped, what decides) -> limit, 8 utterances
+DECODER_STEP = {
+    (0.3, "hypothesis"): 0.85,
+    (0.3, "utterance"): 0.80,
+    (0.5, "hypothesis"): 0.70,
+    (0.5, "utterance"): 0.70,
+}
+MINI_STEP = 1.05  # the same of the embedded backbone at 30 %, whatever decides and however many utterances
+SOURCE_SHARE = 0.4  # of source attention's share of a step, with 70 % of the frames left out
+STEP_PEER = {  # (arithmetic, utterances) -> of CTranslate2's step, at equal size and in the same arithmetic
+    ("int8", 1): 0.6,
+    ("int8", 8): 0.6,
+    ("fp32", 1): 0.5,
+    ("fp32", 8): 0.45,
+}
+ENCODER_INT8 = 0.6  # of fp32's time
 
 
 def goal(name: str, value: float, limit: float, *, at_least: bool = False) -> dict[str, Any]:
@@ -36,7 +51,9 @@ def encoder_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     goals = []
     for row in rows:
         where, one = f"{row['backbone']} {row['dtype']} batch {row['batch']}", row["batch"] == 1
-        if row["measure"] == "pruned" and one:
+        if row["measure"] == "int8":
+            goals.append(goal(f"8: int8 / fp32, {where}", row["time_ratio"], ENCODER_INT8))
+        elif row["measure"] == "pruned" and one:
             name = f"1: pruned {row['skipped']:.0%} / own dense, {where}"
             goals.append(goal(name, row["time_ratio_vs_dense"], row["flop_ratio"] + PRUNED_MARGIN))
         elif row["measure"] == "dense" and one:
@@ -74,7 +91,7 @@ def training_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def decoder_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Goals 4 and 5, of the rows in fp32 that are there."""
+    """Goals 4, 5 and 9, of the rows in fp32 that are there."""
     goals = []
     for row in rows:
         if row["dtype"] != "fp32":
@@ -85,9 +102,18 @@ def decoder_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             name = f"4: decoder / ESPnet, utterances per second, {where}, ctc_weight {row['ctc_weight']}"
             found = goal(name, row["speedup_vs_espnet"], limit, at_least=True)
             goals.append(found | {"met": found["met"] and row["identical_hypotheses"]})
-        elif row["measure"] == "pruned" and row["skipped"] == 0.3 and row["utterances"] == 8:
-            name = f"5: decoder step, 30% skipped per {row['decided_per']} / dense, {where}"
-            goals.append(goal(name, row["step_time_ratio_vs_dense"], DECODER_STEP))
+        elif row["measure"] == "kept":
+            name = f"9: source attention's share of the step, {row['left_out']:.0%} of the frames left out, {where}"
+            goals.append(goal(name, row["source_share_ratio"], SOURCE_SHARE))
+        elif row["measure"] == "pruned":
+            step = DECODER_STEP.get((row["skipped"], row["decided_per"])) if row["utterances"] == 8 else None
+            if row["backbone"] == "mini":
+                step = MINI_STEP if row["skipped"] == 0.3 else None
+            if step is not None:
+                name = (
+                    f"5: decoder step, {row['skipped']:.0%} skipped per {row['decided_per']} / dense, {where}"
+                )
+                goals.append(goal(name, row["step_time_ratio_vs_dense"], step))
     return goals
 
 
@@ -104,9 +130,13 @@ PEER_SPEED = {  # (peer, utterances, beam) -> ours over its utterances per secon
 
 
 def peer_goals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of Whisper base: its goals 1, 3 and 4; goal 2 is of rows ``learnt``."""
+    """Of Whisper base: its goals 1, 3 and 4; goal 2 is of rows ``learnt``; of others goal 10, a step's."""
     goals = []
     for row in rows:
+        step = STEP_PEER.get((str(row.get("dtype")), int(row.get("batch") or 0)))
+        if row["measure"] == "peer step" and step is not None:
+            what = f"10: decoder step / {row['against']}'s, {row['dtype']}, {row['backbone']} x{row['batch']}"
+            goals.append(goal(what, row["time_ratio"], step))
         peer, count, name = row.get("against"), row.get("batch"), row["backbone"]
         if row["measure"] == "peer encoder" and count == 1:
             goals.append(

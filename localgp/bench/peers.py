@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
-from localgp.bench.harness import paired
+from localgp.bench.harness import Paired, paired
+from localgp.bench.steps import STEP_DTYPES, endless
+from localgp.decoder.cached import CachedDecoder
 from localgp.encoder.packed import PackedEncoder
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
@@ -106,6 +108,72 @@ def bench_decoder_peers(
     return rows
 
 
+STEP_PEERS = {"fp32": "float32", "int8": "int8"}  # our arithmetic, and CTranslate2's
+
+
+def bench_step_peers(
+    backbone: Backbone,
+    *,
+    name: str,
+    utterances: Sequence[int],
+    beam: int,
+    steps: int,
+    dtypes: Sequence[str],
+    repeats: int,
+    frames: int = 749,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Rows ``peer step``: a step of our search against one of CTranslate2's, of a decoder of equal size with random
+    weights, in the same arithmetic. A search of ``steps`` tokens less one of a single token, so that what is done once
+    is not counted."""
+    from localgp.backbones.whisper.peers import EqualSteps
+
+    parts, device = backbone.branches("decoder", 0), backbone.device
+    ffn: Any = parts["ffn"].linears[0]
+    generator = torch.Generator().manual_seed(0)
+    memory_BTD = torch.randn(max(utterances), frames, backbone.shape.size, generator=generator).to(device)
+    tokens = backbone.tokenizer
+    primer = [*tokens.start, *tokens.prompt(tokens.languages[0], tokens.languages[0])]
+    rows = []
+    for dtype in dtypes:
+        other = EqualSteps(
+            size=backbone.shape.size,
+            layers=backbone.shape.decoder_layers,
+            heads=parts["self_attention"].heads,
+            units=ffn.out_features,
+            vocabulary=backbone.shape.vocabulary,
+            frames=frames,
+            arithmetic=STEP_PEERS[dtype],
+        )
+        with endless(backbone):
+            decoder = CachedDecoder(backbone, dtype=STEP_DTYPES[dtype])
+            for count in utterances:
+                memory, lengths_B = memory_BTD[:count], torch.full((count,), frames, device=device)
+                runs: dict[str, Callable[[], Any]] = {}
+                for long in (1, steps):
+                    options = DecodeOptions(beam=beam, maxlenratio=-long)
+                    search = BeamSearch(backbone, options, decoder)
+                    runs[f"ours {long}"] = partial(search, memory, lengths_B, [primer] * count)
+                    runs[f"peer {long}"] = other.search(memory, beam, long)
+                written = {long: len(runs[f"peer {long}"]()[0]) for long in (1, steps)}
+                times = paired(runs, repeats, device).seconds
+                per_step = {
+                    who: [
+                        (whole - first) / count_of
+                        for whole, first in zip(times[f"{who} {steps}"], times[f"{who} 1"], strict=True)
+                    ]
+                    for who, count_of in (("ours", steps - 1), ("peer", written[steps] - written[1]))
+                }
+                found = Paired(per_step)
+                row = _row(
+                    "peer step", name, "ctranslate2", count, found.median("ours"), found.median("peer")
+                )
+                row |= {"dtype": dtype, "beam": beam, "time_ratio": round(found.ratio("ours", "peer"), 4)}
+                rows.append(row)
+                progress(_described(row, f"{row['time_ratio']} of its time a step, {dtype}"))
+    return rows
+
+
 def _encode(packed: PackedEncoder, feats_BSF: Tensor, lengths: list[int]) -> Tensor:
     return packed(feats_BSF, lengths).x
 
@@ -126,9 +194,9 @@ def _row(
         "backbone": name,
         "dtype": "fp32",
         "batch": batch,
-        "seconds": round(seconds, 4),
+        "seconds": round(seconds, 5),
         "against": peer,
-        "against_seconds": round(against_seconds, 4),
+        "against_seconds": round(against_seconds, 5),
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from localgp.pruning import DECODER_MODULES as MODULES
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 
+STEP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}  # of weights
 PATTERNS = ("hypothesis", "utterance")  # what decides by itself
 NO_END = -1e4  # bias of eos in a search that shall not end
 
@@ -99,7 +101,7 @@ class StepBench:
         takes. ``of_memory_rate``: the same of the bytes that it reads. A part with one of them near 1 is at its limit.
         """
         utterances, frames = memory_BTD.shape[:2]
-        rows, dtype = utterances * self._beam, self._dense.dtype
+        rows, dtype = utterances * self._beam, self._dense.weights_dtype
 
         def run(given: DecoderGates | None) -> None:
             self._search(memory_BTD, primers, given, self._steps)
@@ -128,6 +130,32 @@ class StepBench:
                 row["of_memory_rate"] = round(read[part] / bytes_per_second / dense[part], 4)
             found.append(row)
         return found
+
+    def with_fewer_frames(
+        self, memory_BTD: Tensor, primers: list[list[int]], left_out: float
+    ) -> dict[str, Any]:
+        """What source attention is of a step where the decoder is shown fewer frames, beside what it is of all; on a
+        CPU."""
+        fewer_BTD = memory_BTD[:, : round((1 - left_out) * memory_BTD.shape[1])].contiguous()
+        rounds = []
+        for _ in range(self._repeats):
+            pair = []
+            for given in (memory_BTD, fewer_BTD):
+                seconds = step_seconds(partial(self._given, given, primers), None)
+                pair.append((seconds["source_attention"] + seconds["source_reading"], sum(seconds.values())))
+            rounds.append(pair)
+        (source, step), (fewer, fewer_step) = np.median(np.array(rounds), axis=0).tolist()
+        return {
+            "left_out": left_out,
+            "seconds_per_step": round(fewer_step, 5),
+            "dense_seconds_per_step": round(step, 5),
+            "step_time_ratio_vs_dense": round(fewer_step / step, 4),
+            "source_time_ratio": round(fewer / source, 4),
+            "source_share_ratio": round(fewer / fewer_step / (source / step), 4),
+        }
+
+    def _given(self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None) -> None:
+        self._search(memory_BTD, primers, gates, self._steps)
 
     def _step(self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None) -> float:
         def seconds(steps: int) -> float:

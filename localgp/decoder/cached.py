@@ -39,6 +39,7 @@ class CachedDecoder:
             has an encoder output of its own.
 
     Attributes:
+        weights_dtype: Of the weights.
         dtype: Of caches and of what products are given.
         source_dtype: Of the encoder's keys and values. Beside weights in 8 bits these are bf16, where a CPU multiplies
             it: they lose less by that than the weights do, and are read in half of the time.
@@ -46,7 +47,7 @@ class CachedDecoder:
     """
 
     def __init__(self, backbone: Backbone, *, dtype: torch.dtype | None = None, fixed: bool = False) -> None:
-        weights = dtype or backbone.output_layer.weight.dtype
+        weights = self.weights_dtype = dtype or backbone.output_layer.weight.dtype
         self.dtype, self.fixed = rows_type(weights), fixed
         short = weights == torch.int8 and cpu_multiplies_bf16()
         self.source_dtype = torch.bfloat16 if short else self.dtype

@@ -185,7 +185,9 @@ def speed_section(found: Mapping[str, Benchmark], *, whole: bool) -> str:
 
 def _encoder(benchmark: Benchmark, whole: bool) -> list[str]:
     parts = []
-    rows = [row for row in benchmark.rows if row.get("measure") != "profile"]
+    rows = [
+        row for row in benchmark.rows if row.get("measure") not in ("profile", "kept", "int8", "peer step")
+    ]
     if not whole:
         rows = [row for row in rows if row.get("batch", 1) == 1 or row.get("measure") in ("ragged", "learnt")]
     if rows:

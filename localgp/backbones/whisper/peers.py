@@ -70,16 +70,17 @@ class Transformers:
 
 
 class CTranslate2:
-    """The same weights in CTranslate2, in fp32, on as many threads as PyTorch has.
+    """The same weights in CTranslate2, on as many threads as PyTorch has.
 
     Args:
         net, tokens: As of `Transformers`.
+        arithmetic: ``float32`` or ``int8``.
 
     Raises:
         ConfigError: CTranslate2 is not here.
     """
 
-    def __init__(self, net: Any, tokens: WhisperTokens) -> None:
+    def __init__(self, net: Any, tokens: WhisperTokens, arithmetic: str = "float32") -> None:
         try:
             import ctranslate2
             from ctranslate2.converters.transformers import WhisperLoader
@@ -94,12 +95,12 @@ class CTranslate2:
             spec.config.suppress_ids_begin = getattr(given, "begin_suppress_tokens", None) or []
             spec.config.lang_ids, spec.config.alignment_heads = list(tokens.language_ids), []
             spec.validate()
-            spec.optimize(quantization="float32")
+            spec.optimize(quantization=arithmetic)
             spec.save(folder)
             self._model = ctranslate2.models.Whisper(
                 folder,
                 device="cuda" if net.proj_out.weight.is_cuda else "cpu",
-                compute_type="float32",
+                compute_type=arithmetic,
                 intra_threads=torch.get_num_threads(),
             )
         self._longest = net.config.max_target_positions
@@ -112,17 +113,64 @@ class CTranslate2:
         return torch.from_numpy(np.array(self._model.encode(feats, to_cpu=True)))
 
     def search(
-        self, memory_BTD: Tensor, primers: Sequence[list[int]], beam: int
+        self, memory_BTD: Tensor, primers: Sequence[list[int]], beam: int, longest: int | None = None
     ) -> Callable[[], list[list[int]]]:
         memory = self._given(memory_BTD.contiguous().cpu().numpy())
 
         def run() -> list[list[int]]:
             written = self._model.generate(
-                memory, list(primers), beam_size=beam, length_penalty=1.0, max_length=self._longest
+                memory, list(primers), beam_size=beam, length_penalty=1.0, max_length=longest or self._longest
             )
             return [_ended(one.sequences_ids[0], self._end) for one in written]
 
         return run
+
+
+class EqualSteps:
+    """Beam search of a Whisper with random weights whose decoder is as large as another model's, in CTranslate2.
+
+    Args:
+        size, layers, heads, units, vocabulary: Of that decoder.
+        frames: Of the encoder's output.
+        arithmetic: See `CTranslate2`.
+
+    Raises:
+        ConfigError: CTranslate2 is not here.
+    """
+
+    def __init__(
+        self, *, size: int, layers: int, heads: int, units: int, vocabulary: int, frames: int, arithmetic: str
+    ) -> None:
+        from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+        tokens = WhisperTokens.placeholder(vocabulary)
+        ends: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokens.eos)
+        config = WhisperConfig(
+            vocab_size=vocabulary,
+            d_model=size,
+            encoder_layers=1,
+            decoder_layers=layers,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            encoder_ffn_dim=size,
+            decoder_ffn_dim=units,
+            max_source_positions=frames,
+            decoder_start_token_id=tokens.start[0],
+            **ends,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = WhisperForConditionalGeneration(config).eval()
+        net.generation_config.suppress_tokens = [tokens.eos]  # no hypothesis ends
+        net.generation_config.begin_suppress_tokens = None
+        self._peer = CTranslate2(net, tokens, arithmetic)
+        self._primer = [*tokens.start, *tokens.prompt("de", "de")]
+
+    def search(self, memory_BTD: Tensor, beam: int, steps: int) -> Callable[[], list[list[int]]]:
+        """A search that is ready to run, of so many tokens."""
+        primers = [self._primer] * len(memory_BTD)
+        # An output has at most half of the positions, and none of those of the primer but its last one's.
+        return self._peer.search(memory_BTD, primers, beam, max(2 * steps, len(self._primer) - 1 + steps))
 
 
 def _ended(ids: list[int], end: int) -> list[int]:
