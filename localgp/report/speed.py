@@ -185,9 +185,7 @@ def speed_section(found: Mapping[str, Benchmark], *, whole: bool) -> str:
 
 def _encoder(benchmark: Benchmark, whole: bool) -> list[str]:
     parts = []
-    rows = [
-        row for row in benchmark.rows if row.get("measure") not in ("profile", "kept", "int8", "peer step")
-    ]
+    rows = [row for row in benchmark.rows if row.get("measure") not in ("profile", "int8")]
     if not whole:
         rows = [row for row in rows if row.get("batch", 1) == 1 or row.get("measure") in ("ragged", "learnt")]
     if rows:
@@ -258,7 +256,8 @@ def _against_dense(row: Row) -> list[str]:
 
 def _decoder(benchmark: Benchmark, whole: bool) -> list[str]:
     searches = [row for row in benchmark.rows if row.get("speedup_vs_espnet") is not None]
-    steps = [row for row in benchmark.rows if row.get("step_time_ratio_vs_dense") is not None]
+    gated = [row for row in benchmark.rows if row.get("measure") != "kept"]  # that is a dense step
+    steps = [row for row in gated if row.get("step_time_ratio_vs_dense") is not None]
     if not whole:
         fewest = min((row["skipped"] for row in steps), default=0.0)
         steps = [row for row in steps if row.get("measure") == "learnt" or row["skipped"] == fewest]
