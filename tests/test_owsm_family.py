@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import localgp
+from localgp import flops
 from localgp.backbones.cost import EncoderCost
+from localgp.backbones.owsm import NAMES
 from localgp.backbones.owsm.components import quiet_espnet
 from localgp.backbones.owsm.files import espnet_arguments
 from localgp.backbones.owsm.model import load_backbone
+from localgp.backbones.owsm.shapes import DIMENSIONS
 from localgp.build import build_model
 from localgp.corpora.audio import write_audio
 from localgp.corpora.rows import Task
@@ -210,3 +215,26 @@ def test_gates_train_a_step_and_close_a_share(model, directory):
     kept = {name: float(value) for name, value in module.terms.items() if name.startswith("kept/")}
     assert {f"kept/{part}" for part in module.model.backbone.frame_parts()} <= set(kept)
     assert min(kept.values()) < 1.0
+
+
+def test_the_table_of_models_is_what_is_configured_and_counted():
+    """docs/backbones.md; the large ones take a second each, and are counted by the same code."""
+    text = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| `owsm")
+    ]
+    named = {row[0] for row in rows}
+    assert named == {name for name in NAMES if name != "mini"}
+    for name, hub, _, layers, width, mels, frames, gflops in rows:
+        cfg = composed(f"backbone={name}", "conf=row01")
+        shape = DIMENSIONS[name]
+        assert cfg.backbone.path == hub
+        assert layers == f"{shape.encoder_layers} + {shape.decoder_layers}"
+        assert (int(width), int(mels)) == (shape.size, shape.mels)
+        assert (
+            int(frames) == {"conv2d": 749, "conv2d8": 374 + 2 * (not shape.decoder_layers)}[shape.input_layer]
+        )
+        if name.endswith("_base"):
+            assert flops.count(cfg)["gflops"]["encoder"] == float(gflops)
