@@ -249,6 +249,31 @@ def test_it_is_written_adopted_and_read_back(model, espnet, directory, tmp_path,
     assert main([str(tmp_path / "a.wav"), "--model", str(directory), "--src", "de", "--format", "srt"]) == 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_products_of_lower_precision(model, dtype):
+    backbone = model.backbone
+    feats, lengths = backbone.features(0.1 * torch.randn(2, 24_000), torch.tensor([24_000, 24_000]))
+    before = [backbone.tokenizer.encode("guten tag") + backbone.tokenizer.prompt("de", "fr")] * 2
+    for primers in (None, before):
+        exact, rounded = (
+            PackedEncoder(backbone, kind).encode(feats, lengths, primers=primers).x
+            for kind in (torch.float32, dtype)
+        )
+        assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_gates_are_put_on_what_one_has(espnet, tmp_path):
+    """On OWSM-CTC, and on a v3, whose layers have other parts than those of most of the family."""
+    gated = localgp.gate(espnet, "row05")
+    assert gated.backbone.is_told
+    assert set(gated.model.policy.layers[0].heads) == {"ffn1", "attention", "ffn2"}
+    directory = write("v3", tmp_path / "v3")
+    net = localgp.load(str(directory), device="cpu").backbone.net
+    gated = localgp.gate(net, "row05", vocabulary=str(directory))
+    assert set(gated.model.policy.layers[0].heads) == {"attention", "ffn"}
+
+
 def test_published_shapes_are_counted():
     """An encoder of a billion parameters, and no decoder."""
     counted = flops.count(composed("conf=row01", "backbone=owsm_ctc_v4"))

@@ -33,6 +33,10 @@ def gate(
     cfg = base_config(
         "backbone=path", f"backbone.name={family.NAMES[-1]}", "backbone.path=-", f"conf={conf}", *overrides
     )
+    named = OmegaConf.to_container(cfg.pruning, resolve=False)["encoder_modules"]  # type: ignore[index, call-overload]
+    if isinstance(named, str):  # not by name: what this very model has, whatever its family's others do
+        parts = {"${parts:frames}": backbone.frame_parts(), "${parts:all}": backbone.part_names("encoder")}
+        cfg.pruning.encoder_modules = parts.get(named, named)
     check(cfg)
 
     from localgp.build import gated

@@ -34,7 +34,7 @@ from localgp.backbones.owsm.told import (
 )
 from localgp.errors import BackboneError
 from localgp.kernels.int8 import rows_type
-from localgp.kernels.ragged import Ragged, listed
+from localgp.kernels.ragged import Ragged, layout_of, listed
 
 
 class OwsmCtcBackbone(OwsmBackbone):
@@ -192,7 +192,7 @@ def _with_symbols(
         for part in (symbols_2D.to(front_ND.dtype), front_ND[rows])
     )
     told = symbols_B2D.shape[1]
-    return torch.cat(list(parts)), Ragged([n + told for n in layout.lengths], feats_BSF.device)
+    return torch.cat(list(parts)), layout_of(tuple(n + told for n in layout.lengths), feats_BSF.device)
 
 
 def _no_decoder() -> BackboneError:
