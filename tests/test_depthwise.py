@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from localgp.backbones.owsm.fast import use_fast_kernels
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.gates.control import ControlGates
@@ -111,3 +112,16 @@ def test_short_utterances_in_a_batch_equal_each_alone(backbone, gated, short, mo
                 for name, gate in theirs.items():
                     kept = ours[name].value[b, : gate.value.shape[1]]
                     assert torch.equal(kept, gate.value[0])
+
+
+@pytest.mark.parametrize(("channels", "replaced"), [(8, False), (16, False), (24, True)])
+def test_few_channels_keep_pytorchs_own_convolution(channels, replaced):
+    """In bf16 the other layout's kernel would never return."""
+    conv = torch.nn.Conv1d(channels, channels, 31, padding=15, groups=channels)
+    x_BDT = torch.randn(2, 40, channels).transpose(1, 2)
+    expected = conv(x_BDT)
+    use_fast_kernels(torch.nn.Sequential(conv))
+    assert ("forward" in vars(conv)) is replaced
+    torch.testing.assert_close(conv(x_BDT), expected, rtol=1e-5, atol=1e-5)
+    if not replaced:
+        assert conv.bfloat16()(x_BDT.bfloat16()).shape == expected.shape
