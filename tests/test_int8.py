@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from localgp.bench.decoder import bench_decoder
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
 from localgp.errors import ConfigError
@@ -145,6 +146,26 @@ def test_an_output_layer_in_8_bits_writes_what_fp32_writes(beam: int, ctc_weight
     assert [[h.tokens for h in nbest] for nbest in found] == [[h.tokens for h in nbest] for nbest in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours[0].score == pytest.approx(theirs[0].score, abs=0.02)
+
+
+@multiplies
+def test_the_decoders_benchmark_takes_it() -> None:
+    rows = bench_decoder(
+        make_model(0).backbone,
+        name="tiny",
+        utterances=(1,),
+        steps=3,
+        skipped=(0.5,),
+        frames=15,
+        dtypes=("int8",),
+        repeats=1,
+    )
+    assert {row["measure"] for row in rows} == {
+        "profile",
+        "kept",
+        "pruned",
+    }  # ESPnet has no 8 bits to compare with
+    assert {row["dtype"] for row in rows} == {"int8"}
 
 
 @multiplies

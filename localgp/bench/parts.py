@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import EncoderCost
 from localgp.bench.harness import paired
+from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import Linear
 from localgp.kernels.ragged import RANGE
 
@@ -64,7 +65,7 @@ def product_rate(rows: int, size: int, dtype: torch.dtype, repeats: int) -> floa
     """Multiply-adds per second of one plain product, the FFN's first: what a part's FLOPs can take at best, if
     nothing is left out of them."""
     linear = Linear(torch.randn(4 * size, size), None, dtype)
-    x = torch.randn(rows, size).to(dtype)
+    x = torch.randn(rows, size).to(rows_type(dtype))
     times = paired({"product": lambda: linear(x)}, 4 * repeats, torch.device("cpu"), warmup=4)
     return rows * size * 4 * size / times.median("product")
 
