@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from localgp.errors import ConfigError
 from localgp.evaluation.flops import count_with_fvcore
 from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches, primers_of
+from localgp.training.callbacks import _line
 from localgp.training.module import TrainingModule
 from localgp.transcribe import main
 from tests.owsm_helpers import PUBLISHED, write
@@ -212,6 +214,9 @@ def test_gates_train_a_step_and_close_a_share(model, directory):
     optimizer.step()
     assert torch.isfinite(loss)
     assert all((p != q).any() for p, q in zip(module.model.policy.parameters(), before, strict=True))
+    logged = module.terms | dict.fromkeys(("lr", "audio_per_second", "data_share", "memory_mib"), 1.0)
+    line = _line(SimpleNamespace(global_step=1, max_steps=2), module, logged)
+    assert ("acc " in line) == (module.model.backbone.shape.decoder_layers > 0)
     kept = {name: float(value) for name, value in module.terms.items() if name.startswith("kept/")}
     assert {f"kept/{part}" for part in module.model.backbone.frame_parts()} <= set(kept)
     assert min(kept.values()) < 1.0
