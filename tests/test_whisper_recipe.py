@@ -20,7 +20,7 @@ from tests.whisper_helpers import save_tiny_whisper
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "whisper"
 TINY = [
-    *("training.batch_size=1", "training.max_steps=1"),
+    *("training.batch_size=1", "training.accumulate=1", "training.max_steps=1"),
     *("training.max_epochs=null", "training.val_limit=1", "training.val_decode=0", "training.logger=none"),
     *(
         "decode.beam=1",

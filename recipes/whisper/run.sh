@@ -75,10 +75,12 @@ common=(
 scored=(evaluate.normalizer=basic decode.beam=1)
 # 75 recordings a language, four times: the padded model is asked once for each.
 short=(name=dense_window conf=row01 training.lr=2e-5 training.max_epochs=4)
-# Gates begin on weights that know their window, which then teach, and count frames with sound in them.
+# Gates begin on weights that know their window, which then teach, and count frames with sound in them. Two at a time:
+# attention that feels its keys holds frames x frames, and a batch is as long as its longest.
 gated=(
+  training.batch_size=2 training.accumulate=4
   training.teacher_window=own training.lr=2e-5 training.max_epochs=4
-  pruning.sparsity_frames=real pruning.keys_felt=true pruning.rise=0.5
+  pruning.sparsity_frames=real pruning.keys_felt=true pruning.rise=0.6 pruning.gate_bias=3.0
 )
 original=()
 if [[ -n $path ]]; then
