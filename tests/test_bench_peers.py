@@ -9,6 +9,7 @@ from localgp.backbones import open_backbone
 from localgp.backbones.whisper.peers import EqualSteps
 from localgp.bench.goals import peer_goals
 from localgp.bench.peers import bench_decoder_peers, bench_encoder_peers, bench_step_peers
+from tests.conftest import make_backbone
 from tests.whisper_helpers import VOCABULARY, save_tiny_whisper
 
 
@@ -70,6 +71,14 @@ def test_goals_of_whisper():
         "10: decoder step / ctranslate2's, int8, b x8": False,
         "10: decoder step / ctranslate2's, fp32, b x8": True,
     }
+
+
+def test_what_has_no_peers_is_not_encoded_for_them():
+    """Nor is it asked to be in eval mode."""
+    backbone = make_backbone()
+    backbone.net.train()
+    rest = {"utterances": [1], "beams": [1], "repeats": 1, "progress": print}
+    assert bench_decoder_peers(backbone, name="tiny", peers=[], **rest) == []
 
 
 def test_a_step_beside_one_of_equal_size(backbone):

@@ -80,6 +80,8 @@ def bench_decoder_peers(
 ) -> list[dict[str, Any]]:
     """Rows ``peer search``: our search with `transformers`' ranking against each peer's, on the same encoder output,
     with how many hypotheses are identical."""
+    if not peers:
+        return []
     device, tokens = backbone.device, backbone.tokenizer
     memory_BTD = _encoded(backbone, max(utterances))
     primer = [*tokens.start, *tokens.prompt(LANGUAGE, LANGUAGE)]
