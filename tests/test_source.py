@@ -90,7 +90,7 @@ def test_utterances_of_one_recording_share_it(worth: int, monkeypatch: pytest.Mo
 @blocked
 def test_the_blocked_layout_is_for_many_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = keys_values()
-    per_row = max(LENGTHS) * HEADS * SIZE
+    per_row = len(LENGTHS) * max(LENGTHS) * HEADS * SIZE  # all utterances' rows together
     monkeypatch.setitem(source.WORTH, torch.float32, 5 * per_row)
     assert isinstance(keep_source(layers, LENGTHS, width=5), BlockedSource)
     assert isinstance(keep_source(layers, LENGTHS, width=4), GridSource)
