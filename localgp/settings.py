@@ -190,7 +190,7 @@ CORPUS = {
 BENCH = {
     "name": one_of("encoder", "decoder", "training", "runs"),
     "backbones": names(example="owsm_v3.1_small"),
-    "measures": some_of("dense", "padded", "pruned", "ragged", "gates", "int8", "profile", "peers"),
+    "measures": some_of("dense", "padded", "window", "pruned", "ragged", "gates", "int8", "profile", "peers"),
     "dtypes": some_of("fp32", "bf16", "int8"),
     "peers": some_of("transformers", "ctranslate2"),
     "patterns": some_of("hypothesis", "utterance"),
@@ -198,6 +198,7 @@ BENCH = {
     "espnet_batches": list_of(COUNT),
     "seconds": number(0.0, open_below=True),
     "speech_seconds": number(0.0, open_below=True),
+    "window_seconds": number(0.0, open_below=True),
     "ragged": list_of(number(0.0, open_below=True)),
     "skipped": SHARES,
     "utterances": list_of(COUNT),

@@ -62,19 +62,34 @@ def test_rows_and_goals(columns):
     tiny.pruned("fp32", 1, 0.5)
     tiny.gates("fp32", 1)
     tiny.ragged("fp32", [2.0, 1.0, 0.5])
+    tiny.window("fp32", 1, 0.5)
     rows = tiny.rows
-    assert [row["measure"] for row in rows] == ["dense", "padded", "pruned", "pruned", "gates", "ragged"]
+    assert [row["measure"] for row in rows] == [
+        "dense",
+        "padded",
+        "pruned",
+        "pruned",
+        "gates",
+        "ragged",
+        "window",
+    ]
+    assert 0.2 < rows[-1]["flop_ratio"] < 0.5, "0.7 s of 2"
     assert len(lines) == len(rows)
     assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in rows)
     assert all(columns <= set(row) for row in rows)
     assert [row["seconds_of_audio"] for row in rows[:3]] == [[2.0], [0.5], [2.0, 2.0]]
     assert rows[5]["seconds_of_audio"] == [2.0, 1.0, 0.5]
-    assert [row["padded_to"] for row in rows] == [2.0] * 5 + [None]
+    assert [row["padded_to"] for row in rows] == [2.0] * 5 + [None, 2.0]
     measured = {
         "dense": {"time_ratio_vs_espnet", "flop_ratio"},
         "pruned": {"time_ratio_vs_dense", "flop_ratio"},
     }
-    measured |= {"padded": measured["dense"], "ragged": measured["dense"], "gates": {"overhead_share"}}
+    measured |= {
+        "padded": measured["dense"],
+        "ragged": measured["dense"],
+        "window": measured["pruned"],
+        "gates": {"overhead_share"},
+    }
     measured["pruned"] |= {"overhead_share"}
     figures = {"flop_ratio", "time_ratio_vs_dense", "time_ratio_vs_espnet", "overhead_share"}
     for row in rows:
@@ -157,12 +172,14 @@ def test_the_command_writes_what_it_prints(run_bench, columns):
         "bench.batches=[1,2]",
         "bench.dtypes=[fp32]",
         "bench.speech_seconds=0.5",
+        "bench.window_seconds=0.5",
         "bench.skipped=[0.3]",
         "bench.ragged=[1.0,0.5]",
         "bench.espnet_repeats=1",
     )
     measures = [row["measure"] for row in result["rows"]]
-    assert measures[:7] == ["dense", "padded", "pruned", "gates", "pruned", "gates", "ragged"]
+    every = ["window", "pruned", "gates"]
+    assert measures[:9] == ["dense", "padded", *every, *every, "ragged"]
     assert all(columns <= set(row) for row in result["rows"])
     parts = {row["part"]: row for row in result["rows"] if row["measure"] == "profile"}
     assert set(parts) == {*PARTS, INSIDE}

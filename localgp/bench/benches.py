@@ -115,6 +115,8 @@ def encoder(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
                     bench.dense(dtype, batch)
                 if "padded" in measures and batch in wanted.espnet_batches:
                     bench.dense(dtype, batch, wanted.speech_seconds)
+                if "window" in wanted.measures:
+                    bench.window(dtype, batch, wanted.window_seconds)
                 if "pruned" in wanted.measures:
                     for share in wanted.skipped:
                         bench.pruned(dtype, batch, share)

@@ -37,9 +37,10 @@ from localgp.gates.cost import gates_cost
 from localgp.gates.folded import FoldedLocalGates
 from localgp.kernels.ragged import Ragged
 from localgp.model import GatedS2T
+from localgp.window import Window
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MEASURES = ("dense", "padded", "pruned", "ragged", "gates", "int8", "profile", "peers")
+MEASURES = ("dense", "padded", "window", "pruned", "ragged", "gates", "int8", "profile", "peers")
 SILENCE = -2.0  # what a normalised log-mel of zeros is differs by corpus; that it is constant is what counts
 
 
@@ -138,6 +139,18 @@ class EncoderBench:
         kept = dict.fromkeys(modules, float(self.cost.frames - round(share * self.cost.frames)))
         row = {"skipped": share} | against_dense(times.ratio("pruned", "dense"), self._flop_ratio(kept))
         self._add("pruned", dtype, [self.seconds] * batch, times, ("pruned", "dense"), gated, row)
+
+    def window(self, dtype: str, batch: int, speech: float) -> None:
+        """Recordings of ``speech`` seconds in windows of their own length (with `Window`'s margin) against the same
+        padded, both ours."""
+        cut = min(self.frames, self._feature_frames(speech + Window().margin))
+        feats_BSF = self.features(batch, speech)
+        own = self.ours(feats_BSF[:, :cut], [cut] * batch, dtype)
+        padded = self.ours(feats_BSF, [self.frames] * batch, dtype)
+        times = paired({"window": own, "dense": padded}, self.repeats, self.device)
+        flops = EncoderCost(self.model, cut).encoder() / self.cost.encoder()
+        row = against_dense(times.ratio("window", "dense"), flops)
+        self._add("window", dtype, [speech] * batch, times, ("window", "dense"), own, row)
 
     def ragged(self, dtype: str, parts: Sequence[float]) -> None:
         """A ragged batch, packed, against one utterance of full length times the parts' share of its FLOPs; and

@@ -9,6 +9,7 @@ ENCODER_DENSE = {"fp32": 0.58, "bf16": 0.42}  # of ESPnet's time, 30 s
 ENCODER_PADDED = 0.45  # of ESPnet's time, 10 s of speech padded to 30 s, fp32
 PRUNED_MARGIN, TRAINING_MARGIN = 0.03, 0.05  # above the FLOP ratio
 RAGGED_SHARE, RAGGED_ESPNET = 1.1, 1.7
+WINDOW_SHARE = 0.15  # of the padded time
 GATES_SHARE = 0.04  # of the dense encoder's time
 DECODER_SPEEDUP = {(1, 0.0): 8.0, (1, 0.3): 6.0, (8, 0.0): 25.0, (8, 0.3): 12.0}
 # Of the dense step's time in fp32: (share of modules skipped, what decides) -> limit, 8 utterances
@@ -73,6 +74,9 @@ def encoder_goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             goals.append(goal(name, row["time_over_share_of_work"], RAGGED_SHARE))
             name = f"3: ESPnet padded / ours packed, {where}"
             goals.append(goal(name, row["espnet_padded_over_ours"], RAGGED_ESPNET, at_least=True))
+        elif row["measure"] == "window" and one and row["seconds_of_audio"] == [3.0]:
+            name = f"a 3-s recording in its own window / padded to {row['padded_to']:g} s, {where}"
+            goals.append(goal(name, row["time_ratio_vs_dense"], WINDOW_SHARE))
         elif row["measure"] == "gates" and one:
             goals.append(goal(f"7: LocalGP / own dense, {where}", row["overhead_share"], GATES_SHARE))
     return goals
