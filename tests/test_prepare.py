@@ -426,3 +426,24 @@ def test_a_generated_corpus_is_generated_first(tmp_path, monkeypatch):
     expected = {"seed": 2008, "train_segments": 1100, "dev_segments": 300, "test_segments": 300}
     assert calls == [expected | {"workers": 1, "languages": ("de", "fr", "it")}] * 2
     assert (tmp_path / "data" / "mini" / "de" / "audios").is_dir()
+
+
+@pytest.mark.parametrize(("limit", "warned"), [("0.5", True), ("30", False)])
+def test_what_the_backbone_at_hand_cannot_hear_is_said_at_once(tmp_path, capsys, monkeypatch, limit, warned):
+    """And not by the training that comes after it."""
+    from localgp.backbones import owsm
+    from localgp.hub.load import base_config
+
+    vocabulary = owsm.read_vocabulary({"name": "mini", "path": "embedded", "weights": "pretrained"})[0]
+    monkeypatch.setattr(owsm, "read_vocabulary", lambda cfg: (vocabulary, float(limit)))
+    write_corpus(tmp_path / "corpus", ("de", "fr"))
+    options = [
+        "corpus=europarl_st",
+        "corpus.languages=[de,fr]",
+        "corpus.asr_direction=union",
+        f"corpus.root={tmp_path}/corpus",
+    ]
+    run(base_config(*options, "corpus.workers=1", f"data_dir={tmp_path}/data"))
+    said = capsys.readouterr().out
+    assert ("segments are longer than the 0.5 s that backbone mini hears" in said) is warned
+    assert ("warning:" in said) is warned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from localgp.errors import ConfigError, refuse
@@ -42,15 +42,20 @@ def check_fits(rows: Any, backbone: Backbone, window: float) -> None:
     refuse(_problems(rows, backbone, window))
 
 
+def too_long(seconds: Sequence[float], window: float, backbone: str) -> list[str]:
+    """A sentence, where there are segments of which the backbone of that name hears the beginning alone."""
+    over = [one for one in seconds if one > window + _ROUNDING]
+    if not over:
+        return []
+    return [
+        f"{len(over)} of {len(seconds)} segments are longer than the {window:g} s that backbone {backbone} hears "
+        f"(the longest {max(over):.1f} s); corpus.max_seconds={window:g} leaves them out"
+    ]
+
+
 def _problems(rows: Any, backbone: Backbone, window: float) -> list[str]:
     table = rows.select_columns(["seconds", "language", "targets"]).with_format(None)[:]
-    problems = []
-    over = [seconds for seconds in table["seconds"] if seconds > window + _ROUNDING]
-    if over:
-        problems.append(
-            f"{len(over)} of {len(rows)} segments are longer than the {window:g} s that backbone {backbone.name} hears "
-            f"(the longest {max(over):.1f} s); corpus.max_seconds={window:g} leaves them out"
-        )
+    problems = too_long(table["seconds"], window, backbone.name)
     languages = sorted({*table["language"], *(target for targets in table["targets"] for target in targets)})
     unknown = []
     for language in languages:
