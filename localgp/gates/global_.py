@@ -30,7 +30,8 @@ class GlobalGates(GatePolicy):
         modules: Gated modules of every layer.
         context_sizes: Context name to its dimension; each is averaged over time, and they stand side by side.
             Default: ``front`` alone.
-        temperature, threshold: See `gumbel_gate`.
+        temperature: See `gumbel_gate`.
+        threshold: See `gumbel_gate`.
         bias: Initial logit of "run".
     """
 

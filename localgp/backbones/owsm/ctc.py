@@ -42,7 +42,6 @@ class OwsmCtcBackbone(OwsmBackbone):
 
     Args:
         net: ``ESPnetS2TCTCModel``.
-        tokenizer, train_config, sample_rate, padded_seconds, name, source: As of `OwsmBackbone`.
     """
 
     is_told = True

@@ -59,7 +59,10 @@ class OwsmBackbone(Backbone):
         net: ``ESPnetS2TModel``.
         tokenizer: Its vocabulary.
         train_config: ESPnet's config.yaml, paths resolved.
-        sample_rate, padded_seconds, name, source: See `Backbone`.
+        sample_rate: See `Backbone`.
+        padded_seconds: See `Backbone`.
+        name: See `Backbone`.
+        source: See `Backbone`.
 
     Raises:
         BackboneError: A model of ESPnet's that is not of OWSM's kind.

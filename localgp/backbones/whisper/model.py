@@ -49,7 +49,8 @@ class WhisperBackbone(Backbone):
     Args:
         net: ``WhisperForConditionalGeneration``.
         tokenizer: Its vocabulary.
-        name, source: See `Backbone`.
+        name: See `Backbone`.
+        source: See `Backbone`.
     """
 
     key = "whisper"
