@@ -14,7 +14,7 @@ from localgp.cli import entry_point
 def main(cfg: DictConfig) -> None:
     from localgp.evaluation.evaluate import evaluate
     from localgp.evaluation.results import comparable
-    from localgp.evaluation.table import describe_evaluation, scores_table
+    from localgp.evaluation.summary import describe_evaluation, scores_table
     from localgp.stored import read_metrics
 
     metrics, objects = evaluate(cfg)

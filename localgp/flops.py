@@ -153,21 +153,22 @@ def against_paper(
 
 
 def main(cfg: DictConfig) -> None:
-    from localgp.evaluation.table import format_table
+    from localgp.tables import Column, render
+
+    def show(heading: str, terms: dict[str, float]) -> None:
+        print(render(terms.items(), [Column(heading, 0), Column("GFLOPs", 1, ".3f")]))
 
     result = count(cfg)
-    rows = [[name, f"{value:.3f}"] for name, value in result["terms"].items() if value]
-    rows.append(["encoder", f"{result['gflops']['encoder']:.3f}"])
-    each = result["gflops"]["contexts"]
-    rows += [[f"extracting {name}", f"{value:.3f}"] for name, value in each.items()]
-    if each:
-        rows.append(["encoder and contexts", f"{result['gflops']['total']:.3f}"])
-    print(format_table(["term", "GFLOPs"], rows))
-    terms = [[name, f"{value:.3f}"] for name, value in result["decoder_terms"].items() if value]
-    total = f"{result['gflops']['decoder']:.3f}"
-    if terms:
+    gflops = result["gflops"]
+    terms = {name: value for name, value in result["terms"].items() if value} | {"encoder": gflops["encoder"]}
+    if gflops["contexts"]:
+        terms |= {f"extracting {name}": value for name, value in gflops["contexts"].items()}
+        terms["encoder and contexts"] = gflops["total"]
+    show("term", terms)
+    decoder = {name: value for name, value in result["decoder_terms"].items() if value}
+    if decoder:
         print()
-        print(format_table([f"term, {DECODER_TOKENS} tokens", "GFLOPs"], [*terms, ["decoder", total]]))
+        show(f"term, {DECODER_TOKENS} tokens", decoder | {"decoder": gflops["decoder"]})
     if result["paper"] is not None:
         paper = result["paper"]
         print(

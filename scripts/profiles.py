@@ -19,29 +19,31 @@ from typing import Any
 from localgp.errors import ConfigError, LocalGPError
 from localgp.report.markdown import replace_between_markers
 from localgp.report.speed import COMMANDS, Benchmark, read_benchmarks
-from localgp.report.tables import Table
+from localgp.tables import Column, Table, render
 
 INSIDE = "depthwise"  # a part of other parts
-HEADER = [
-    "part",
-    "ms",
-    "ESPnet, ms",
-    "time / ESPnet",
-    "share of our time",
-    "share of the FLOPs",
-    "product rate",
+_STEP_PART = Column("part", lambda row: row["part"].replace("_", " "))
+_MS = Column("ms", lambda row: 1e3 * row["seconds"], ".1f")
+ENCODER = [
+    Column("part", "part"),
+    _MS,
+    Column("ESPnet, ms", lambda row: 1e3 * row["against_seconds"], ".1f"),
+    Column("time / ESPnet", "time_ratio_vs_espnet", ".2f"),
+    Column("share of our time", "time_share", ".1%"),
+    Column("share of the FLOPs", "flop_share", ".1%"),
+    Column("product rate", "of_product_rate", ".2f"),
 ]
-
-
-STEP_HEADER = [
-    "part",
-    "ms",
-    "share of the time",
-    "share of the FLOPs",
-    "product rate",
-    "memory rate",
-    "gated, ms",
-    "gated / dense",
+STEP = [
+    _STEP_PART,
+    _MS,
+    Column("share of the time", "time_share", ".1%"),
+    Column("share of the FLOPs", "flop_share", ".1%"),
+    Column("product rate", "of_product_rate", ".2f"),
+    Column("memory rate", "of_memory_rate", ".2f"),
+    Column("gated, ms", lambda row: 1e3 * row["gated_seconds"], ".1f"),
+    Column(
+        "gated / dense", lambda row: row["gated_seconds"] / row["seconds"] if row["seconds"] else None, ".2f"
+    ),
 ]
 
 
@@ -74,19 +76,7 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "of_product_rate": at_rate / total["seconds"],
     }
     inside = [{**row, "part": f"of these: {INSIDE}"} for row in rows if row["part"] == INSIDE]
-    return Table(HEADER, [_cells(row) for row in (*whole, encoder, *inside)])
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [
-        row["part"],
-        f"{1e3 * row['seconds']:.1f}",
-        f"{1e3 * row['against_seconds']:.1f}",
-        f"{row['time_ratio_vs_espnet']:.2f}",
-        f"{row['time_share']:.1%}",
-        f"{row['flop_share']:.1%}",
-        f"{row['of_product_rate']:.2f}",
-    ]
+    return render([*whole, encoder, *inside], ENCODER)
 
 
 def decoder_section(decoder: Benchmark | None) -> str:
@@ -116,19 +106,7 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Parts of one step, and all of them together."""
     both = {name: sum(row[name] for row in rows) for name in ("seconds", "gated_seconds")}
     whole = {"part": "all", "time_share": 1.0, "flop_share": 1.0, **both}
-    cells = [
-        [
-            row["part"].replace("_", " "),
-            f"{1e3 * row['seconds']:.1f}",
-            f"{row['time_share']:.1%}",
-            f"{row['flop_share']:.1%}",
-            *(f"{row[rate]:.2f}" if rate in row else "-" for rate in ("of_product_rate", "of_memory_rate")),
-            f"{1e3 * row['gated_seconds']:.1f}",
-            f"{row['gated_seconds'] / row['seconds']:.2f}" if row["seconds"] else "-",
-        ]
-        for row in (*rows, whole)
-    ]
-    return Table(STEP_HEADER, cells)
+    return render([*rows, whole], STEP)
 
 
 def fill(exp_dir: Path, document: Path) -> None:

@@ -18,11 +18,11 @@ from localgp.evaluation.results import (
     stored,
     tag_of,
 )
-from localgp.evaluation.table import describe_evaluation, scores_table
+from localgp.evaluation.summary import describe_evaluation, scores_table
 from localgp.io import file_digest
 from localgp.report.markdown import results
 from localgp.report.runs import Evaluated, group, read_run
-from localgp.report.tables import evaluations_table
+from localgp.report.scores import evaluations_table
 from localgp.run import Run
 from tests.test_config import composed as compose
 

@@ -15,10 +15,11 @@ from localgp.report.gpu import NOT_MEASURED
 from localgp.report.markdown import readme_section, replace_between_markers
 from localgp.report.pareto import Point, front, pareto_figure, points
 from localgp.report.runs import collect, group
+from localgp.report.scores import side_by_side
 from localgp.report.speed import read_benchmarks
 from localgp.report.style import run_style
-from localgp.report.tables import NOT_RUN, Table, side_by_side
 from localgp.settings import SCHEMAS, check
+from localgp.tables import NOT_RUN, every_key
 from tests.analysis_helpers import shared_place
 from tests.chromium import NAMES, Chromium, find_chromium
 
@@ -81,7 +82,7 @@ def test_side_by_side_keeps_paper_and_ours_apart(place):
 
 
 def test_table_escapes_what_it_is_given():
-    html = Table(["run", "<i>"], [["a<b", "1 & 2"]]).html()
+    html = every_key([{"run": "a<b", "<i>": "1 & 2"}]).html()
     assert "<i>" not in html
     assert "a&lt;b" in html
     assert "1 &amp; 2" in html

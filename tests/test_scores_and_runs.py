@@ -11,7 +11,7 @@ from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.evaluation.measured import kept_ratios
 from localgp.evaluation.score import basic_normalize, bleu, score_tasks, word_error_rate
-from localgp.evaluation.table import scores_table
+from localgp.evaluation.summary import scores_table
 from localgp.report.markdown import results
 from localgp.report.runs import collect, group
 from localgp.run import Run

@@ -20,8 +20,8 @@ from localgp.report.bootstrap import (
 )
 from localgp.report.comparisons import QUESTIONS, base_of, context_effect, significance, verdict
 from localgp.report.runs import collect, group
-from localgp.report.tables import NOT_RUN
 from localgp.report.utterances import Corpora
+from localgp.tables import NOT_RUN
 from tests.analysis_helpers import add_run, shared_place
 
 

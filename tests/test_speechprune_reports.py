@@ -17,7 +17,6 @@ transformers = pytest.importorskip("transformers")
 from localgp.speechprune.checkpoint import load_config  # noqa: E402
 from localgp.speechprune.dimensions import PAPER_TFLOPS, QWEN2_AUDIO_7B, Dimensions, flops_row  # noqa: E402
 from localgp.speechprune.reports import report  # noqa: E402
-from localgp.speechprune.table import render  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +171,3 @@ def test_a_trained_model_answers_from_the_whole_audio_after_phase_one(run):
 def test_wrong_settings_are_named(run, override, message):
     with pytest.raises(ConfigError, match=message):
         run("limit=1", override) if not override.startswith("limit") else run(override)
-
-
-def test_table_marks_what_is_missing():
-    assert render([{"a": 1.25}, {}], {"a": "share:.1%"}).split("\n") == [" share", "125.0%", "     -"]

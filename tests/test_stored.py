@@ -20,7 +20,7 @@ from localgp.gates import Gate
 from localgp.model import Losses
 from localgp.report.markdown import describe
 from localgp.report.runs import Evaluated, Group
-from localgp.report.tables import description
+from localgp.report.scores import description
 from localgp.report.utterances import corpus_root
 from localgp.run import Run
 from localgp.training.module import kept_by_layer

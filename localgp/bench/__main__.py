@@ -28,8 +28,8 @@ def main(cfg: DictConfig) -> None:
     from localgp.bench.benches import BENCHES
     from localgp.bench.harness import machine
     from localgp.errors import ConfigError
-    from localgp.evaluation.table import format_table
     from localgp.run import commit, write_atomically
+    from localgp.tables import every_key
 
     name = cfg.bench.name
     if name not in BENCHES:
@@ -42,8 +42,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     rows, goals = BENCHES[name](cfg)
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    print(format_table(header, [[_cell(row.get(key)) for key in header] for row in rows]))
+    print(every_key(rows, _cell))
     for goal in goals:
         verdict = "met" if goal["met"] else "NOT MET"
         print(f"{verdict:8}{goal['goal']}: {goal['value']} {goal['sense']} {goal['limit']}")

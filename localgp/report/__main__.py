@@ -15,7 +15,7 @@ from localgp.cli import entry_point
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
-    from localgp.evaluation.table import scores_table
+    from localgp.evaluation.summary import scores_table
     from localgp.report.build import add_gpu_section, build_report
     from localgp.report.runs import collect, group
 

@@ -9,12 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from localgp.errors import ConfigError, LocalGPError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
-from localgp.evaluation.table import format_table
 from localgp.report.encoded_again import context_attention, listens, sees_speaker, speaker_swap
 from localgp.report.figures import agreement_figure, kept_figure, mask_figure, relations_figure, varied
 from localgp.report.runs import Evaluated, read_run
@@ -23,6 +21,7 @@ from localgp.report.style import save_figure
 from localgp.report.tokens import token_figure, token_summary, typical_tokens
 from localgp.report.utterances import Corpora
 from localgp.run import Run, write_atomically
+from localgp.tables import Column, Table, in_percent, render
 
 
 def analyze(cfg: DictConfig) -> tuple[str, list[Path]]:
@@ -81,7 +80,7 @@ def _swap(cfg: DictConfig, found: Study, corpora: Corpora, limit: int) -> tuple[
     other = "another speaker's" if swap.trained_with == "own" else "the right speaker's"
     return swap.summary(), (
         f"share of frames with signal whose gate flips with {other} embedding, {swap.utterances} utterances, %; beside "
-        f"it with the same one, which rounding alone can flip\n\n{format_table(*swap.rows())}"
+        f"it with the same one, which rounding alone can flip\n\n{swap.table()}"
     )
 
 
@@ -96,7 +95,7 @@ def _attention(
         return None, f"attention over the contexts: left out, since {error}"
     return attention.summary(), (
         f"mean attention of the gates over contexts and earlier layers' inputs, frames with signal of "
-        f"{attention.utterances} utterances, %\n\n{format_table(*attention.rows())}"
+        f"{attention.utterances} utterances, %\n\n{attention.table()}"
     )
 
 
@@ -135,47 +134,39 @@ def _encoder_figures(found: Study, corpora: Corpora, options: DictConfig, folder
     return [save_figure(figure, folder / f"{name}.{options.format}") for name, figure in figures.items()]
 
 
-def _percent(value: float) -> str:
-    return "-" if not np.isfinite(value) else f"{100 * value:.1f}"
-
-
-def kept_rows(found: Study) -> tuple[list[str], list[list[str]]]:
+def kept_table(found: Study) -> Table:
     """Share of frames that run, percent: a row for every module, and their average."""
     regions = ("all", "real", *found.counts.regions)
     kept = {region: found.counts.kept(region).mean(0) for region in regions}
-    rows = [
-        [module, *(_percent(kept[region][m]) for region in regions)]
-        for m, module in enumerate(found.counts.modules)
-    ]
-    return ["module", *regions], [*rows, ["average", *(_percent(kept[region].mean()) for region in regions)]]
+    rows = [(m, {r: kept[r][i] for r in regions}) for i, m in enumerate(found.counts.modules)]
+    rows.append(("average", {r: kept[r].mean() for r in regions}))
+    shares = [Column(r, (1, r), in_percent(1)) for r in regions]
+    return render(rows, [Column("module", 0), *shares])
 
 
-def agreement_rows(found: Study) -> tuple[list[str], list[list[str]]]:
+def agreement_by_layer(found: Study) -> Table:
     """Agreement with true speech by module and layer, the energy VAD's figure at the same share beside each."""
     a = found.agreement
     assert a is not None
-    header = ["module", "layer"]
-    for name in ("precision", "recall", "AUC"):
-        header += [name, "energy VAD"]
-    rows = []
-    for m, module in enumerate(found.counts.modules):
-        for layer in range(found.record.open.shape[1]):
-            row = [module, str(layer + 1)]
-            for name in ("precision", "recall", "auc"):
-                for value_LM in (getattr(a, name), getattr(a, f"energy_{name}")):
-                    value = value_LM[layer, m]
-                    row.append("-" if not np.isfinite(value) else f"{value:.3f}")
-            rows.append(row)
-    return header, rows
+    columns = [
+        Column("module", lambda row: found.counts.modules[row[1]]),
+        Column("layer", lambda row: row[0] + 1),
+    ]
+    for name, heading in (("precision", "precision"), ("recall", "recall"), ("auc", "AUC")):
+        for values_LM, shown in ((getattr(a, name), heading), (getattr(a, f"energy_{name}"), "energy VAD")):
+            columns.append(Column(shown, values_LM.__getitem__, ".3f"))
+    layers, modules = found.record.open.shape[1], len(found.counts.modules)
+    return render([(layer, m) for m in range(modules) for layer in range(layers)], columns)
 
 
-def relation_rows(found: Study) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for name, relations in found.relations.items():
-        for module, r in relations.items():
-            cells = ["-"] * 3 if r is None else [f"{r.rho:+.3f}", f"{r.p:.2g}", str(r.n)]
-            rows.append([name, module, *cells])
-    return ["kept against", "module", "Spearman's rho", "p", "n"], rows
+def relation_table(found: Study) -> Table:
+    rows = [(name, *one) for name, by_module in found.relations.items() for one in by_module.items()]
+    figures = [
+        Column("Spearman's rho", lambda row: row[2] and row[2].rho, "+.3f"),
+        Column("p", lambda row: row[2] and row[2].p, ".2g"),
+        Column("n", lambda row: row[2] and row[2].n),
+    ]
+    return render(rows, [Column("kept against", 0), Column("module", 1), *figures])
 
 
 def encoder_text(found: Study) -> str:
@@ -183,12 +174,13 @@ def encoder_text(found: Study) -> str:
     parts = [
         f"{run.key}: encoder gates of {len(found.record.utt_ids)} {run.metrics['data']['split']} utterances\n"
         "share of frames that run, %",
-        format_table(*kept_rows(found)),
+        str(kept_table(found)),
     ]
     languages = found.kept_by_language("real")
     if languages:
-        rows = [[code, *(_percent(v) for v in kept_M)] for code, kept_M in languages.items()]
-        parts += ["of real frames, by language, %", format_table(["language", *found.counts.modules], rows)]
+        shares = [Column(n, (1, m), in_percent(1)) for m, n in enumerate(found.counts.modules)]
+        table = render(languages.items(), [Column("language", 0), *shares])
+        parts += ["of real frames, by language, %", str(table)]
     if found.agreement is None:
         parts.append(
             "agreement with true speech: not known for these utterances (only a generated corpus keeps the truth)"
@@ -200,40 +192,37 @@ def encoder_text(found: Study) -> str:
         parts += [
             f"agreement with true speech over frames with signal, {100 * a.speech_share:.1f} % of which are speech; "
             f"energy VAD at the same share kept beside it, over all thresholds its AUC is {a.energy_curve_auc:.3f}",
-            format_table(*agreement_rows(found)),
+            str(agreement_by_layer(found)),
         ]
     if found.relations:
-        parts.append(format_table(*relation_rows(found)))
+        parts.append(str(relation_table(found)))
     return "\n\n".join(parts)
 
 
-def token_test_rows(tests: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def token_test_table(tests: dict[str, dict[str, Any]]) -> Table:
     """Table 2 with effect sizes: `localgp.report.tokens.TokenTest` by task and module."""
-    header = ["task", "module", "n word-initial", "n other", "used", "used, other", "U", "p", "rank-biserial"]
-    header += ["Welch's t", "p", "Cohen's d"]
-    rows = []
-    for task, by_module in tests.items():
-        for module, t in by_module.items():
-            formats = {
-                "n_initial": "d",
-                "n_other": "d",
-                "mean_initial": ".3f",
-                "mean_other": ".3f",
-                "u": ".4g",
-                "u_p": ".2g",
-                "rank_biserial": "+.3f",
-                "t": ".2f",
-                "t_p": ".2g",
-                "cohens_d": "+.2f",
-            }
-            values = {key: None if t is None else t[key] for key in formats}
-            cells = ["-" if v is None else format(v, formats[key]) for key, v in values.items()]
-            rows.append([task, module, *cells])
-    return header, rows
+    rows = [{"task": t, "module": m} | (test or {}) for t, of in tests.items() for m, test in of.items()]
+    return render(
+        rows,
+        [
+            Column("task", "task"),
+            Column("module", "module"),
+            Column("n word-initial", "n_initial"),
+            Column("n other", "n_other"),
+            Column("used", "mean_initial", ".3f"),
+            Column("used, other", "mean_other", ".3f"),
+            Column("U", "u", ".4g"),
+            Column("p", "u_p", ".2g"),
+            Column("rank-biserial", "rank_biserial", "+.3f"),
+            Column("Welch's t", "t", ".2f"),
+            Column("p", "t_p", ".2g"),
+            Column("Cohen's d", "cohens_d", "+.2f"),
+        ],
+    )
 
 
 def decoder_text(summary: dict[str, Any]) -> str:
     return (
         f"decoder gates of {summary['tokens']} tokens: share of layers in which a module runs, tokens that begin a "
-        "word against all others (Table 2)\n\n" + format_table(*token_test_rows(summary["tests"]))
+        "word against all others (Table 2)\n\n" + str(token_test_table(summary["tests"]))
     )

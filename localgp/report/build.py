@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
-from localgp.report.analyze import token_test_rows
+from localgp.report.analyze import token_test_table
 from localgp.report.bootstrap import Scores
 from localgp.report.comparisons import (
     CONTEXT_EFFECT,
@@ -36,6 +36,17 @@ from localgp.report.markdown import (
 from localgp.report.page import Page, caption, details, heat_table, viewer
 from localgp.report.pareto import COSTS, SCORES, pareto_figure
 from localgp.report.runs import Evaluated, Group, collect, group, in_order
+from localgp.report.scores import (
+    EVALUATIONS,
+    EVERY,
+    evaluations_table,
+    kept,
+    paper_table,
+    scores,
+    seeds_table,
+    short_scores,
+    side_by_side,
+)
 from localgp.report.speed import (
     COMMANDS,
     Benchmark,
@@ -46,21 +57,11 @@ from localgp.report.speed import (
     time_table,
 )
 from localgp.report.study import Study, study, telling_utterance
-from localgp.report.tables import (
-    EVALUATIONS,
-    EVERY,
-    Table,
-    evaluations_table,
-    kept,
-    paper_table,
-    scores,
-    short_scores,
-    side_by_side,
-)
 from localgp.report.tokens import token_figure, token_summary, typical_tokens
 from localgp.report.utterances import Corpora, read_hypotheses
 from localgp.report.viewer import choose, palette, run_entry, utterance_entry
 from localgp.run import write_atomically
+from localgp.tables import Column, Table, every_key, render
 
 _NOT_TIMED = (
     "These runs have not been timed together. What their evaluations took was measured at different times under "
@@ -281,39 +282,20 @@ def _pareto_parts(
         page.raw(f'<div class="figures">{"".join(made)}</div>')
 
 
-def seeds_table(groups: Sequence[Group]) -> Table | None:
-    """Averages of every seed, where an experiment has several."""
-    several = [g for g in groups if len(g.runs) > 1]
-    if not several:
-        return None
-    rows = [
-        [
-            g.name,
-            str(run.seed),
-            one.show("wer", "average", digits=2),
-            one.show("bleu", "average", digits=2),
-            one.show("sparsity", "all_frames", scale=100, unit=" %"),
-            one.show("gflops", "encoder", digits=3),
-        ]
-        for g in several
-        for run in g.runs
-        for one in [Group(g.name, (run,))]
-    ]
-    return Table(["run", "seed", "WER", "BLEU", "skipped, all frames", "encoder GFLOPs"], rows)
-
-
 def runs_table(runs: Sequence[Evaluated]) -> Table:
-    rows = [
+    return render(
+        runs,
         [
-            run.key,
-            run.metrics.get("commit", "unknown"),
-            str(run.metrics.get("device", "-")),
-            str(run.metrics.get("threads", "-")),
-            ", ".join(f"{k} {v}" for k, v in run.metrics.get("decode", {}).items()),
-        ]
-        for run in runs
-    ]
-    return Table(["run", "commit of the evaluation", "device", "threads", "decoding"], rows)
+            Column("run", lambda run: run.key),
+            Column("commit of the evaluation", lambda run: run.metrics.get("commit", "unknown")),
+            Column("device", lambda run: run.metrics.get("device"), str),
+            Column("threads", lambda run: run.metrics.get("threads"), str),
+            Column(
+                "decoding",
+                lambda run: ", ".join(f"{k} {v}" for k, v in run.metrics.get("decode", {}).items()),
+            ),
+        ],
+    )
 
 
 def bench_parts(page: Page, benchmarks: Mapping[str, Benchmark]) -> None:
@@ -321,12 +303,10 @@ def bench_parts(page: Page, benchmarks: Mapping[str, Benchmark]) -> None:
     shown = {name: found for name, found in benchmarks.items() if name != "runs"}
     page.section("Benchmarks")
     for name, found in shown.items():
-        header = list(dict.fromkeys(key for row in found.rows for key in row))
-        cells = [[_bench_cell(row.get(key)) for key in header] for row in found.rows]
         page.heading(f"{found.name} on {found.machine}")
         if found.goals:
             page.raw(goals_table(found.goals).html())
-        page.raw(Table(header, cells).html())
+        page.raw(every_key(found.rows, _bench_cell).html())
         page.raw(caption(f"From {name}.json: measured by {found.command}, pairs in one run."))
     missing = [command for name, command in COMMANDS.items() if name not in benchmarks]
     if missing:
@@ -334,12 +314,12 @@ def bench_parts(page: Page, benchmarks: Mapping[str, Benchmark]) -> None:
 
 
 def _bench_cell(value: Any) -> str:
-    if value is None:
-        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return ", ".join(_bench_cell(v) for v in value[:8]) + (", …" if len(value) > 8 else "")
+        return ", ".join("-" if v is None else _bench_cell(v) for v in value[:8]) + (
+            ", …" if len(value) > 8 else ""
+        )
     return str(value)
 
 
@@ -425,24 +405,24 @@ def _captioned(page: Page, table: Table | None, text: str) -> None:
 
 def agreement_table(studies: Sequence[Study]) -> Table | None:
     """One row for every run with a known truth: the mask's figure, and the energy VAD's at the same share."""
-    rows = []
-    for found in studies:
-        a = found.agreement
-        if a is None:
-            continue
-        cells = [
-            f"{_mean(getattr(a, name))} / {_mean(getattr(a, f'energy_{name}'))}"
-            for name in ("precision", "recall", "auc")
-        ]
-        first = [
-            f"{_mean(a.auc[0])} / {_mean(a.energy_auc[0])}",
-            f"{_mean(a.auc[-1])} / {_mean(a.energy_auc[-1])}",
-        ]
-        rows.append([f"{found.run.name}, seed {found.run.seed}", *cells, *first, f"{a.speech_share:.3f}"])
-    if not rows:
-        return None
-    header = ["run", "precision", "recall", "AUC", "AUC, first layer", "AUC, last layer", "share of speech"]
-    return Table(header, rows)
+    known = [(found, found.agreement) for found in studies if found.agreement is not None]
+
+    def both(heading: str, name: str, layer: int | slice = slice(None)) -> Column:
+        def shown(row: tuple[Study, Any]) -> str:
+            return " / ".join(_mean(getattr(row[1], of)[layer]) for of in (name, f"energy_{name}"))
+
+        return Column(heading, shown)
+
+    columns = [
+        Column("run", lambda row: f"{row[0].run.name}, seed {row[0].run.seed}"),
+        both("precision", "precision"),
+        both("recall", "recall"),
+        both("AUC", "auc"),
+        both("AUC, first layer", "auc", 0),
+        both("AUC, last layer", "auc", -1),
+        Column("share of speech", lambda row: row[1].speech_share, ".3f"),
+    ]
+    return render(known, columns) if known else None
 
 
 def _mean(values: np.ndarray) -> str:
@@ -518,7 +498,7 @@ def _decoder_parts(page: Page, run: Evaluated) -> list[str]:
             "occurrence each); the first layer is on top, [Space] begins a word.",
             wide=True,
         ),
-        Table(*token_test_rows(token_summary(record)["tests"])).html(),
+        token_test_table(token_summary(record)["tests"]).html(),
         caption(
             "Share of layers in which a module runs, tokens that begin a word against all others (the paper's Table 2, "
             "which tests source attention on German recognition): Mann-Whitney U and Welch's t, two-sided."

@@ -11,7 +11,7 @@ import numpy as np
 
 from localgp.report.bootstrap import RESAMPLES, Difference, Scores, average, interval
 from localgp.report.runs import Group
-from localgp.report.tables import NOT_RUN, Table
+from localgp.tables import NOT_RUN, Column, Table, render
 
 # Base to the experiments compared with it; None for all. Row 6 and its control differ in whose voice is embedded.
 BASES: dict[str, tuple[str, ...] | None] = {
@@ -53,12 +53,12 @@ def significance(groups: Sequence[Group], scores: Scores) -> Table | None:
             found = [differences(by_name[base], group, task, scores) for task in tasks]
             if any(found):
                 done.add(f"{name} - {base}")  # a comparison stands once, not in both directions
-                rows.append([f"{name} - {base}", *(_cell(of_task) for of_task in found)])
+                rows.append((f"{name} - {base}", *map(_cell, found)))
     if not rows:
         return None
-    written = [task for task in tasks if "-" not in task]
-    spans = (("", 1), ("WER", len(written)), ("BLEU", len(tasks) - len(written)))
-    return Table(["run", *tasks], rows, tuple(span for span in spans if span[1]))
+    kinds = ["BLEU" if "-" in task else "WER" for task in tasks]
+    columns = [Column(task, i, span=kind) for i, (task, kind) in enumerate(zip(tasks, kinds, strict=True), 1)]
+    return render(rows, [Column("run", 0), *columns])
 
 
 def tasks_of(groups: Sequence[Group], scores: Scores) -> list[str]:
@@ -142,8 +142,8 @@ def context_effect(groups: Sequence[Group], scores: Scores) -> Table | None:
                 answered = known = True
         if not answered:
             rows.append([f"{question.system} - {question.base}", NOT_RUN, "-", "-", "-", question.asked])
-    header = ["comparison", "answer", "seeds", "WER", "BLEU", "what it adds"]
-    return Table(header, rows) if known else None
+    header = ("comparison", "answer", "seeds", "WER", "BLEU", "what it adds")
+    return render(rows, [Column(h, i) for i, h in enumerate(header)]) if known else None
 
 
 def base_of(question: Question, name: str, known: Sequence[str] | dict[str, Group]) -> str:

@@ -8,7 +8,7 @@ Shape legend: U utterances, B batch, L layers, M gated modules, K keys, T encode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from localgp.errors import CorpusError
 from localgp.evaluation.gates_file import GateRecord, with_frames
 from localgp.evaluation.trained import load_trained
 from localgp.report.runs import Evaluated, stored_analysis
-from localgp.report.tables import Table
 from localgp.report.utterances import Utterances
+from localgp.tables import Column, Table, in_percent, render
 
 if TYPE_CHECKING:
     import torch
@@ -131,17 +131,22 @@ class SpeakerSwap:
             },
         }
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> Table:
         """Percent, a row for every gate and one for their average."""
         rows = [
-            [module, str(layer + 1), f"{100 * swapped:.2f}", f"{100 * unchanged:.2f}"]
+            (module, layer + 1, self.swapped[layer, m], self.unchanged[layer, m])
             for m, module in enumerate(self.modules)
-            for layer, (swapped, unchanged) in enumerate(
-                zip(self.swapped[:, m], self.unchanged[:, m], strict=True)
-            )
+            for layer in range(len(self.swapped))
         ]
-        average = ["average", "", f"{100 * self.swapped.mean():.2f}", f"{100 * self.unchanged.mean():.2f}"]
-        return ["module", "layer", "flipped, speaker swapped", "flipped, same speaker"], [*rows, average]
+        return render(
+            [*rows, ("average", "", self.swapped.mean(), self.unchanged.mean())],
+            [
+                Column("module", 0),
+                Column("layer", 1),
+                Column("flipped, speaker swapped", 2, in_percent(2)),
+                Column("flipped, same speaker", 3, in_percent(2)),
+            ],
+        )
 
 
 def swap_table(runs: Sequence[Evaluated]) -> Table | None:
@@ -150,16 +155,25 @@ def swap_table(runs: Sequence[Evaluated]) -> Table | None:
     modules = list(dict.fromkeys(module for _, swap in known for module in swap["swapped"]))
     if not modules:
         return None
-    rows = []
-    for run, swap in known:
-        cells = [
-            f"{100 * np.mean(share[m]):.2f}" if m in share else "-"
-            for share in (swap["swapped"], swap["unchanged"])
-            for m in modules
-        ]
-        rows.append([f"{run.name}, seed {run.seed}", swap["trained_with"], str(swap["utterances"]), *cells])
-    spans = (("", 3), ("speaker swapped", len(modules)), ("same speaker", len(modules)))
-    return Table(["run", "trained with", "utterances", *modules, *modules], rows, spans)
+
+    return render(
+        known,
+        [
+            Column("run", _label),
+            Column("trained with", (1, "trained_with")),
+            Column("utterances", (1, "utterances")),
+            *(Column(m, (1, "swapped", m), _mean_percent, "speaker swapped") for m in modules),
+            *(Column(m, (1, "unchanged", m), _mean_percent, "same speaker") for m in modules),
+        ],
+    )
+
+
+def _label(row: tuple[Evaluated, Any]) -> str:
+    return f"{row[0].name}, seed {row[0].seed}"
+
+
+def _mean_percent(shares: Any) -> str:
+    return f"{100 * np.mean(shares):.2f}"
 
 
 def sees_speaker(cfg: DictConfig) -> bool:
@@ -234,13 +248,10 @@ class ContextAttention:
             "weights": {key: np.round(self.weights[:, k], 5).tolist() for k, key in enumerate(self.keys)},
         }
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> Table:
         """Percent, a row for every layer."""
-        rows = [
-            [str(layer + 1), *(f"{100 * weight:.2f}" for weight in weights)]
-            for layer, weights in enumerate(self.weights)
-        ]
-        return ["layer", *self.keys], rows
+        columns = [Column(key, (1, k), in_percent(2)) for k, key in enumerate(self.keys)]
+        return render(enumerate(self.weights, 1), [Column("layer", 0), *columns])
 
 
 def listens(cfg: DictConfig) -> bool:
@@ -285,9 +296,15 @@ def attention_table(runs: Sequence[Evaluated]) -> Table | None:
     contexts = list(dict.fromkeys(k for _, weights in known for k in weights if not k.startswith("layer ")))
     if not contexts:
         return None
-    rows = []
-    for run, weights in known:
-        layers = np.sum([values for key, values in weights.items() if key.startswith("layer ")], axis=0)
-        cells = [f"{100 * np.mean(weights[c]):.2f}" if c in weights else "-" for c in contexts]
-        rows.append([f"{run.name}, seed {run.seed}", *cells, f"{100 * np.mean(layers):.2f}"])
-    return Table(["run", *contexts, "earlier layers' inputs"], rows)
+
+    def earlier(weights: Mapping[str, list[float]]) -> Any:
+        return np.sum([values for key, values in weights.items() if key.startswith("layer ")], axis=0)
+
+    return render(
+        known,
+        [
+            Column("run", _label),
+            *(Column(c, (1, c), _mean_percent) for c in contexts),
+            Column("earlier layers' inputs", lambda row: _mean_percent(earlier(row[1]))),
+        ],
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localgp.errors import ConfigError
-from localgp.report.tables import Table
+from localgp.tables import Column, percent, render
 
 TITLE = "On a GPU"
 NOT_MEASURED = (
@@ -70,71 +70,44 @@ def _checked(row: Row) -> str:
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
-    texts = []
-    for measure, title in _TIMED.items():
-        cells = [
-            [*_named(row), _milliseconds(row["wall_ms"]), *_ratios(row, rows), *_counts(row)]
-            for row in rows
-            if row["measure"] == measure
-        ]
-        if cells:
-            header = ["model", "batch", "run", "ms", "time / dense", "time / library", "kernels, ms"]
-            table = Table([*header, *_COUNTED.values(), "peak MiB"], cells)
-            texts += [f"**{title}**", table.markdown()]
-    searches = [row for row in rows if row["measure"] == "decode"]
-    if searches:
-        cells = [
-            [
-                *_named(row),
-                "-" if not row.get("skipped") else f"{100 * row['skipped']:.0f} %",
-                str(row.get("decided_per") or "-"),
-                _ratio(row.get("speedup_vs_espnet")),
-                _ratio(row.get("step_time_ratio_vs_dense")),
-            ]
-            for row in searches
-        ]
-        header = [
-            "model",
-            "utterances",
-            "run",
-            "skipped",
-            "decided per",
-            "speed / ESPnet",
-            "step time / dense",
-        ]
-        texts += ["**Beam search of 5**", Table(header, cells).markdown()]
-    steps = [row for row in rows if row["measure"] == "step"]
-    if steps:
-        cells = [
-            [*_named(row), _milliseconds(row["kernel_ms"]), *(str(row[key]) for key in _COUNTED)]
-            for row in steps
-        ]
-        header = ["model", "utterances", "run", "kernels, ms", *_COUNTED.values()]
-        texts += ["**A step of it**", Table(header, cells).markdown()]
-    return texts
+    def of_library(row: Row) -> float | None:
+        """Over the library's run of the same thing, by their medians."""
+        same = ("measure", "model", "batch")
+        theirs = (
+            other["wall_ms"]
+            for other in rows
+            if other["run"] in LIBRARIES and all(other[key] == row[key] for key in same)
+        )
+        found = next(theirs, None)
+        return None if found is None else row["wall_ms"] / found
 
-
-def _named(row: Row) -> list[str]:
-    return [str(row["model"]), str(row["batch"]), str(row["run"])]
-
-
-def _ratios(row: Row, rows: Sequence[Row]) -> list[str]:
-    """Over our dense run, paired, and over the library's, by their medians."""
-    same = ("measure", "model", "batch")
-    theirs = [
-        other["wall_ms"]
-        for other in rows
-        if other["run"] in LIBRARIES and all(other[key] == row[key] for key in same)
+    kernels = Column("kernels, ms", "kernel_ms", _milliseconds)
+    counted = [Column(heading, key) for key, heading in _COUNTED.items()]
+    model, batch, run = (Column(name, name) for name in ("model", "batch", "run"))
+    utterances = batch._replace(heading="utterances")
+    timed = [
+        *(model, batch, run),
+        Column("ms", "wall_ms", _milliseconds),
+        Column("time / dense", "of_dense", ".2f"),
+        Column("time / library", of_library, ".2f"),
+        *(kernels, *counted),
+        Column("peak MiB", "peak_mib"),
     ]
-    return [_ratio(row.get("of_dense")), _ratio(row["wall_ms"] / theirs[0] if theirs else None)]
-
-
-def _counts(row: Row) -> list[str]:
-    return [_milliseconds(row["kernel_ms"]), *(str(row[key]) for key in _COUNTED), str(row["peak_mib"])]
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    searches = [
+        *(model, utterances, run),
+        Column("skipped", lambda row: row.get("skipped") or None, percent),
+        Column("decided per", lambda row: row.get("decided_per") or None),
+        Column("speed / ESPnet", "speedup_vs_espnet", ".2f"),
+        Column("step time / dense", "step_time_ratio_vs_dense", ".2f"),
+    ]
+    tables = {measure: (title, timed) for measure, title in _TIMED.items()}
+    tables["decode"] = "Beam search of 5", searches
+    tables["step"] = "A step of it", [model, utterances, run, kernels, *counted]
+    texts = []
+    for measure, (title, columns) in tables.items():
+        own = [row for row in rows if row["measure"] == measure]
+        texts += [f"**{title}**", render(own, columns).markdown()] if own else []
+    return texts
 
 
 def _milliseconds(value: float) -> str:

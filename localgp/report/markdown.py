@@ -10,11 +10,9 @@ from localgp.errors import ConfigError
 from localgp.report import gpu
 from localgp.report.comparisons import CONTEXT_EFFECT, SIGNIFICANCE, TITLE
 from localgp.report.runs import Evaluated, Group, group
-from localgp.report.speed import Benchmark, speed_section
-from localgp.report.tables import (
+from localgp.report.scores import (
     EVALUATIONS,
     EVERY,
-    Table,
     evaluations_table,
     kept,
     paper_table,
@@ -22,7 +20,9 @@ from localgp.report.tables import (
     short_scores,
     side_by_side,
 )
+from localgp.report.speed import Benchmark, speed_section
 from localgp.run import write_atomically
+from localgp.tables import Table
 
 Tests = Mapping[tuple[str, str], Table]  # (data label, backbone) to a table of differences
 ORIENTATION = (

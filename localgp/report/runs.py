@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from localgp.errors import CheckpointError, ConfigError
-from localgp.evaluation.table import varying
+from localgp.evaluation.summary import varying
 from localgp.evaluation.trained import weights_of
 from localgp.stored import read_metrics, section
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from localgp.errors import ConfigError
-from localgp.report.tables import Table
+from localgp.tables import Column, Table, percent, render
 
 COMMANDS = {
     name: f"python -m localgp.bench bench={name}" for name in ("encoder", "decoder", "training", "runs")
@@ -115,6 +115,39 @@ PAIRED = (
 )
 
 
+def _of_part(part: str, prefix: str) -> list[Column]:
+    """Seconds and ratios, in brackets their quartiles."""
+
+    def ratio(row: Row) -> str | None:
+        value, spread = (row.get(f"{prefix}time_ratio_{key}") for key in ("vs_dense", "spread"))
+        ends = f" [{spread[0]:.2f}, {spread[1]:.2f}]" if spread else ""
+        return None if value is None else f"{value:.2f}{ends}"
+
+    return [
+        Column("s", f"{part}_seconds", _seconds, part),
+        Column("time ratio", ratio, span=part),
+        Column("FLOP ratio", f"{prefix}flop_ratio", ".2f", part),
+    ]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+_RUN = Column("run", "run")
+_TOTAL = [
+    Column("s", "total_seconds", _seconds, "total"),
+    Column("time ratio", "total_time_ratio_vs_dense", ".2f", "total"),
+]
+_FEATURES, _CONTEXTS = (
+    Column(f"{part}, s", f"{part}_seconds", _seconds) for part in ("features", "contexts")
+)
+
+
 def time_table(timed: Mapping[str, Row], names: Sequence[str] | None = None) -> Table | None:
     """Seconds and ratios of the runs timed by ``bench=runs``.
 
@@ -125,30 +158,16 @@ def time_table(timed: Mapping[str, Row], names: Sequence[str] | None = None) -> 
     Returns:
         None where none was timed.
     """
-    rows = [
-        [
-            name,
-            str(row.get("seed", "-")),
-            _seconds(row.get("total_seconds")),
-            _ratio(row.get("total_time_ratio_vs_dense")),
-            _seconds(row.get("encoder_seconds")),
-            _ratio(row.get("time_ratio_vs_dense"), row.get("time_ratio_spread")),
-            _ratio(row.get("flop_ratio")),
-            _seconds(row.get("decoder_seconds")),
-            _ratio(row.get("decoder_time_ratio_vs_dense"), row.get("decoder_time_ratio_spread")),
-            _ratio(row.get("decoder_flop_ratio")),
-            str(row.get("tokens", "-")),
-            _seconds(row.get("features_seconds")),
-            _seconds(row.get("contexts_seconds")),
-        ]
-        for name in (timed if names is None else names)
-        if (row := timed.get(name)) is not None
+    rows = [timed[name] for name in (timed if names is None else names) if name in timed]
+    columns = [
+        _RUN,
+        Column("seed", "seed"),
+        *_TOTAL,
+        *_of_part("encoder", ""),
+        *_of_part("decoder", "decoder_"),
     ]
-    if not rows:
-        return None
-    part = ["s", "time ratio", "FLOP ratio"]
-    header = ["run", "seed", *part[:2], *part, *part, "tokens", "features, s", "contexts, s"]
-    return Table(header, rows, (("", 2), ("total", 2), ("encoder", 3), ("decoder", 4), ("", 2)))
+    columns += [Column("tokens", "tokens", span="decoder"), _FEATURES, _CONTEXTS]
+    return render(rows, columns) if rows else None
 
 
 def paired_note(timed: Mapping[str, Row]) -> str:
@@ -192,19 +211,15 @@ def _encoder(benchmark: Benchmark, whole: bool) -> list[str]:
         parts.append(_module_table(rows, whole).markdown())
     profile = [row for row in benchmark.rows if row.get("measure") == "profile"]
     if whole and profile:
-        cells = [
-            [
-                f"{row.get('backbone')}, {row.get('dtype')}: {row.get('part')}",
-                _seconds(row.get("seconds")),
-                _seconds(row.get("against_seconds")),
-                _ratio(row.get("time_ratio_vs_espnet")),
-                _percent(row.get("time_share")),
-                _percent(row.get("flop_share")),
-            ]
-            for row in profile
+        columns = [
+            Column("part", lambda row: f"{row.get('backbone')}, {row.get('dtype')}: {row.get('part')}"),
+            Column("s", "seconds", _seconds),
+            Column("ESPnet, s", "against_seconds", _seconds),
+            Column("time / ESPnet", "time_ratio_vs_espnet", ".2f"),
+            Column("share of our time", "time_share", percent),
+            Column("share of the FLOPs", "flop_share", percent),
         ]
-        header = ["part", "s", "ESPnet, s", "time / ESPnet", "share of our time", "share of the FLOPs"]
-        parts += ["Seconds by part of one utterance:", Table(header, cells).markdown()]
+        parts += ["Seconds by part of one utterance:", render(profile, columns).markdown()]
     return parts
 
 
@@ -214,19 +229,27 @@ def _training(benchmark: Benchmark, whole: bool) -> list[str]:
 
 def _module_table(rows: Sequence[Row], whole: bool) -> Table:
     """Of the encoder's and of training's rows."""
-    cells = [
-        [
-            _what(row),
-            f"{row.get('backbone')}, {row.get('dtype', 'fp32')}",
-            _seconds(row.get("seconds")),
-            _ratio(row.get("time_ratio_vs_espnet")),
-            *_against_dense(row),
-            *([_number(row.get("peak_mib"))] if whole else []),
-        ]
-        for row in rows
+
+    def own(key: str, of_gates: str) -> Callable[[Row], str | None]:
+        def shown(row: Row) -> str | None:
+            gates = row.get("measure") == "gates"
+            value = row.get(of_gates if gates else key)
+            return None if value is None else f"{value:.{3 if gates else 2}f}"
+
+        return shown
+
+    columns = [
+        Column("what", _what),
+        Column("model", lambda row: f"{row.get('backbone')}, {row.get('dtype', 'fp32')}"),
+        Column("s", "seconds", _seconds),
+        Column("time / ESPnet", "time_ratio_vs_espnet", ".2f"),
+        Column("time / own dense", own("time_ratio_vs_dense", "overhead_share")),
+        Column("FLOPs / dense", own("flop_ratio", "overhead_flop_share")),
     ]
-    header = ["what", "model", "s", "time / ESPnet", "time / own dense", "FLOPs / dense"]
-    return Table(header + (["peak MiB"] if whole else []), cells)
+    return render(rows, columns + ([_PEAK] if whole else []))
+
+
+_PEAK = Column("peak MiB", "peak_mib", _number)
 
 
 def _what(row: Row) -> str:
@@ -242,16 +265,10 @@ def _what(row: Row) -> str:
     if measure == "gates":
         return f"LocalGP's own share{batch}"
     if measure == "learnt":
-        return f"learnt gates, {_percent(row.get('skipped'))} of frames skipped"
+        return f"learnt gates, {percent(row['skipped'])} of frames skipped"
     if row.get("skipped"):
-        return f"{_percent(row.get('skipped'))} of frames skipped, {length} s{batch}"
+        return f"{percent(row['skipped'])} of frames skipped, {length} s{batch}"
     return f"dense, {length} s{batch}"
-
-
-def _against_dense(row: Row) -> list[str]:
-    if row.get("measure") == "gates":
-        return [_ratio(row.get("overhead_share"), digits=3), _ratio(row.get("overhead_flop_share"), digits=3)]
-    return [_ratio(row.get("time_ratio_vs_dense")), _ratio(row.get("flop_ratio"))]
 
 
 def _decoder(benchmark: Benchmark, whole: bool) -> list[str]:
@@ -263,53 +280,40 @@ def _decoder(benchmark: Benchmark, whole: bool) -> list[str]:
         steps = [row for row in steps if row.get("measure") == "learnt" or row["skipped"] == fewest]
     tables = []
     if searches:
-        header = ["model", "utterances", "ctc_weight", "speed / ESPnet", "same hypotheses", "peak MiB"]
-        cells = [
-            [
-                *_decoded(row),
-                str(row.get("ctc_weight", "-")),
-                f"{_number(row.get('speedup_vs_espnet'))} x",
-                _same(row),
-                _number(row.get("peak_mib")),
-            ]
-            for row in searches
+        columns = [
+            *_DECODED,
+            Column("ctc_weight", "ctc_weight"),
+            Column("speed / ESPnet", "speedup_vs_espnet", lambda value: f"{_number(value)} x"),
+            Column("same hypotheses", _same),
+            _PEAK,
         ]
-        tables.append(Table(header, cells).markdown())
+        tables.append(render(searches, columns).markdown())
     if steps:
-        header = [
-            "model",
-            "utterances",
-            "modules skipped",
-            "decided per",
-            "hypotheses agree",
-            "step time / own dense",
-            "FLOPs / dense",
+        columns = [
+            *_DECODED,
+            Column("modules skipped", "skipped", percent),
+            Column("decided per", "decided_per"),
+            Column("hypotheses agree", "agree", percent),
+            Column("step time / own dense", "step_time_ratio_vs_dense", ".2f"),
+            Column("FLOPs / dense", "flop_ratio", ".2f"),
         ]
-        cells = [
-            [
-                *_decoded(row),
-                _percent(row.get("skipped")),
-                str(row.get("decided_per", "-")),
-                _percent(row.get("agree")),
-                _ratio(row.get("step_time_ratio_vs_dense")),
-                _ratio(row.get("flop_ratio")),
-            ]
-            for row in steps
-        ]
-        tables.append(Table(header, cells).markdown())
+        tables.append(render(steps, columns).markdown())
     return tables
 
 
-def _same(row: Row) -> str:
+def _same(row: Row) -> str | None:
     """In bf16 ESPnet's hypotheses and ours are rounded differently, on random weights sooner than on trained ones."""
     if row.get("identical_hypotheses") is None:
-        return "-"
+        return None
     return "yes" if row["identical_hypotheses"] else "NO" if row.get("dtype") == "fp32" else "no, rounded"
 
 
-def _decoded(row: Row) -> list[str]:
+def _decoder_of(row: Row) -> str:
     learnt = ", learnt gates" if row.get("measure") == "learnt" else ""
-    return [f"{row.get('backbone')}, {row.get('dtype', 'fp32')}{learnt}", str(row.get("utterances", "-"))]
+    return f"{row.get('backbone')}, {row.get('dtype', 'fp32')}{learnt}"
+
+
+_DECODED = [Column("model", _decoder_of), Column("utterances", "utterances")]
 
 
 def _runs(benchmark: Benchmark, whole: bool) -> list[str]:
@@ -325,58 +329,37 @@ def _runs(benchmark: Benchmark, whole: bool) -> list[str]:
 
 def _short_times(timed: Mapping[str, Row]) -> Table:
     """For a README."""
-    cells = [
-        [
-            name,
-            _seconds(row.get("encoder_seconds")),
-            _ratio(row.get("time_ratio_vs_dense"), row.get("time_ratio_spread")),
-            _ratio(row.get("flop_ratio")),
-            _seconds(row.get("contexts_seconds")),
-            _ratio(row.get("decoder_time_ratio_vs_dense")),
-            _ratio(row.get("decoder_flop_ratio")),
-            _ratio(row.get("total_time_ratio_vs_dense")),
-        ]
-        for name, row in timed.items()
+    decoder = [
+        Column("time ratio", "decoder_time_ratio_vs_dense", ".2f", "decoder"),
+        Column("FLOP ratio", "decoder_flop_ratio", ".2f", "decoder"),
     ]
-    header = [
-        "run",
-        "s",
-        "time ratio",
-        "FLOP ratio",
-        "contexts, s",
-        "time ratio",
-        "FLOP ratio",
-        "total time ratio",
-    ]
-    return Table(header, cells, (("", 1), ("encoder", 3), ("", 1), ("decoder", 2), ("", 1)))
+    total = Column("total time ratio", "total_time_ratio_vs_dense", ".2f")
+    return render(timed.values(), [_RUN, *_of_part("encoder", ""), _CONTEXTS, *decoder, total])
 
 
 def _agreement(benchmark: Benchmark, whole: bool) -> list[str]:
     """Ours in each precision, and ESPnet's own where it is not fp32, against ESPnet in fp32."""
-    cells = []
+    rows = []
     for row in benchmark.rows:
-        precision = str(row.get("precision", "fp32"))
-        cells.append([f"ours, {precision}", *_agreed(row, ""), _seconds(row.get("seconds"))])
-        if precision != "fp32":
-            cells.append(
-                [f"ESPnet, {precision}", *_agreed(row, "espnet_"), _seconds(row.get("espnet_seconds"))]
-            )
-        else:
-            cells.append(
-                ["ESPnet, fp32", *_agreed(row)[:2], "-", "-", "-", _seconds(row.get("espnet_seconds"))]
-            )
-    header = ["", "beam", "ctc_weight", "same best hypotheses", "largest score difference"]
-    return [Table([*header, "largest encoder difference", "s"], cells).markdown()] if cells else []
+        precision = row.get("precision", "fp32")
+        measured = ("identical", "max_score_difference", "max_encoder_difference", "seconds")
+        theirs = {key: row.get(f"espnet_{key}") for key in measured}
+        rows += [{**row, "who": f"ours, {precision}"}, {**row, **theirs, "who": f"ESPnet, {precision}"}]
 
+    def same(row: Row) -> str | None:
+        found = row.get("identical")
+        return None if found is None else f"{found} of {row.get('utterances', '-')}"
 
-def _agreed(row: Row, whose: str = "") -> list[str]:
-    differences = (row.get(f"{whose}max_{of}_difference") for of in ("score", "encoder"))
-    return [
-        str(row.get("beam", "-")),
-        str(row.get("ctc_weight", "-")),
-        f"{row.get(f'{whose}identical', '-')} of {row.get('utterances', '-')}",
-        *("-" if difference is None else f"{difference:.1e}" for difference in differences),
+    columns = [
+        Column("", "who"),
+        Column("beam", "beam"),
+        Column("ctc_weight", "ctc_weight"),
+        Column("same best hypotheses", same),
+        Column("largest score difference", "max_score_difference", ".1e"),
+        Column("largest encoder difference", "max_encoder_difference", ".1e"),
+        Column("s", "seconds", _seconds),
     ]
+    return [render(rows, columns).markdown()] if rows else []
 
 
 _TABLES: dict[str, Callable[[Benchmark, bool], list[str]]] = {
@@ -389,16 +372,15 @@ _TABLES: dict[str, Callable[[Benchmark, bool], list[str]]] = {
 
 
 def goals_table(goals: Sequence[Row]) -> Table:
-    rows = [
+    return render(
+        goals,
         [
-            str(goal["goal"]),
-            _number(goal["value"]),
-            f"{goal['sense']} {_number(goal['limit'])}",
-            "met" if goal["met"] else "NOT MET",
-        ]
-        for goal in goals
-    ]
-    return Table(["goal", "measured", "wanted", ""], rows)
+            Column("goal", "goal"),
+            Column("measured", "value", _number),
+            Column("wanted", lambda goal: f"{goal['sense']} {_number(goal['limit'])}"),
+            Column("", lambda goal: "met" if goal["met"] else "NOT MET"),
+        ],
+    )
 
 
 def _goals(goals: Sequence[Row], whole: bool) -> str:
@@ -413,22 +395,3 @@ def _goals(goals: Sequence[Row], whole: bool) -> str:
         )
         text += f" Not met: {listed}."
     return text
-
-
-def _ratio(value: float | None, spread: Sequence[float] | None = None, digits: int = 2) -> str:
-    if value is None:
-        return "-"
-    ends = f" [{spread[0]:.{digits}f}, {spread[1]:.{digits}f}]" if spread else ""
-    return f"{value:.{digits}f}{ends}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from localgp.errors import ConfigError
-from localgp.speechprune.table import render
+from localgp.tables import Column, render
 
 RATES = (0.2, 0.4, 0.6, 0.8)  # the paper's
 
@@ -64,22 +64,22 @@ def accuracy(cfg: DictConfig) -> dict[str, Any]:
         "accuracy": letters[letter],
         "accuracy_hard": letters_hard[letter] if letters_hard else None,
     }
-    columns = {
-        "method": "method",
-        "rate": "rate",
-        "kept_tokens": "tokens:.0f",
-        "accuracy": "accuracy:.1%",
-        "accuracy_hard": "hard:.1%",
-        "key_recall": "key kept:.1%",
-        "kept_share": "all kept:.1%",
-        "tflops": "TFLOPs:.3g",
-        "tflops_with_quadratic": "+quadratic:.3g",
-        "tflops_end_to_end": "end to end:.3g",
-        "seconds_audio": "audio s:.3f",
-        "seconds_prune": "prune s:.3f",
-        "seconds_prefill": "prefill s:.3f",
-        "peak_mib": "peak MiB:.0f",
-    }
+    columns = [
+        Column("method", "method", ">"),
+        Column("rate", "rate"),
+        Column("tokens", "kept_tokens", ".0f"),
+        Column("accuracy", "accuracy", ".1%"),
+        Column("hard", "accuracy_hard", ".1%"),
+        Column("key kept", "key_recall", ".1%"),
+        Column("all kept", "kept_share", ".1%"),
+        Column("TFLOPs", "tflops", ".3g"),
+        Column("+quadratic", "tflops_with_quadratic", ".3g"),
+        Column("end to end", "tflops_end_to_end", ".3g"),
+        Column("audio s", "seconds_audio", ".3f"),
+        Column("prune s", "seconds_prune", ".3f"),
+        Column("prefill s", "seconds_prefill", ".3f"),
+        Column("peak MiB", "peak_mib", ".0f"),
+    ]
     print(f"{len(questions)} questions, {len(hard)} of them hard; model {cfg.model}, answers by {cfg.answer}")
     print(render([baseline, *rows], columns))
     if cfg.model in ("tiny", "mid"):
@@ -132,18 +132,18 @@ def flops(cfg: DictConfig) -> dict[str, Any]:
             "kept_tokens": kept,
         }
         rows.append({**named, "paper_tflops": paper, **cost})
-    columns = {
-        "method": "method",
-        "rate": "rate",
-        "kept_tokens": "audio tokens",
-        "tflops": "TFLOPs:.4g",
-        "paper_tflops": "paper:.2f",
-        "tflops_with_quadratic": "+quadratic:.4g",
-        "tflops_audio_tower": "audio tower:.4g",
-        "tflops_pruner": "pruner:.3g",
-        "tflops_end_to_end": "end to end:.4g",
-        "kv_cache_mib": "KV cache MiB:.0f",
-    }
+    columns = [
+        Column("method", "method", ">"),
+        Column("rate", "rate"),
+        Column("audio tokens", "kept_tokens"),
+        Column("TFLOPs", "tflops", ".4g"),
+        Column("paper", "paper_tflops", ".2f"),
+        Column("+quadratic", "tflops_with_quadratic", ".4g"),
+        Column("audio tower", "tflops_audio_tower", ".4g"),
+        Column("pruner", "tflops_pruner", ".3g"),
+        Column("end to end", "tflops_end_to_end", ".4g"),
+        Column("KV cache MiB", "kv_cache_mib", ".0f"),
+    ]
     print(
         f"{cfg.model}: prefill of the audio tokens and {OTHER_TOKENS} others; {cfg.prefill.seconds} s of audio, "
         f"of which the original hears 30 s; {_convention()}"
@@ -162,20 +162,20 @@ def prefill(cfg: DictConfig) -> dict[str, Any]:
     from localgp.speechprune.prefill import measure
 
     rows = measure(_speech(cfg), _pruners(cfg), cfg.prefill.seconds, cfg.prefill.rounds)
-    columns = {
-        "method": "method",
-        "rate": "rate",
-        "kept_tokens": "audio tokens",
-        "tflops_with_quadratic": "TFLOPs:.4g",
-        "flop_ratio": "FLOP ratio:.3f",
-        "time_ratio": "time ratio:.3f",
-        "seconds_prefill": "prefill s:.3f",
-        "peak_mib": "peak MiB:.0f",
-        "seconds_audio": "audio s:.3f",
-        "seconds_prune": "prune s:.3f",
-        "end_to_end_flop_ratio": "end-to-end FLOPs:.3f",
-        "end_to_end_time_ratio": "time:.3f",
-    }
+    columns = [
+        Column("method", "method", ">"),
+        Column("rate", "rate"),
+        Column("audio tokens", "kept_tokens"),
+        Column("TFLOPs", "tflops_with_quadratic", ".4g"),
+        Column("FLOP ratio", "flop_ratio", ".3f"),
+        Column("time ratio", "time_ratio", ".3f"),
+        Column("prefill s", "seconds_prefill", ".3f"),
+        Column("peak MiB", "peak_mib", ".0f"),
+        Column("audio s", "seconds_audio", ".3f"),
+        Column("prune s", "seconds_prune", ".3f"),
+        Column("end-to-end FLOPs", "end_to_end_flop_ratio", ".3f"),
+        Column("time", "end_to_end_time_ratio", ".3f"),
+    ]
     print(
         f"{cfg.model}, {cfg.precision}, {cfg.prefill.seconds} s of audio; ratios to the original, paired by round"
     )
@@ -201,16 +201,16 @@ def planted(cfg: DictConfig) -> dict[str, Any]:
             print(f"step {step}/{steps}  loss {loss:.3f}", file=sys.stderr, flush=True)
 
     rows = compare(_listed(cfg.method), _rates(cfg), steps, cfg.planted.trials, cfg.seed, log)
-    columns = {
-        "method": "method",
-        "rate": "rate",
-        "positions": "positions",
-        "remainder": "remainder",
-        "scale": "scale",
-        "kept_tokens": "tokens:.0f",
-        "accuracy": "accuracy:.1%",
-        "key_recall": "key kept:.1%",
-    }
+    columns = [
+        Column("method", "method", ">"),
+        Column("rate", "rate"),
+        Column("positions", "positions"),
+        Column("remainder", "remainder"),
+        Column("scale", "scale"),
+        Column("tokens", "kept_tokens", ".0f"),
+        Column("accuracy", "accuracy", ".1%"),
+        Column("key kept", "key_recall", ".1%"),
+    ]
     print("A two-layer model trained to retrieve (chance 25 %), on audio three times as long as in training")
     print(render(rows, columns))
     return {"model": "planted", "steps": steps, "trials": cfg.planted.trials, "seed": cfg.seed, "rows": rows}

@@ -27,8 +27,8 @@ from localgp.build import build_decoder_policy, build_policy
 from localgp.cli import CONF_DIR
 from localgp.decoder.train import decode_tokens
 from localgp.encoder.run import encode
-from localgp.evaluation.table import format_table
 from localgp.gates.cost import gates_cost
+from localgp.tables import Column, render
 
 TOKENS = 60  # of a sequence, prompt included
 WORKSPACE_GIB = 1.5
@@ -138,4 +138,4 @@ HEADER = [
 ]
 
 if __name__ == "__main__":
-    print(format_table(HEADER, estimate(sys.argv[1:])))
+    print(render(estimate(sys.argv[1:]), [Column(h, i) for i, h in enumerate(HEADER)]))

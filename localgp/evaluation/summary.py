@@ -1,4 +1,4 @@
-"""A plain table for the terminal."""
+"""An evaluation in words, and several in a table for the terminal."""
 
 from __future__ import annotations
 
@@ -7,33 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from localgp.search.options import DecodeOptions
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, first one to the left, the others to the right.
-
-    Examples:
-        >>> print(format_table(["run", "WER"], [["row01", "9.1"]]))
-        run    WER
-        row01  9.1
-    """
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for row in [header, *rows]:
-        cells = [
-            str(c).ljust(w) if i == 0 else str(c).rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+from localgp.tables import Column, in_percent, render
 
 
 def part_of(metrics: Mapping[str, Any]) -> str:
@@ -67,20 +41,22 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
     GFLOPs of the encoder and of its contexts."""
     tasks = sorted({t for m in runs for t in m["wer"] if t != "average"})
     pairs = sorted({t for m in runs for t in m["bleu"] if t != "average"})
-    columns: dict[str, list[str]] = {"run": [str(m["name"]) for m in runs]}
-    columns |= {name: [str(m["decode"].get(name, "-")) for m in runs] for name in varying(runs)}
-    columns |= {f"WER {task}": [_score(m["wer"].get(task)) for m in runs] for task in tasks}
-    columns["WER"] = [_score(m["wer"].get("average")) for m in runs]
-    columns |= {f"BLEU {pair}": [_score(m["bleu"].get(pair)) for m in runs] for pair in pairs}
-    columns["BLEU"] = [_score(m["bleu"].get("average")) for m in runs]
-    for title, name in _SKIPPED.items():
-        shares = [(m.get("sparsity") or {}).get(name) for m in runs]
-        if any(share is not None for share in shares):
-            columns[title] = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
-    columns["encoder GFLOPs"] = [f"{m['gflops']['encoder']:.3f}" for m in runs]
+
+    columns = [
+        Column("run", "name"),
+        *(Column(name, ("decode", name), str) for name in varying(runs)),
+        *(Column(f"WER {task}", ("wer", task), ".1f") for task in tasks),
+        Column("WER", ("wer", "average"), ".1f"),
+        *(Column(f"BLEU {pair}", ("bleu", pair), ".1f") for pair in pairs),
+        Column("BLEU", ("bleu", "average"), ".1f"),
+    ]
+    for heading, name in _SKIPPED.items():
+        if any((m.get("sparsity") or {}).get(name) is not None for m in runs):
+            columns.append(Column(heading, ("sparsity", name), in_percent(1)))
+    columns.append(Column("encoder GFLOPs", ("gflops", "encoder"), ".3f"))
     if any(m["gflops"].get("context") for m in runs):
-        columns["contexts' GFLOPs"] = [f"{m['gflops'].get('context') or 0:.3f}" for m in runs]
-    return format_table(list(columns), list(zip(*columns.values(), strict=True)))
+        columns.append(Column("contexts' GFLOPs", lambda m: m["gflops"].get("context") or 0.0, ".3f"))
+    return str(render(runs, columns))
 
 
 _SKIPPED = {
