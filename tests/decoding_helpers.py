@@ -88,7 +88,6 @@ def espnet_search(model: Model, memory_TD: Tensor, primer: list[int], options: D
         eos=EOS,
         vocab_size=vocabulary,
         pre_beam_score_key=None if options.ctc_weight == 1.0 else "full",
-        normalize_length=options.normalize_length,
         hyp_primer=primer,
     ).eval()
     return search(memory_TD, maxlenratio=options.maxlenratio, minlenratio=options.minlenratio)

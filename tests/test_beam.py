@@ -81,7 +81,7 @@ def test_end_detection_as_espnet(ctc_weight: float) -> None:
     "changes",
     [
         {"length_bonus": 1.5},
-        {"length_bonus": -0.5, "normalize_length": True},
+        {"length_bonus": -0.5},
         {"maxlenratio": 0.4},
         {"maxlenratio": -6},
         {"minlenratio": 0.3},

@@ -57,7 +57,6 @@ def rows():
 
 def test_tasks(rows):
     assert [t.name for t in list_tasks(rows.select([0, 1]))] == ["de", "de-fr", "de-fr", "de-it"]
-    assert [t.name for t in list_tasks(rows.select([2]), ["it"])] == ["de", "de-it"]
 
 
 def test_grouped_batch(rows):

@@ -7,9 +7,9 @@ import torch
 
 from localgp.backbones.cost import EncoderCost
 from localgp.encoder.run import encode
-from localgp.evaluation.flops import count_with_fvcore
 from localgp.gates import LocalGates, RandomGates
 from localgp.gates.cost import gates_cost
+from tests.fvcore_count import count_with_fvcore
 
 
 def test_dense_equals_fvcore(backbone):

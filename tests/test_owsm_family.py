@@ -23,12 +23,12 @@ from localgp.corpora.rows import Task
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.errors import ConfigError
-from localgp.evaluation.flops import count_with_fvcore
 from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches, primers_of
 from localgp.training.callbacks import _line
 from localgp.training.module import TrainingModule
 from localgp.transcribe import main
+from tests.fvcore_count import count_with_fvcore
 from tests.owsm_helpers import PUBLISHED, write
 from tests.test_config import composed
 

@@ -10,13 +10,13 @@ from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.reduce import Shortening
 from localgp.encoder.run import encode
 from localgp.errors import ConfigError
-from localgp.evaluation.flops import count_with_fvcore
 from localgp.evaluation.measured import measured_gflops
 from localgp.gates.reduce import AdjacentMerging, AttentiveSparsification, Reduction
 from localgp.kernels.ragged import Ragged
 from localgp.model import GatedS2T
 from localgp.settings import check
 from tests.conftest import LAYERS, make_backbone
+from tests.fvcore_count import count_with_fvcore
 from tests.test_config import composed
 
 

@@ -18,7 +18,6 @@ from localgp.decoder.train import decode_tokens
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.errors import BackboneError, ConfigError
-from localgp.evaluation.flops import count_with_fvcore
 from localgp.hub.pack import pack
 from localgp.run import write_atomically
 from localgp.search.options import DecodeOptions
@@ -26,6 +25,7 @@ from localgp.search.tasks import TaskSearches
 from localgp.training.module import TrainingModule
 from localgp.weights import save_weights
 from localgp.window import Window
+from tests.fvcore_count import count_with_fvcore
 from tests.test_config import composed
 
 SPEECH = torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0)) * 0.1

@@ -20,12 +20,12 @@ from localgp.decoder.train import decode_tokens
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode
 from localgp.errors import BackboneError, CheckpointError, ConfigError
-from localgp.evaluation.flops import count_with_fvcore
 from localgp.gates import OpenGates, RandomGates
 from localgp.hub.pack import pack
 from localgp.run import write_atomically
 from localgp.training.module import TrainingModule
 from localgp.weights import save_weights
+from tests.fvcore_count import count_with_fvcore
 from tests.test_config import composed
 from tests.whisper_helpers import VOCABULARY, save_tiny_whisper
 

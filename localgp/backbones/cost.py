@@ -1,8 +1,8 @@
 """FLOPs of any family, from its table of branches, in the paper's convention: fvcore's, 1 multiply-add = 1 FLOP.
 
 The count is a formula of how many rows each part of each layer runs on, so that a model pruned on real data is counted
-exactly for every utterance without tracing each; `localgp.evaluation.flops.count_with_fvcore` runs fvcore on the real
-modules, and the two agree to the last digit (tests/test_flops.py).
+exactly for every utterance without tracing each. fvcore itself, run on the real modules, agrees to the last digit
+(tests/test_flops.py).
 
 The paper's column is the encoder's alone, since a decoder's cost depends on hypotheses and end detection. So a decoder,
 with cached keys and values, is counted for one hypothesis of a stated number of tokens, its best one: what the beam's

@@ -33,15 +33,15 @@ class Task:
         return self.source != self.target and not self.target.startswith("<")
 
 
-def list_tasks(rows: Any, languages: Sequence[str] | None = None) -> list[Task]:
-    """All tasks of a prepared split, ASR first, restricted to ``languages`` as targets where given."""
+def list_tasks(rows: Any) -> list[Task]:
+    """All tasks of a prepared split, a row's ASR first."""
     tasks = []
     columns = rows.select_columns(["language", "asr", "targets"])
     for index, row in enumerate(columns):
         source = row["language"]
         if row["asr"]:
             tasks.append(Task(index, source, source))
-        tasks += [Task(index, source, t) for t in row["targets"] if languages is None or t in languages]
+        tasks += [Task(index, source, target) for target in row["targets"]]
     return tasks
 
 

@@ -150,9 +150,5 @@ class BeamSearch:
                 break
             ratio = max(0.0, ratio - 0.1)  # as ESPnet: where nothing was long enough, ask for less
             todo = [u for u in todo if not found[u]]
-        return [self._ranked(hypotheses)[: self.options.nbest] for hypotheses in found]
-
-    def _ranked(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        if self.options.normalize_length:
-            return sorted(hypotheses, key=lambda h: h.score / (len(h.tokens) - 1), reverse=True)
-        return sorted(hypotheses, key=lambda h: h.score, reverse=True)
+        ranked = (sorted(hypotheses, key=lambda h: h.score, reverse=True) for hypotheses in found)
+        return [hypotheses[: self.options.nbest] for hypotheses in ranked]

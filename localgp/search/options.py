@@ -25,7 +25,6 @@ class DecodeOptions:
             looked for until the lengths just tried are clearly worse. ``transformers``: the highest score per token
             (its ``length_penalty=1``); until ``beam`` have ended and, per token, none that is running is better
             than the worst of these.
-        normalize_length: Rank finished hypotheses by score per token.
         nbest: Hypotheses returned per utterance.
         budget: Share that the encoder's gates keep, of a model that was trained for many; None: what it keeps by
             itself. The search has no part in it.
@@ -40,7 +39,6 @@ class DecodeOptions:
     maxlenratio: float = 0.0
     minlenratio: float = 0.0
     ranking: str = "espnet"
-    normalize_length: bool = False
     nbest: int = 1
     budget: float | None = None
 
@@ -52,8 +50,6 @@ class DecodeOptions:
             problems.append(f"nbest is {self.nbest}, valid: 1 or more")
         if self.ranking not in RANKINGS:
             problems.append(f"ranking is {self.ranking!r}, valid: {', '.join(RANKINGS)}")
-        elif self.ranking == "transformers" and self.normalize_length:
-            problems.append("ranking=transformers is by score per token already; leave normalize_length out")
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             problems.append(f"budget is {self.budget}, valid: above 0, up to 1")
         if not 0.0 <= self.ctc_weight <= 1.0:

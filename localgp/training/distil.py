@@ -66,7 +66,7 @@ class Teacher:
         self, backbone: Backbone, layers: Layers, window: Window | None = None, *, repeats: bool = False
     ) -> None:
         layers.check(backbone)
-        self._trained, self.layers, self._repeats = backbone.net, layers, repeats
+        self.layers, self._repeats = layers, repeats
         self.backbone = backbone
         if any(p.requires_grad for p in backbone.net.parameters()):
             # Its vocabulary has no weights, and may be no thing to be copied; what a forward pass left behind neither.
