@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from localgp.errors import ConfigError, refuse
-from localgp.pruning import REDUCTIONS, decoder_problems, encoder_problems
+from localgp.errors import ConfigError
+from localgp.pruning import REDUCTIONS
 from localgp.window import window_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
         backbone: That the policy is for.
 
     Raises:
-        ConfigError: Gates that cannot be.
+        ConfigError: Gates on parts that the backbone does not have.
     """
     from localgp.contexts import context_size
     from localgp.extensions import is_dotted
@@ -42,7 +42,6 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     from localgp.gates.reduce import AdjacentMerging, AttentiveSparsification
 
     pruning = cfg.pruning
-    refuse(encoder_problems(pruning, cfg.contexts))
     layers, size = backbone.shape.encoder_layers, backbone.shape.size
     if pruning.encoder is None:
         return None
@@ -103,12 +102,11 @@ def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | No
         backbone: That the policy is for.
 
     Raises:
-        ConfigError: Gates that cannot be.
+        ConfigError: Gates on parts, or a context, that the backbone does not have.
     """
     from localgp.gates import GlobalGates, LocalGates, OpenGates
 
     pruning = cfg.pruning
-    refuse(decoder_problems(pruning))
     if pruning.decoder is None:
         return None
     _check_parts("decoder", pruning.decoder_modules, backbone)

@@ -15,8 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.backbones import Family, families, family_of
 from localgp.errors import LocalGPError, refuse
-from localgp.extensions import KNOWN_CONTEXTS, own_contexts
-from localgp.pruning import REDUCTIONS, decoder_problems, encoder_problems
+from localgp.extensions import KNOWN_CONTEXTS, is_dotted, own_contexts
+from localgp.pruning import (
+    DECODER_CONTEXTS,
+    DECODER_MODULES,
+    DECODER_POLICIES,
+    ENCODER_POLICIES,
+    REDUCTIONS,
+    decoder_problems,
+    encoder_problems,
+)
 from localgp.rules import (
     AMOUNT,
     BOOLEAN,
@@ -67,12 +75,15 @@ SHARES = list_of(number(0.0, 1.0))
 LANGUAGES = names(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*", "de, fr")  # which there are, a corpus' reader knows
 
 PRUNING = {
-    "encoder": TEXT.or_null(),
+    "encoder": Rule(
+        lambda v: v is None or v in ENCODER_POLICIES or is_dotted(v),
+        f"null, {', '.join(ENCODER_POLICIES)}, or a class of your own as module.Class",
+    ),
     "encoder_modules": names(),
     "context": names(),
-    "decoder": TEXT.or_null(),
-    "decoder_modules": names(),
-    "decoder_context": names(),
+    "decoder": one_of(*DECODER_POLICIES).or_null(),
+    "decoder_modules": some_of(*DECODER_MODULES),
+    "decoder_context": some_of(*DECODER_CONTEXTS),
     "decoder_decides": one_of("hypothesis", "utterance"),
     "source": one_of("all", "kept"),
     "target": number(0.0, 0.999),
@@ -179,7 +190,7 @@ CORPUS = {
     "reader": one_of("europarl_st", "manifest"),
     "languages": LANGUAGES.or_null(),
     "asr_direction": TEXT,
-    "train_folders": names(example="train, train-noisy"),
+    "train_folders": some_of("train", "train-noisy"),
     "case": one_of("lower", "keep"),
     "max_seconds": number(0.0, open_below=True),
     "generate.seed": AMOUNT,
@@ -350,9 +361,7 @@ def problems_of(cfg: DictConfig, schema: Mapping[str, Option] = SCHEMA) -> list[
             problems.append(f"{key} is {value!r}; valid: {rule.valid}")
     if schema is SCHEMA:
         problems += _problems_together(cfg, problems)
-    return list(
-        dict.fromkeys(problems)
-    )  # encoder's and decoder's gates share a target, and what is wrong with it
+    return problems
 
 
 def _key_problem(key: str, cfg: DictConfig, schema: Mapping[str, Option]) -> str | None:
@@ -408,8 +417,8 @@ def value_problem(key: str, value: Any) -> str | None:
     return None if rule.accepts(value) else f"{key.rpartition('.')[2]} is {value!r}; valid: {rule.valid}"
 
 
-def require(**values: Any) -> None:
-    """Checks values of options without a section, such as ``device="cpu"``, that come from Python.
+def require(values: Mapping[str, Any]) -> None:
+    """Checks values of options, such as ``{"decode.beam": 5}``, that come from Python.
 
     Raises:
         ConfigError: Some cannot be; all of them are named.

@@ -17,7 +17,7 @@ from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, read_train_
 from localgp.backbones.owsm.model import assemble, load_backbone
 from localgp.backbones.owsm.shapes import DIMENSIONS, Dimensions, train_config
 from localgp.backbones.owsm.tokens import bpe_pieces, full_token_list
-from localgp.errors import BackboneError, ConfigError
+from localgp.errors import BackboneError
 
 TINY = Dimensions(16, 2, 1, 1, 32, vocabulary=0, padded_seconds=8.0, dropout=0.0)
 
@@ -262,11 +262,6 @@ def test_paths_that_are_neither_directory_nor_id(tmp_path):
     file.write_text("")
     with pytest.raises(BackboneError, match="is a file; give the directory"):
         load(file)
-
-
-def test_weights_are_pretrained_or_random():
-    with pytest.raises(ConfigError, match="'trained': valid are pretrained and random"):
-        load("embedded", weights="trained")
 
 
 def test_random_weights_have_the_shape_of_the_directory(written):

@@ -255,7 +255,6 @@ def test_generated_speech_in_bf16() -> None:
         ({"beam": 0}, "beam is 0"),
         ({"ctc_weight": 1.2}, "ctc_weight is 1.2"),
         ({"maxlenratio": -0.5}, "maxlenratio is -0.5"),
-        ({"nbest": 0}, "nbest is 0"),
         *(
             ({name: float(value)}, f"{name} is {value}")
             for name in ("ctc_weight", "length_bonus", "maxlenratio", "minlenratio")

@@ -70,7 +70,7 @@ def test_budgets_that_cannot_be_are_refused():
         GatedS2T(backbone, LocalGates(LAYERS, SIZE, MODULES, {})).eval().packed(budget=0.5)
     with pytest.raises(ConfigError, match="no gates that know of one"):
         GatedS2T(backbone).eval().packed(budget=0.5)
-    with pytest.raises(ConfigError, match=r"budget is 1\.5, valid: above 0, up to 1"):
+    with pytest.raises(ConfigError, match=r"budget is 1\.5; valid: null, a number above 0 to 1"):
         DecodeOptions(budget=1.5)
 
 

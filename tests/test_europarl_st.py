@@ -219,9 +219,6 @@ def test_a_missing_direction_lists_what_is_there(tmp_path):
         ({"languages": ["de", "fr", "de"]}, "names a language twice"),
         ({"languages": ["de"]}, "leaves no direction"),
         ({"asr_direction": "xx"}, "corpus.asr_direction='xx': valid are union, de"),
-        ({"train_folders": ["test"]}, "corpus.train_folders: 'test'"),
-        ({"on_error": "ignore"}, "corpus.on_error='ignore': valid are raise and skip"),
-        ({"case": "upper"}, "corpus.case='upper': valid are lower and keep"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, options, message):

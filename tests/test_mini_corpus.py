@@ -371,6 +371,6 @@ def test_refuses_to_overwrite(tmp_path: Path) -> None:
     assert (tmp_path / "de").is_dir()
 
 
-def test_bad_counts() -> None:
-    with pytest.raises(ConfigError, match=r"dev_segments=0.*two or more"):
-        generate_corpus(Path("unused"), workers=1, **{**SPEC, "dev_segments": 0, "languages": ("de",)})
+def test_one_language_is_no_corpus_of_translations() -> None:
+    with pytest.raises(ConfigError, match="two or more"):
+        generate_corpus(Path("unused"), workers=1, **{**SPEC, "languages": ("de",)})

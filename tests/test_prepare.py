@@ -17,7 +17,7 @@ import pytest
 from localgp.corpora import shards, stream
 from localgp.corpora.audio import read_audio, to_int16, write_audio
 from localgp.corpora.prepared import load_prepared, prepare
-from localgp.errors import AudioError, ConfigError, CorpusError
+from localgp.errors import AudioError, CorpusError
 from localgp.prepare import run
 from tests.corpus_helpers import corpus_config, tone, write_corpus
 from tests.test_audio import damage
@@ -293,19 +293,6 @@ def test_nothing_usable_says_why(tmp_path):
     write_audio(tmp_path / "a.wav", tone(1.0), 22_050)
     with pytest.raises(CorpusError, match=r"no usable segment in this corpus\n  over 0\.5 s: 1"):
         prepare(corpus_config(tmp_path, *options, "corpus.max_seconds=0.5", corpus="manifest"))
-
-
-def test_all_config_errors_at_once(corpus):
-    overrides = ["corpus.reader=kaldi", "corpus.workers=0", "corpus.max_seconds=0", "corpus.name=a/b"]
-    with pytest.raises(ConfigError) as caught:
-        prepare(corpus_config(corpus, *overrides))
-    for part in (
-        "corpus.reader='kaldi': valid are europarl_st and manifest",
-        "workers=0",
-        "max_seconds=0",
-        "'a/b'",
-    ):
-        assert part in str(caught.value)
 
 
 SCRIPT = """

@@ -147,21 +147,6 @@ def test_decoder_is_counted_apart(row):
     assert dense["gflops"]["decoder"] > found["gflops"]["decoder"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["pruning.decoder=random"], "pruning.decoder is 'random'; valid: null, local, global, open"),
-        (["pruning.decoder=local", "pruning.decoder_modules=[ffn1]"], "ffn1.*valid: self_attention, source"),
-        (["pruning.decoder=local", "pruning.decoder_context=[spk]"], "spk.*valid: front, task, lang2vec"),
-        (["pruning.decoder=global"], "GlobalGP decides from it alone"),
-        (["pruning.decoder=local", "pruning.target=-1"], "pruning.target is -1"),
-    ],
-)
-def test_bad_decoder_options_are_explained(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        build_decoder_policy(composed(*overrides), shape_of("mini"))
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Overrides of a corpus of a few sentences, shared by all experiments of this file."""

@@ -41,6 +41,15 @@ def test_a_wrong_option_of_transcribe_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_wrong_arguments_from_python_are_named_all_at_once():
+    with pytest.raises(
+        LocalGPError, match=r"(?s)device is 'gpu'; valid: auto, cpu.*precision is 'fp16'; valid"
+    ):
+        localgp.load("embedded", device="gpu", precision="fp16")
+    with pytest.raises(LocalGPError, match="precision is 'half'; valid: auto, fp32"):
+        localgp.gate(None, precision="half")
+
+
 def imported(*arguments: str) -> set[str]:
     """What a command imports, packages and modules."""
     command = [sys.executable, "-X", "importtime", "-m", *arguments]

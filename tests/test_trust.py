@@ -209,8 +209,8 @@ def test_what_cannot_be_is_refused(model, noise, tmp_path, capsys):
         ({"max_window": 31.0}, "max_window is 31.0; valid: 1 to this model's 30 s"),
         ({"windows": "words"}, "windows is 'words'; valid: timestamps, pauses"),
         ({"batch": 0}, "batch is 0; valid: 1 or more"),
-        ({"beam": 0}, "beam is 0, valid: 1"),
-        ({"ranking": "best"}, "ranking is 'best', valid: espnet, transformers"),
+        ({"beam": 0}, "beam is 0; valid: a whole number, 1 or more"),
+        ({"ranking": "best"}, "ranking is 'best'; valid: espnet, transformers"),
     ],
 )
 def test_what_others_refuse_is_refused_before_weights_are_read(asked, refused, tmp_path):

@@ -177,5 +177,5 @@ def test_draws_depend_on_the_utterance_and_the_temperature_alone(backbone, memor
 
 
 def test_rankings_are_named():
-    with pytest.raises(ConfigError, match="ranking is 'best', valid: espnet, transformers"):
+    with pytest.raises(ConfigError, match="ranking is 'best'; valid: espnet, transformers"):
         DecodeOptions(ranking="best")

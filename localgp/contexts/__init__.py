@@ -6,9 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from localgp.errors import ConfigError
 from localgp.extensions import own_contexts
-from localgp.pruning import ENCODER_CONTEXTS
 
 
 def context_shape(name: str, cfg: DictConfig) -> Any:
@@ -24,9 +22,4 @@ def context_shape(name: str, cfg: DictConfig) -> Any:
 
 def context_size(name: str, cfg: DictConfig, size: int) -> int:
     """Dimension of a context by name; ``front`` has the encoder's own."""
-    if name == "front":
-        return size
-    valid = (*ENCODER_CONTEXTS, *own_contexts(cfg.contexts))
-    if name in valid:
-        return context_shape(name, cfg).size
-    raise ConfigError(f"pruning.context has {name!r}; valid: {', '.join(valid)}")
+    return size if name == "front" else int(context_shape(name, cfg).size)

@@ -23,7 +23,6 @@ from localgp.errors import ConfigError, CorpusError
 
 URL = "https://www.mllp.upv.es/europarl-st/v1.1.tar.gz"
 SPLITS = ("train", "dev", "test")
-TRAIN_FOLDERS = ("train", "train-noisy")
 
 _Key = tuple[str, int, int]  # speech, start and end in milliseconds
 
@@ -53,7 +52,7 @@ def read_europarl_st(
         CorpusError: The corpus or a direction of it is not there; with ``on_error=raise``, any damaged segment.
     """
     root = Path(root)
-    _check_options(languages, asr_direction, train_folders)
+    _check_options(languages, asr_direction)
     if not root.is_dir() or not any((root / code).is_dir() for code in EUROPARL_ST):
         raise CorpusError(_missing_root(root, languages[0]))
     reading = Reading(on_error)
@@ -77,7 +76,7 @@ def read_europarl_st(
     return reading
 
 
-def _check_options(languages: Sequence[str], asr_direction: str, train_folders: Sequence[str]) -> None:
+def _check_options(languages: Sequence[str], asr_direction: str) -> None:
     valid = ", ".join(EUROPARL_ST)
     for code in languages:
         if code not in EUROPARL_ST:
@@ -95,9 +94,6 @@ def _check_options(languages: Sequence[str], asr_direction: str, train_folders: 
         )
     if len(set(languages)) != len(languages):
         raise ConfigError(f"corpus.languages={list(languages)} names a language twice")
-    for folder in train_folders:
-        if folder not in TRAIN_FOLDERS:
-            raise ConfigError(f"corpus.train_folders: {folder!r}; valid are {' and '.join(TRAIN_FOLDERS)}")
 
 
 def _missing_root(root: Path, language: str) -> str:

@@ -96,7 +96,6 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
         CorpusError: No such corpus, nothing usable in it, or, with ``corpus.on_error=raise``, damage.
     """
     corpus = cfg.corpus
-    _check_config(corpus)
     base = Path(cfg.data_dir) / "prepared"
     base.mkdir(parents=True, exist_ok=True)
     with held(base / f".{corpus.name}.lock", f"preparing corpus {corpus.name}", wait=True), naming(base):
@@ -170,22 +169,6 @@ def _report_of(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     return report if isinstance(report, dict) else None
-
-
-def _check_config(corpus: DictConfig) -> None:
-    problems = []
-    if corpus.reader not in ("europarl_st", "manifest"):
-        problems.append(f"corpus.reader={corpus.reader!r}: valid are europarl_st and manifest")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(corpus.name)):
-        problems.append(
-            f"corpus.name={corpus.name!r}: letters, digits, '.', '_' and '-', since it names folders"
-        )
-    if not float(corpus.max_seconds) > 0:
-        problems.append(f"corpus.max_seconds={corpus.max_seconds}: more than 0")
-    if int(corpus.workers) < 1:
-        problems.append(f"corpus.workers={corpus.workers}: 1 or more processes")
-    if problems:
-        raise ConfigError("\n  ".join(problems))
 
 
 def _audio_files(reading: Reading) -> list[Path]:

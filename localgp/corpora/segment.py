@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from localgp.corpora.audio_errors import Remark
-from localgp.errors import ConfigError, CorpusError
-
-ON_ERROR = ("raise", "skip")
+from localgp.errors import CorpusError
 
 _SHOWN = 20  # faults that an error lists; the others are counted
 
@@ -75,10 +73,6 @@ class Reading:
     notes: Counter[str] = field(default_factory=Counter)
     remarks: list[Remark] = field(default_factory=list)
     _faults: list[tuple[type[CorpusError], str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ON_ERROR:
-            raise ConfigError(f"corpus.on_error={self.on_error!r}: valid are {' and '.join(ON_ERROR)}")
 
     def damaged(
         self,

@@ -6,10 +6,6 @@ import re
 import unicodedata
 from pathlib import Path
 
-from localgp.errors import ConfigError
-
-CASES = ("lower", "keep")
-
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))  # zero-width marks, soft hyphen
 _APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
 
@@ -40,8 +36,6 @@ def normalize_text(text: str, case: str = "lower") -> str:
         >>> normalize_text("” Un po ' di pace.", case="keep")
         "Un po ' di pace."
     """
-    if case not in CASES:
-        raise ConfigError(f"corpus.case={case!r}: valid are {' and '.join(CASES)}")
     text = unicodedata.normalize("NFC", text).translate(_INVISIBLE).translate(_APOSTROPHES)
     text = " ".join(text.split())
     text = _STRAY_CLOSING.sub("", text)

@@ -226,8 +226,6 @@ def encode(
         primers: See `Backbone.told`.
     """
     backbone = backbone.told(primers, len(feats_BSF))
-    if path not in PATHS:
-        raise ConfigError(f"pruning.path is {path!r}; valid: {', '.join(PATHS)}")
     x_BTD, front_BTD, mask_B1T = backbone.front(feats_BSF, lengths_B)
     own_BT1 = mask_B1T.transpose(1, 2) if ragged else None
     decide = None

@@ -14,7 +14,7 @@ from localgp.backbones import adopt, families
 from localgp.errors import CheckpointError
 from localgp.hub.load import EXTRAS, GATES, base_config, decode_options
 from localgp.paths import expanded
-from localgp.settings import check
+from localgp.settings import check, require
 from localgp.weights import load_state
 
 
@@ -27,6 +27,7 @@ def gate(
     precision: str = "fp32",
 ) -> Any:
     """See `localgp.gate`."""
+    require({"decode.precision": precision})
     backbone = adopt(model, vocabulary)
     family = next(family for family in families().values() if backbone.key == family.KEY)
     # Which parts there are to gate goes by the name of any of the family's models.

@@ -29,7 +29,7 @@ from localgp.failures import remedy
 from localgp.parts import with_parts
 from localgp.paths import literal
 from localgp.search.options import DecodeOptions
-from localgp.settings import Part, check
+from localgp.settings import Part, check, require
 from localgp.stored import read_yaml_mapping, short
 from localgp.weights import load_state
 from localgp.window import spelt_out, upgraded
@@ -102,6 +102,7 @@ def load(
     extensions: Collection[type | str] = (),
 ) -> Any:
     """See `localgp.load`."""
+    require({"device": device, "decode.precision": precision})
     if gates not in ("trained", "open"):
         raise ConfigError(f"gates is {gates!r}; valid: trained, open")
     path = _find(str(source))
@@ -304,18 +305,9 @@ def _merge(cfg: DictConfig, section: str, value: Any, path: Path) -> None:
 
 
 def decode_options(cfg: DictConfig) -> DecodeOptions:
-    """The ``decode`` section, which has a batch and a precision besides.
-
-    Raises:
-        ConfigError: It has options that there are not.
-    """
+    """The ``decode`` section, which has a batch and a precision besides."""
     settings: Any = OmegaConf.to_container(cfg.decode, resolve=True)
     known = {field.name for field in fields(DecodeOptions)}
-    unknown = sorted(str(key) for key in set(settings) - known - {"batch", "precision"})
-    if unknown:
-        raise ConfigError(
-            f"decode has {', '.join(unknown)}; valid: batch, precision, {', '.join(sorted(known))}"
-        )
     return DecodeOptions(**{key: value for key, value in settings.items() if key in known})
 
 

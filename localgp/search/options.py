@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from localgp.errors import ConfigError
-
-RANKINGS = ("espnet", "transformers")
+from localgp.settings import require
 
 
 @dataclass(frozen=True)
@@ -43,26 +41,8 @@ class DecodeOptions:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.beam < 1:
-            problems.append(f"beam is {self.beam}, valid: 1 (greedy) or more")
-        if self.nbest < 1:
-            problems.append(f"nbest is {self.nbest}, valid: 1 or more")
-        if self.ranking not in RANKINGS:
-            problems.append(f"ranking is {self.ranking!r}, valid: {', '.join(RANKINGS)}")
-        if self.budget is not None and not 0.0 < self.budget <= 1.0:
-            problems.append(f"budget is {self.budget}, valid: above 0, up to 1")
-        if not 0.0 <= self.ctc_weight <= 1.0:
-            problems.append(f"ctc_weight is {self.ctc_weight}, valid: 0 to 1")
-        for name in ("length_bonus", "maxlenratio", "minlenratio"):
-            if not math.isfinite(getattr(self, name)):
-                problems.append(f"{name} is {getattr(self, name)}, valid: a finite number")
-        if -1.0 < self.maxlenratio < 0.0:
-            problems.append(
-                f"maxlenratio is {self.maxlenratio}, valid: 0 (end detection), a positive ratio, or -n for n tokens"
-            )
-        if problems:
-            raise ConfigError("decode options cannot be used: " + "; ".join(problems))
+        values = {f"decode.{name}": value for name, value in asdict(self).items() if name != "nbest"}
+        require(values)
 
     def check(self, decoder_layers: int) -> None:
         """Refuses what is a decoder's alone where the model has none.

@@ -404,7 +404,7 @@ def build_logger(name: str, directory: Path) -> Any:
         directory: Where it writes.
 
     Raises:
-        ConfigError: There is no such logger, or its package is not installed.
+        ConfigError: Its package is not installed.
     """
     if name == "none":
         return False
@@ -412,16 +412,14 @@ def build_logger(name: str, directory: Path) -> Any:
         from lightning.pytorch.loggers import TensorBoardLogger
 
         return TensorBoardLogger(directory, name="tensorboard", version="")
-    if name == "wandb":
-        if importlib.util.find_spec("wandb") is None:
-            raise ConfigError(
-                "training.logger=wandb needs a package that is not installed: pip install 'localgp[wandb]', in a "
-                "checkout pip install -e '.[wandb]'; or training.logger=tensorboard"
-            )
-        from lightning.pytorch.loggers import WandbLogger
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "training.logger=wandb needs a package that is not installed: pip install 'localgp[wandb]', in a "
+            "checkout pip install -e '.[wandb]'; or training.logger=tensorboard"
+        )
+    from lightning.pytorch.loggers import WandbLogger
 
-        return WandbLogger(project="localgp", save_dir=directory)
-    raise ConfigError(f"training.logger is {name!r}; valid: tensorboard, wandb, none")
+    return WandbLogger(project="localgp", save_dir=directory)
 
 
 def banner(

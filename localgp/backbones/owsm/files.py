@@ -27,7 +27,6 @@ from localgp.io import staging
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("pretrained", "random")
 CONFIG_FILE, BPE_FILE, STATS_FILE, WEIGHTS_FILE = (
     "config.yaml",
     "bpe.model",
@@ -224,8 +223,6 @@ def _resolve(files: ModelFiles, named: str | None, key: str, what: str) -> Path:
 def read_files(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], ModelFiles | None]:
     """ESPnet's configuration of a backbone, as `localgp.backbones.open_backbone` takes it, and its files; None for
     random weights."""
-    if cfg["weights"] not in WEIGHTS:
-        raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
     checkpoint = cfg.get("checkpoint")
     if cfg["weights"] == "random":
         if checkpoint is not None:

@@ -20,7 +20,6 @@ from localgp.errors import BackboneError, ConfigError
 from localgp.failures import explained
 from localgp.io import staging
 
-WEIGHTS = ("pretrained", "random")
 CONFIG_FILE, GENERATION_FILE, FEATURES_FILE = (
     "config.json",
     "generation_config.json",
@@ -68,11 +67,9 @@ def locate(cfg: Mapping[str, Any]) -> WhisperFiles:
 
     Raises:
         BackboneError: Nothing there, a file of it is missing, or it is another kind of model.
-        ConfigError: ``weights`` is neither of the two.
+        ConfigError: One of several checkpoints is asked for.
     """
     path, name = str(cfg["path"]), str(cfg["name"])
-    if cfg["weights"] not in WEIGHTS:
-        raise ConfigError(f"backbone.weights={cfg['weights']!r}: valid are {' and '.join(WEIGHTS)}")
     if cfg.get("checkpoint") is not None:
         raise ConfigError(
             f"backbone.checkpoint={cfg['checkpoint']}: only ESPnet's directories hold several checkpoints; leave it out"

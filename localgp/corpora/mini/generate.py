@@ -44,11 +44,7 @@ class MiniSpec:
     languages: tuple[str, ...] = LANGUAGES
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}={value}: 1 or more"
-            for name, value in asdict(self).items()
-            if name.endswith("_segments") and value < 1
-        ]
+        problems = []
         if not set(self.languages) <= set(LANGUAGES) or len(set(self.languages)) != len(self.languages):
             problems.append(f"languages={list(self.languages)}: distinct ones of {', '.join(LANGUAGES)}")
         if len(self.languages) < 2:
