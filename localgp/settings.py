@@ -203,6 +203,7 @@ BENCH = {
     "backbones": names(example="owsm_v3.1_small"),
     "measures": some_of("dense", "padded", "window", "pruned", "ragged", "gates", "int8", "profile", "peers"),
     "dtypes": some_of("fp32", "bf16", "int8"),
+    "dtypes@encoder": some_of("fp32", "bf16"),  # 8 bits are one of its measures
     "peers": some_of("transformers", "ctranslate2"),
     "patterns": some_of("hypothesis", "utterance"),
     "batches": list_of(COUNT),

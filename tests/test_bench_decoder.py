@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from localgp.backbones.cost import DecoderCost
-from localgp.bench.decoder import bench_decoder
+from localgp.bench.decoder import DecoderBench
+from localgp.bench.rows import settings
 from localgp.bench.step_parts import PARTS
-from localgp.bench.steps import PATTERNS, StepBench, random_gates
+from localgp.bench.steps import StepBench, random_gates
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
 from tests.decoding_helpers import SOS, make_memory, make_model
@@ -34,16 +35,11 @@ def test_rows_and_untouched_model() -> None:
     small = make_model(0)
     before = {name: value.clone() for name, value in small.decoder.state_dict().items()}
     lines: list[str] = []
-    rows = bench_decoder(
-        small.backbone,
-        name="tiny",
-        utterances=(1, 2),
-        steps=4,
-        skipped=(0.5,),
-        frames=15,
-        repeats=1,
-        progress=lines.append,
-    )
+    wanted = settings("decoder", utterances=[1, 2], steps=4, skipped=[0.5], dtypes=["fp32"], repeats=1)
+    bench = DecoderBench(small.backbone, "tiny", wanted, lines.append)
+    bench.frames = 15
+    rows = bench.measure()
+    assert len(lines) == len(rows)
     assert all(set(row) >= COLUMNS for row in rows)
     profile = [row for row in rows if row["measure"] == "profile"]
     assert len(profile) == 2 * len(PARTS)
@@ -58,7 +54,7 @@ def test_rows_and_untouched_model() -> None:
     assert [row["utterances"] for row in kept] == [1, 2]
     assert all(row["left_out"] == 0.7 and row["source_share_ratio"] > 0 for row in kept)
     rows = [row for row in rows if row["measure"] not in ("profile", "kept")]
-    assert len(lines) == len(rows) == 2 * 2 + 2 * 2
+    assert len(rows) == 2 * 2 + 2 * 2
     dense, gated = rows[:4], rows[4:]
     assert all(row["identical_hypotheses"] and row["speedup_vs_espnet"] > 0 for row in dense)
     assert all(row["step_time_ratio_vs_dense"] is not None for row in gated)
@@ -75,23 +71,24 @@ def test_gated_rows_say_what_was_skipped() -> None:
     memory, _ = make_memory(0, [9, 9])
     primers = [[SOS, 5, 6, 3]] * 2
     dense = CachedDecoder(small.backbone)
-    bench = StepBench(small.backbone, dense, beam=2, steps=3, repeats=1)
+    wanted = settings("decoder", beam=2, steps=3, repeats=1)
+    bench = StepBench(small.backbone, dense, wanted, memory, primers)
     cost = DecoderCost(small.backbone, 9)
     whole = cost.passes(3, np.full((len(dense.layers), 3), 3.0))
-    closed = bench.against_dense(memory, primers, random_gates(1.0, 0))
+    closed = bench.against_dense(random_gates(1.0, 0))
     assert (closed["skipped"], closed["agree"]) == (1.0, 1.0)
     assert closed["flop_ratio"] == pytest.approx(cost.output(3) / whole, abs=1e-4)
     assert closed["agreement"]["ffn"] == {"all_open": 0.0, "all_closed": 1.0}
-    half = bench.against_dense(memory, primers, random_gates(0.5, 0))
+    half = bench.against_dense(random_gates(0.5, 0))
     assert 0.2 < half["skipped"] < 0.8
     assert 0 < half["agree"] < 1
     assert closed["flop_ratio"] < half["flop_ratio"] < 1
-    together = bench.against_dense(memory, primers, random_gates(0.5, 0, "utterance"))
+    together = bench.against_dense(random_gates(0.5, 0, "utterance"))
     assert together["agree"] == 1.0
     assert 0 < together["skipped"] < 1
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", ["hypothesis", "utterance"])
 def test_random_gates_skip_the_share_asked_for(pattern: str) -> None:
     state = GateState(torch.arange(250).repeat_interleave(2), torch.zeros(500, dtype=torch.long))
     gates = random_gates(0.3, 0, pattern)

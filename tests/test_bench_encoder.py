@@ -12,11 +12,13 @@ from hydra import compose, initialize_config_dir
 from localgp.bench import benches
 from localgp.bench.__main__ import main as bench
 from localgp.bench.encoder import EncoderBench
-from localgp.bench.goals import decoder_goals, encoder_goals
+from localgp.bench.goals import judge
 from localgp.bench.harness import paired, peak_mib
 from localgp.bench.parts import INSIDE
+from localgp.bench.rows import settings
 from localgp.cli import CONF_DIR
 from localgp.errors import CheckpointError, ConfigError
+from localgp.settings import SCHEMAS, check
 from tests.conftest import make_backbone
 
 PARTS = ("subsampling", "ffn1", "attention", "cgmlp", "merge", "ffn2", "norm")
@@ -53,9 +55,8 @@ def test_rows_and_goals(columns):
     encoder = backbone.net.encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     lines: list[str] = []
-    tiny = EncoderBench(
-        backbone, name="tiny", seconds=2.0, repeats=1, espnet_repeats=1, progress=lines.append
-    )
+    wanted = settings("encoder", seconds=2.0, repeats=1, espnet_repeats=1)
+    tiny = EncoderBench(backbone, "tiny", wanted, lines.append)
     tiny.dense("fp32", 1)
     tiny.dense("fp32", 1, 0.5)
     tiny.pruned("fp32", 2, 0.5)
@@ -106,7 +107,7 @@ def test_rows_and_goals(columns):
     assert rows[4]["overhead_flop_share"] < 0.1
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
-    goals = encoder_goals(rows)
+    goals = judge(rows)
     assert [goal["goal"][:2] for goal in goals] == ["2:", "2:", "1:", "7:", "3:", "3:"]  # batch 2 has none
     for goal in goals:
         held = goal["value"] <= goal["limit"] if goal["sense"] == "<=" else goal["value"] >= goal["limit"]
@@ -114,7 +115,7 @@ def test_rows_and_goals(columns):
     assert goals[2]["limit"] == pytest.approx(pruned["flop_ratio"] + 0.03)
 
 
-def test_decoder_goals():
+def test_judge():
     row = {
         "measure": "dense",
         "backbone": "owsm_v3.1_small",
@@ -128,7 +129,7 @@ def test_decoder_goals():
     }
     step = row | {"measure": "pruned", "decided_per": "hypothesis", "skipped": 0.3, "speedup_vs_espnet": None}
     step["step_time_ratio_vs_dense"] = 0.9
-    fast, slow = decoder_goals([row, step])
+    fast, slow = judge([row, step])
     assert (fast["met"], fast["limit"], fast["sense"]) == (True, 25.0, ">=")
     assert (slow["met"], slow["limit"], slow["sense"]) == (False, 0.85, "<=")
     utterance, half, other = (
@@ -136,12 +137,12 @@ def test_decoder_goals():
         step | {"skipped": 0.5},
         step | {"skipped": 0.7},
     )
-    assert [goal["limit"] for goal in decoder_goals([utterance, half, other])] == [0.8, 0.7]
+    assert [goal["limit"] for goal in judge([utterance, half, other])] == [0.8, 0.7]
     mini = step | {"backbone": "mini", "utterances": 1, "step_time_ratio_vs_dense": 1.0}
-    assert [(goal["limit"], goal["met"]) for goal in decoder_goals([mini])] == [(1.05, True)]
+    assert [(goal["limit"], goal["met"]) for goal in judge([mini])] == [(1.05, True)]
     kept = step | {"measure": "kept", "left_out": 0.7, "source_share_ratio": 0.41}
-    assert [(goal["limit"], goal["met"]) for goal in decoder_goals([kept])] == [(0.4, False)]
-    assert not decoder_goals([row | {"identical_hypotheses": False}])[0]["met"]
+    assert [(goal["limit"], goal["met"]) for goal in judge([kept])] == [(0.4, False)]
+    assert not judge([row | {"identical_hypotheses": False}])[0]["met"]
 
 
 @pytest.fixture
@@ -152,6 +153,7 @@ def run_bench(monkeypatch, tmp_path, capsys):
     def run(*overrides: str) -> dict:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", overrides=[f"exp_dir={tmp_path}", "device=cpu", *overrides])
+        check(cfg, SCHEMAS["config"])
         bench(cfg)
         printed = capsys.readouterr().out
         result = json.loads(printed.splitlines()[-1])
@@ -193,13 +195,11 @@ def test_the_command_writes_what_it_prints(run_bench, columns):
 
 
 def test_unknown_choices_and_runs_are_named(run_bench, tmp_path):
-    with pytest.raises(ConfigError, match="bench.measures has dens; valid: dense, padded"):
+    with pytest.raises(ConfigError, match=r"bench.measures is \['dens'\]; valid: .*dense, padded"):
         run_bench("bench=encoder", "bench.measures=[dens]")
-    with pytest.raises(
-        ConfigError, match="bench.dtypes has int8; valid: fp32, bf16"
-    ):  # that is a measure here
-        run_bench("bench=encoder", "bench.dtypes=[int8]")
+    with pytest.raises(ConfigError, match=r"bench.dtypes is \['int8'\]; valid: .*fp32, bf16"):
+        run_bench("bench=encoder", "bench.dtypes=[int8]")  # that is a measure here
     with pytest.raises(CheckpointError, match="holds no finished run"):
         run_bench("bench=encoder", "bench.backbones=[]", f"bench.run={tmp_path}")
-    with pytest.raises(ConfigError, match="'gpu'; valid: encoder, decoder, training"):
+    with pytest.raises(ConfigError, match="bench.name is 'gpu'; valid: encoder, decoder, training"):
         run_bench("bench.name=gpu")

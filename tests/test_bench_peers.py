@@ -7,8 +7,12 @@ import torch
 
 from localgp.backbones import open_backbone
 from localgp.backbones.whisper.peers import EqualSteps
-from localgp.bench.goals import peer_goals
-from localgp.bench.peers import bench_decoder_peers, bench_encoder_peers, bench_step_peers
+from localgp.bench import peers
+from localgp.bench.decoder import DecoderBench
+from localgp.bench.encoder import EncoderBench
+from localgp.bench.goals import judge
+from localgp.bench.peers import search_peers, step_peers
+from localgp.bench.rows import settings
 from tests.conftest import make_backbone
 from tests.whisper_helpers import VOCABULARY, save_tiny_whisper
 
@@ -25,15 +29,18 @@ def backbone(tmp_path_factory):
 def test_every_peer_computes_the_same(backbone, peer):
     pytest.importorskip(peer)
     said = []
-    (row,) = bench_encoder_peers(
-        backbone, name="tiny", peers=[peer], batches=[2], seconds=30.0, repeats=1, progress=said.append
-    )
+    wanted = settings("encoder", peers=[peer], espnet_batches=[2], espnet_repeats=1)
+    bench = EncoderBench(backbone, "tiny", wanted, said.append)
+    bench.peers()
+    (row,) = bench.rows
     assert row["relative_error"] < 1e-4
     assert row["against"] == peer
-    assert f"tiny x2: {row['seconds']:.3f} s, {peer}" in said[0]
-    rows = bench_decoder_peers(
-        backbone, name="tiny", peers=[peer], utterances=[1], beams=[1, 2], repeats=1, progress=said.append
+    assert f"tiny fp32: batch 2, seconds {row['seconds']}, against {peer}, " in said[0]
+    search = DecoderBench(
+        backbone, "tiny", settings("decoder", peers=[peer], utterances=[1], beam=2, repeats=1)
     )
+    search_peers(search)
+    rows = search.rows
     assert [(row["beam"], row["batch"]) for row in rows] == [(1, 1), (2, 1)]
     if peer == "transformers":  # CTranslate2 lets no output be longer than half of the positions
         assert [row["identical"] for row in rows] == [1, 1]
@@ -62,7 +69,7 @@ def test_goals_of_whisper():
     ]
     step = {"measure": "peer step", "backbone": "b", "against": "ctranslate2", "batch": 8}
     rows += [step | {"dtype": "int8", "time_ratio": 0.61}, step | {"dtype": "fp32", "time_ratio": 0.44}]
-    goals = {goal["goal"]: goal["met"] for goal in peer_goals(rows)}
+    goals = {goal["goal"]: goal["met"] for goal in judge(rows)}
     assert goals == {
         "Whisper 1: own dense / transformers, b fp32, 30 s": False,
         "Whisper 3: beam 5, speed / ctranslate2, whisper_base x8": True,
@@ -74,27 +81,21 @@ def test_goals_of_whisper():
 
 
 def test_what_has_no_peers_is_not_encoded_for_them():
-    """Nor is it asked to be in eval mode."""
     backbone = make_backbone()
-    backbone.net.train()
-    rest = {"utterances": [1], "beams": [1], "repeats": 1, "progress": print}
-    assert bench_decoder_peers(backbone, name="tiny", peers=[], **rest) == []
+    bench = DecoderBench(backbone, "tiny", settings("decoder", utterances=[1]))
+    search_peers(bench)
+    assert bench.rows == []
 
 
-def test_a_step_beside_one_of_equal_size(backbone):
+def test_a_step_beside_one_of_equal_size(backbone, monkeypatch):
     pytest.importorskip("ctranslate2")
     lines = []
-    rows = bench_step_peers(
-        backbone,
-        name="tiny",
-        utterances=[1, 2],
-        beam=2,
-        steps=4,
-        dtypes=["fp32"],
-        repeats=1,
-        frames=16,
-        progress=lines.append,
-    )
+    monkeypatch.setattr(peers, "SYMBOLS", 0)
+    wanted = settings("decoder", utterances=[1, 2], beam=2, steps=4, dtypes=["fp32"], repeats=1)
+    bench = DecoderBench(backbone, "tiny", wanted, lines.append)
+    bench.frames = 16
+    step_peers(bench)
+    rows = bench.rows
     assert [(row["batch"], row["dtype"], row["against"]) for row in rows] == [
         (1, "fp32", "ctranslate2"),
         (2, "fp32", "ctranslate2"),

@@ -17,6 +17,7 @@ from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.trained import trained_config
 from localgp.run import Run
 from localgp.search.options import DecodeOptions
+from localgp.settings import SCHEMAS, check
 from localgp.weights import save_weights
 from tests.analysis_helpers import add_run, shared_place
 
@@ -102,8 +103,8 @@ def test_all_runs_are_timed_in_turns(place, exp, capsys):
 
 
 def test_wanted_runs_must_be_there(place, exp, tmp_path, capsys):
-    with pytest.raises(ConfigError, match="bench.repeats is 0; valid: a whole number from 1"):
-        bench(place.config("bench=runs", f"exp_dir={exp}", "bench.repeats=0"))
+    with pytest.raises(ConfigError, match="bench.repeats is 0"):
+        check(place.config("bench=runs", f"exp_dir={exp}", "bench.repeats=0"), SCHEMAS["config"])
     with pytest.raises(
         ConfigError, match=r"bench.confs: row07 not among the evaluated runs .*: row01, row06"
     ):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from localgp.bench.goals import training_goals
-from localgp.bench.training import bench_training
+from localgp.bench.encoder import EncoderBench
+from localgp.bench.goals import judge
+from localgp.bench.rows import settings
 from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
 from tests.conftest import make_backbone
 
@@ -14,15 +15,10 @@ def test_rows_and_goals(columns):
     backbone = make_backbone()
     encoder = backbone.net.encoder
     lines: list[str] = []
-    rows = bench_training(
-        backbone,
-        name="tiny",
-        seconds=1.0,
-        batches=(1, 2),
-        skipped=(0.5,),
-        repeats=1,
-        progress=lines.append,
-    )
+    bench = EncoderBench(backbone, "tiny", settings("training", seconds=1.0, repeats=1), lines.append)
+    for batch in (1, 2):
+        bench.training(batch, 0.5)
+    rows = bench.rows
     assert [row["batch"] for row in rows] == [1, 2]
     assert len(lines) == 2
     assert all(columns <= set(row) for row in rows)
@@ -33,7 +29,7 @@ def test_rows_and_goals(columns):
     assert rows[1]["peak_mib"] > rows[0]["peak_mib"] > 0
     assert not encoder.training
     assert all(p.grad is None for p in encoder.parameters())
-    goals = training_goals(rows)
+    goals = judge(rows)
     assert [goal["limit"] for goal in goals] == [round(row["flop_ratio"] + 0.05, 4) for row in rows]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from localgp.bench.decoder import bench_decoder
+from localgp.bench.decoder import DecoderBench
+from localgp.bench.rows import settings
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
 from localgp.errors import ConfigError
@@ -150,16 +151,10 @@ def test_an_output_layer_in_8_bits_writes_what_fp32_writes(beam: int, ctc_weight
 
 @multiplies
 def test_the_decoders_benchmark_takes_it() -> None:
-    rows = bench_decoder(
-        make_model(0).backbone,
-        name="tiny",
-        utterances=(1,),
-        steps=3,
-        skipped=(0.5,),
-        frames=15,
-        dtypes=("int8",),
-        repeats=1,
-    )
+    wanted = settings("decoder", utterances=[1], steps=3, skipped=[0.5], dtypes=["int8"], repeats=1)
+    bench = DecoderBench(make_model(0).backbone, "tiny", wanted)
+    bench.frames = 15
+    rows = bench.measure()
     assert {row["measure"] for row in rows} == {
         "profile",
         "kept",

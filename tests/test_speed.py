@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from localgp.bench.encoder import make_row
-from localgp.bench.goals import goal
+from localgp.bench.goals import Goal
+from localgp.bench.rows import ENCODER, make_row
 from localgp.errors import ConfigError
 from localgp.report.markdown import replace_between_markers
 from localgp.report.speed import COMMANDS, read_benchmarks, speed_section
@@ -28,25 +28,34 @@ def write(folder, name, rows, goals=(), kind=None):
     (folder / "bench" / f"{name}.json").write_text(json.dumps(content))
 
 
+def encoder_row(measure, said):
+    figures = {"batch": len(said), "seconds_of_audio": said, "padded_to": 30.0}
+    return make_row(ENCODER, measure, "owsm_v3.1_small", "fp32", **figures)
+
+
+def goal(name, value, limit):
+    return Goal(name, "dense", "figure", "", {}).judged({"figure": value}, limit)
+
+
 @pytest.fixture
 def measured(tmp_path):
-    """Rows as `EncoderBench`, `bench_decoder` and `bench_training` make them."""
-    dense = make_row("dense", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+    """Rows as `EncoderBench` and `DecoderBench` make them."""
+    dense = encoder_row("dense", [30.0]) | {
         "seconds": 1.63, "flop_ratio": 1.0, "time_ratio_vs_espnet": 0.526, "peak_mib": 401.2,
     }  # fmt: skip
-    pruned = make_row("pruned", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+    pruned = encoder_row("pruned", [30.0]) | {
         "seconds": 1.3, "skipped": 0.3, "flop_ratio": 0.811, "time_ratio_vs_dense": 0.834, "peak_mib": 390.0,
     }  # fmt: skip
-    many = make_row("pruned", "owsm_v3.1_small", "fp32", [30.0] * 8, 30.0) | {
+    many = encoder_row("pruned", [30.0] * 8) | {
         "seconds": 10.4, "skipped": 0.3, "flop_ratio": 0.811, "time_ratio_vs_dense": 0.82,
     }  # fmt: skip
-    ragged = make_row("ragged", "owsm_v3.1_small", "fp32", [30.0, 20.0, 10.0, 5.0], 30.0) | {
+    ragged = encoder_row("ragged", [30.0, 20.0, 10.0, 5.0]) | {
         "seconds": 3.1, "padded_to": None, "flop_ratio": 0.51, "time_ratio_vs_espnet": 0.28,
     }  # fmt: skip
-    gates = make_row("gates", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+    gates = encoder_row("gates", [30.0]) | {
         "seconds": 0.05, "overhead_share": 0.0312, "overhead_flop_share": 0.0214,
     }  # fmt: skip
-    profile = make_row("profile", "owsm_v3.1_small", "fp32", [30.0], 30.0) | {
+    profile = encoder_row("profile", [30.0]) | {
         "part": "cgmlp", "seconds": 0.4, "against_seconds": 0.9, "time_ratio_vs_espnet": 0.44, "time_share": 0.25,
         "flop_share": 0.2,
     }  # fmt: skip

@@ -6,11 +6,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -43,12 +45,12 @@ class Paired:
         seconds: Name of a run to its seconds in every round.
     """
 
-    seconds: dict[str, list[float]]
+    seconds: dict[Any, list[float]]
 
-    def median(self, name: str) -> float:
+    def median(self, name: Any) -> float:
         return statistics.median(self.seconds[name])
 
-    def ratio(self, over: str, under: str) -> float:
+    def ratio(self, over: Any, under: Any) -> float:
         """Median over the rounds of the one's time over the other's.
 
         Examples:
@@ -59,7 +61,7 @@ class Paired:
 
 
 def paired(
-    runs: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device, *, warmup: int = 1
+    runs: Mapping[Any, Callable[[], Any]], repeats: int, device: torch.device, *, warmup: int = 1
 ) -> Paired:
     """Times every run ``repeats`` times, in turns; CUDA by events on the stream, anything else by the clock.
 
@@ -71,13 +73,34 @@ def paired(
     for _ in range(warmup):
         for run in runs.values():
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Any, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(repeats):
         begin = turn % len(names) if names else 0
         for name in names[begin:] + names[:begin]:
             seconds[name].append(timed(runs[name], device)[0])
     return Paired(seconds)
+
+
+def per_step(
+    runs: Mapping[str, Callable[[int], Callable[[], Any]]], steps: int, repeats: int, device: torch.device
+) -> Paired:
+    """Seconds of a step: of a run of so many less one of a single step, so that what is done once is not counted.
+
+    Args:
+        runs: Each takes a number of steps and gives what runs them.
+    """
+    every = {(name, n): run(n) for name, run in runs.items() for n in (1, steps)}
+    times = paired(every, repeats, device).seconds
+    return Paired(
+        {
+            name: [
+                (whole - first) / max(1, steps - 1)
+                for whole, first in zip(times[name, steps], times[name, 1], strict=True)
+            ]
+            for name in runs
+        }
+    )
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
@@ -113,3 +136,38 @@ def peak_mib(run: Callable[[], Any], device: torch.device) -> float:
     recorded = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]")
     return round(max(accumulate((nbytes for _, nbytes in changes), initial=0)) / 2**20, 3)
+
+
+class Clock:
+    """Seconds by part of a run, by wrapping what computes the parts, so that they cost nothing otherwise.
+
+    On a CPU only: a GPU is still at work when a method returns.
+
+    Attributes:
+        seconds: Of each part; what parts inside of it take is in them.
+        counts: Whether it runs.
+    """
+
+    def __init__(self, counts: bool = True) -> None:
+        self.seconds: dict[str, float] = {}
+        self.counts = counts
+
+    def wrapped(self, method: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if not self.counts:
+                return method(*args, **kwargs)
+            began = time.perf_counter()
+            result = method(*args, **kwargs)
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+            return result
+
+        return timed
+
+
+@contextmanager
+def in_place_of(methods: Iterable[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Other methods of objects or classes, undone afterwards: (owner, name, method)."""
+    with ExitStack() as undone:
+        for owner, name, method in methods:
+            undone.enter_context(patch.object(owner, name, method))
+        yield

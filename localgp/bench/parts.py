@@ -1,16 +1,12 @@
 """Where the encoder's time goes: seconds by part, ours and ESPnet's on the same input.
 
-Ours are the ranges that the packed encoder names for PyTorch's profiler; ESPnet's modules are timed by hooks. On a CPU
-only: a GPU is still at work when a module returns.
+Ours are the ranges that the packed encoder names for PyTorch's profiler; ESPnet's modules are timed by a `Clock`.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import EncoderCost
-from localgp.bench.harness import paired
+from localgp.bench.harness import Clock, in_place_of, paired
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import Linear
 from localgp.kernels.ragged import RANGE
@@ -55,9 +51,13 @@ def reference_seconds(backbone: Backbone, run: Callable[[], Any], repeats: int) 
     run()
     rounds = []
     for _ in range(repeats):
-        with _timed(_modules(backbone)) as seconds:
+        clock = Clock()
+        parts = (
+            (module, "forward", clock.wrapped(module.forward, part)) for part, module in _modules(backbone)
+        )
+        with in_place_of(parts):
             run()
-        rounds.append(dict(seconds))
+        rounds.append(clock.seconds)
     return _medians(rounds)
 
 
@@ -90,29 +90,6 @@ def _modules(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
             for module in part.linears:
                 if isinstance(module, nn.Conv1d):
                     yield INSIDE, module
-
-
-@contextmanager
-def _timed(modules: Iterator[tuple[str, nn.Module]]) -> Iterator[dict[str, float]]:
-    seconds: dict[str, float] = defaultdict(float)
-    handles = []
-    for part, module in modules:
-        started: list[float] = []
-
-        def begin(module: nn.Module, args: Any, started: list[float] = started) -> None:
-            started.append(time.perf_counter())
-
-        def end(
-            module: nn.Module, args: Any, output: Any, part: str = part, started: list[float] = started
-        ) -> None:
-            seconds[part] += time.perf_counter() - started.pop()
-
-        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:

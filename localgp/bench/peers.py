@@ -1,14 +1,13 @@
-"""Seconds of encoder and search against what else computes the same weights, paired in one run.
+"""Search and its steps against what else computes the same weights, or weights of the same size, paired in one run.
 
-The encoder is given noise: no encoder's time depends on what is said. The search is given sentences that eSpeak speaks,
-so that hypotheses end where a model with its real weights ends them, and can be compared.
+The search is given sentences that eSpeak speaks, so that hypotheses end where a model with its real weights ends them,
+and can be compared.
 
-Shape legend: B utterances, S feature frames, F mel bins, T encoder frames, D model size.
+Shape legend: B utterances, T encoder frames, D model size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,10 @@ import torch
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
-from localgp.bench.harness import Paired, paired
-from localgp.bench.steps import STEP_DTYPES, endless
+from localgp.bench.decoder import DecoderBench
+from localgp.bench.harness import per_step
+from localgp.bench.rows import PEER
+from localgp.bench.steps import STEP_DTYPES, StepBench, endless
 from localgp.decoder.cached import CachedDecoder
 from localgp.encoder.packed import PackedEncoder
 from localgp.search.beam import BeamSearch
@@ -35,176 +36,88 @@ SENTENCES = (
     "The library opens at nine, but the reading room is only open after lunch.",
     "We have enough water for three days if everybody drinks as little as possible.",
 )
-
-
-def bench_encoder_peers(
-    backbone: Backbone,
-    *,
-    name: str,
-    peers: Sequence[str],
-    batches: Sequence[int],
-    seconds: float,
-    repeats: int,
-    progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Rows ``peer encoder``: ours, dense and packed in fp32, against each peer's."""
-    packed, device = PackedEncoder(backbone), backbone.device
-    frames = backbone.timeline.feature_frames(round(seconds * backbone.sample_rate))
-    generator = torch.Generator().manual_seed(0)
-    feats_BSF = torch.randn(max(batches), frames, backbone.shape.mels, generator=generator).to(device)
-    rows = []
-    for peer in peers:
-        other = backbone.peer(peer)
-        for batch in batches:
-            given, lengths = feats_BSF[:batch], [frames] * batch
-            ours, theirs = partial(_encode, packed, given, lengths), partial(other.encode, given)
-            times = paired({"ours": ours, "peer": theirs}, repeats, device)
-            own, their = ours().cpu(), theirs().flatten(0, 1).cpu()
-            row = _row("peer encoder", name, peer, batch, times.median("ours"), times.median("peer"))
-            row["time_ratio"] = round(times.ratio("ours", "peer"), 4)
-            row["relative_error"] = float(f"{float((own - their).abs().max() / their.abs().max()):.2g}")
-            rows.append(row)
-            progress(_described(row, f"{row['time_ratio']} of its time"))
-    return rows
-
-
-def bench_decoder_peers(
-    backbone: Backbone,
-    *,
-    name: str,
-    peers: Sequence[str],
-    utterances: Sequence[int],
-    beams: Sequence[int],
-    repeats: int,
-    progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Rows ``peer search``: our search with `transformers`' ranking against each peer's, on the same encoder output,
-    with how many hypotheses are identical."""
-    if not peers:
-        return []
-    device, tokens = backbone.device, backbone.tokenizer
-    memory_BTD = _encoded(backbone, max(utterances))
-    primer = [*tokens.start, *tokens.prompt(LANGUAGE, LANGUAGE)]
-    rows = []
-    for beam in beams:
-        search = BeamSearch(backbone, DecodeOptions(beam=beam, ranking="transformers"), dtype=torch.float32)
-        for peer in peers:
-            other = backbone.peer(peer)
-            for count in utterances:
-                memory, primers = memory_BTD[:count], [primer] * count
-                lengths_B = torch.full((count,), memory.shape[1], device=device)
-                ours = partial(_write, search, memory, lengths_B, primers, tokens.eos)
-                theirs = other.search(memory, primers, beam)
-                times = paired({"ours": ours, "peer": theirs}, repeats, device)
-                pairs = list(zip(ours(), theirs(), strict=True))
-                row = _row("peer search", name, peer, count, times.median("ours"), times.median("peer"))
-                row |= {
-                    "beam": beam,
-                    "speed_ratio": round(times.ratio("peer", "ours"), 3),
-                    "tokens": round(float(np.mean([len(a) for a, _ in pairs])), 1),
-                    "identical": sum(a == b for a, b in pairs),
-                }
-                rows.append(row)
-                same = f"{row['identical']} of {count} hypotheses the same"
-                progress(_described(row, f"beam {beam}, {row['speed_ratio']} x its speed, {same}"))
-    return rows
-
-
 STEP_PEERS = {"fp32": "float32", "int8": "int8"}  # our arithmetic, and CTranslate2's
+SYMBOLS = 2000  # Whisper's own, bytes among them: a smaller vocabulary has no Whisper of equal size
 
 
-def bench_step_peers(
-    backbone: Backbone,
-    *,
-    name: str,
-    utterances: Sequence[int],
-    beam: int,
-    steps: int,
-    dtypes: Sequence[str],
-    repeats: int,
-    frames: int = 749,
-    progress: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
+def search_peers(bench: DecoderBench) -> None:
+    """Rows ``peer search``: our search with `transformers`' ranking against each peer's, greedy and with the beam, on
+    the same encoder output, with how many hypotheses are identical."""
+    backbone, wanted = bench.backbone, bench.wanted
+    peers = {name: backbone.peer(name) for name in wanted.peers if name in backbone.peers}
+    if not peers:
+        return
+    tokens = backbone.tokenizer
+    memory_BTD = _encoded(backbone, max(wanted.utterances))
+    primer = [*tokens.start, *tokens.prompt(LANGUAGE, LANGUAGE)]
+    for beam in dict.fromkeys((1, wanted.beam)):
+        options = DecodeOptions(beam=beam, ranking="transformers")
+        search = BeamSearch(backbone, options, dtype=torch.float32)
+        for peer, other in peers.items():
+            for count in wanted.utterances:
+                memory, primers = memory_BTD[:count], [primer] * count
+                ours = partial(_write, search, memory, primers, tokens.eos)
+                theirs = other.search(memory, primers, beam)
+                figures, times = bench.compare({"ours": ours, peer: theirs}, wanted.repeats)
+                pairs = list(zip(ours(), theirs(), strict=True))
+                bench.add(
+                    "peer search",
+                    "fp32",
+                    schema=PEER,
+                    batch=count,
+                    **figures,
+                    beam=beam,
+                    speed_ratio=times.ratio(peer, "ours"),
+                    tokens=float(np.mean([len(a) for a, _ in pairs])),
+                    identical=sum(a == b for a, b in pairs),
+                )
+
+
+def step_peers(bench: DecoderBench) -> None:
     """Rows ``peer step``: a step of our search against one of CTranslate2's, of a decoder of equal size with random
-    weights, in the same arithmetic. A search of ``steps`` tokens less one of a single token, so that what is done once
-    is not counted."""
+    weights, in the same arithmetic."""
+    backbone, wanted = bench.backbone, bench.wanted
+    if "ctranslate2" not in wanted.peers or backbone.shape.vocabulary <= SYMBOLS:
+        return
     from localgp.backbones.whisper.peers import EqualSteps
 
-    parts, device = backbone.branches("decoder", 0), backbone.device
+    parts = backbone.branches("decoder", 0)
     ffn: Any = parts["ffn"].linears[0]
-    generator = torch.Generator().manual_seed(0)
-    memory_BTD = torch.randn(max(utterances), frames, backbone.shape.size, generator=generator).to(device)
-    tokens = backbone.tokenizer
-    primer = [*tokens.start, *tokens.prompt(tokens.languages[0], tokens.languages[0])]
-    rows = []
-    for dtype in dtypes:
+    for dtype in [dtype for dtype in bench.dtypes() if dtype in STEP_PEERS]:
         other = EqualSteps(
             size=backbone.shape.size,
             layers=backbone.shape.decoder_layers,
             heads=parts["self_attention"].heads,
             units=ffn.out_features,
             vocabulary=backbone.shape.vocabulary,
-            frames=frames,
+            frames=bench.frames,
             arithmetic=STEP_PEERS[dtype],
         )
         with endless(backbone):
             decoder = CachedDecoder(backbone, dtype=STEP_DTYPES[dtype])
-            for count in utterances:
-                memory, lengths_B = memory_BTD[:count], torch.full((count,), frames, device=device)
-                runs: dict[str, Callable[[], Any]] = {}
-                for long in (1, steps):
-                    options = DecodeOptions(beam=beam, maxlenratio=-long)
-                    search = BeamSearch(backbone, options, decoder)
-                    runs[f"ours {long}"] = partial(search, memory, lengths_B, [primer] * count)
-                    runs[f"peer {long}"] = other.search(memory, beam, long)
-                written = {long: len(runs[f"peer {long}"]()[0]) for long in (1, steps)}
-                times = paired(runs, repeats, device).seconds
-                per_step = {
-                    who: [
-                        (whole - first) / count_of
-                        for whole, first in zip(times[f"{who} {steps}"], times[f"{who} 1"], strict=True)
-                    ]
-                    for who, count_of in (("ours", steps - 1), ("peer", written[steps] - written[1]))
-                }
-                found = Paired(per_step)
-                row = _row(
-                    "peer step", name, "ctranslate2", count, found.median("ours"), found.median("peer")
+            for count in wanted.utterances:
+                memory_BTD, primers = bench.memory(count)
+                ours = partial(StepBench(backbone, decoder, wanted, memory_BTD, primers).of, None)
+                theirs = partial(other.search, memory_BTD, wanted.beam)
+                times = per_step({"ours": ours, "peer": theirs}, wanted.steps, wanted.repeats, bench.device)
+                bench.add(
+                    "peer step",
+                    dtype,
+                    schema=PEER,
+                    batch=count,
+                    seconds=times.median("ours"),
+                    against="ctranslate2",
+                    against_seconds=times.median("peer"),
+                    beam=wanted.beam,
+                    time_ratio=times.ratio("ours", "peer"),
                 )
-                row |= {"dtype": dtype, "beam": beam, "time_ratio": round(found.ratio("ours", "peer"), 4)}
-                rows.append(row)
-                progress(_described(row, f"{row['time_ratio']} of its time a step, {dtype}"))
-    return rows
 
 
-def _encode(packed: PackedEncoder, feats_BSF: Tensor, lengths: list[int]) -> Tensor:
-    return packed(feats_BSF, lengths).x
-
-
-def _write(
-    search: BeamSearch, memory_BTD: Tensor, lengths_B: Tensor, primers: list[list[int]], end: int
-) -> list[list[int]]:
+def _write(search: BeamSearch, memory_BTD: Tensor, primers: list[list[int]], end: int) -> list[list[int]]:
+    lengths_B = torch.full((len(memory_BTD),), memory_BTD.shape[1], device=memory_BTD.device)
     found = search(memory_BTD, lengths_B, primers)
     texts = [nbest[0].tokens[len(primer) :] for nbest, primer in zip(found, primers, strict=True)]
     return [ids[: ids.index(end)] if end in ids else ids for ids in texts]
-
-
-def _row(
-    measure: str, name: str, peer: str, batch: int, seconds: float, against_seconds: float
-) -> dict[str, Any]:
-    return {
-        "measure": measure,
-        "backbone": name,
-        "dtype": "fp32",
-        "batch": batch,
-        "seconds": round(seconds, 5),
-        "against": peer,
-        "against_seconds": round(against_seconds, 5),
-    }
-
-
-def _described(row: dict[str, Any], figures: str) -> str:
-    against = f"{row['against']} {row['against_seconds']:.3f} s"
-    return f"{row['measure']} {row['backbone']} x{row['batch']}: {row['seconds']:.3f} s, {against}: {figures}"
 
 
 def _encoded(backbone: Backbone, count: int) -> Tensor:
@@ -215,9 +128,7 @@ def _encoded(backbone: Backbone, count: int) -> Tensor:
     speech_BN = torch.zeros(count, backbone.samples)
     for b, row_N in enumerate(speech_BN):
         spoken = speak(SENTENCES[b % len(SENTENCES)], "en-us+f3", 150, 50).samples
-        samples = torch.from_numpy(resample(spoken, ESPEAK_RATE, backbone.sample_rate)).float()[
-            : backbone.samples
-        ]
+        samples = torch.from_numpy(resample(spoken, ESPEAK_RATE, backbone.sample_rate)).float()[: len(row_N)]
         row_N[: len(samples)] = samples
     lengths_B = torch.full((count,), backbone.samples)
     feats_BSF, frames_B = backbone.features(speech_BN.to(backbone.device), lengths_B)

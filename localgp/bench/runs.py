@@ -2,27 +2,25 @@
 
 All runs take turns within every round, so that a machine that is slow for a while is slow for all of them. The parts
 of an utterance's way are timed apart: the contexts' extractors, the features, the encoder, the beam search.
-
-Shape legend: B utterances, N samples.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from omegaconf import DictConfig
 
 from localgp.bench.harness import Paired, paired
-from localgp.contexts.extract import RowContexts, batch_contexts
-from localgp.corpora.rows import Task, list_tasks, padded_speech
+from localgp.contexts.extract import RowContexts
+from localgp.corpora.rows import list_tasks
 from localgp.encoder.run import EncoderOutput
-from localgp.evaluation.decode import decode_rows
+from localgp.evaluation.decode import decode_rows, in_batches, load_batch
 from localgp.evaluation.measured import kept_ratios, measured_gflops
 from localgp.model import GatedS2T
 from localgp.search.options import DecodeOptions
@@ -51,25 +49,6 @@ class TrainedRun:
     budget: float | None = None
 
 
-@dataclass
-class _Batch:
-    """Utterances that are timed together.
-
-    Attributes:
-        owners: The utterance of each task, as a row of the batch.
-        feats, feat_lengths, encoded: What the step before made, for the step that is timed.
-    """
-
-    speech_BN: Tensor
-    ends_B: Tensor
-    contexts: dict[str, Tensor]
-    tasks: list[Task]
-    owners: list[int]
-    feats: Tensor = field(default_factory=lambda: torch.empty(0))
-    feat_lengths: Tensor = field(default_factory=lambda: torch.empty(0))
-    encoded: EncoderOutput | None = None
-
-
 class RunTimer:
     """The steps of one run's evaluation over the same utterances, each by itself.
 
@@ -82,53 +61,35 @@ class RunTimer:
 
     @torch.inference_mode()
     def __init__(self, run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> None:
-        self.run, self._model = run, run.model
-        backbone = run.model.backbone
-        samples, self._device = run.model.samples, backbone.device
-        self._encoder = run.model.packed(budget=run.budget)
-        self._searches = TaskSearches(backbone, options, torch.float32)
-        tasks_of: dict[int, list[Task]] = {}
-        for task in list_tasks(rows):
-            tasks_of.setdefault(task.row, []).append(task)
-        order = sorted(tasks_of, key=lambda index: (rows[index]["seconds"], index))
-        self._batches = []
-        for begin in range(0, len(order), batch):
-            chunk = order[begin : begin + batch]
-            items = [rows[index] for index in chunk]
-            speech_BN, ends_B = padded_speech(items, samples)
-            self._batches.append(
-                _Batch(
-                    speech_BN.to(self._device),
-                    ends_B.to(self._device),
-                    batch_contexts(run.contexts, items, samples, backbone.timeline, self._device),
-                    [task for index in chunk for task in tasks_of[index]],
-                    [position for position, index in enumerate(chunk) for _ in tasks_of[index]],
-                )
-            )
+        self._model = model = run.model
+        self._encoder = model.packed(budget=run.budget)
+        self._searches = TaskSearches(model.backbone, options, torch.float32)
+        planned = in_batches(model, rows, list_tasks(rows), batch)
+        self._batches = [load_batch(model, rows, passes, run.contexts) for passes in planned]
         self.features()
         self.encoder()
 
     @torch.inference_mode()
     def features(self) -> None:
         """Log-mel features: the same for all runs but those that do not pad."""
-        for b in self._batches:
-            b.feats, b.feat_lengths = self._model.features(b.speech_BN, b.ends_B)
+        self._features = [self._model.features(b.speech_BN, b.ends_B) for b in self._batches]
 
     @torch.inference_mode()
     def encoder(self) -> list[EncoderOutput]:
         """The packed encoder from features on, as its FLOPs are counted."""
-        for b in self._batches:
-            b.encoded = self._encoder.encode_features(b.feats, b.feat_lengths, b.contexts)
-        return [b.encoded for b in self._batches if b.encoded is not None]
+        self._encoded = [
+            self._encoder.encode_features(*given, b.contexts, b.primers)
+            for given, b in zip(self._features, self._batches, strict=True)
+        ]
+        return self._encoded
 
     @torch.inference_mode()
     def decoder(self) -> int:
         """The beam search of all tasks; returns how many tokens the best hypotheses have."""
         model, count = self._model, 0
-        for b in self._batches:
-            assert b.encoded is not None
-            gates = partial(model.step_gates, b.encoded) if model.decoder_policy is not None else None
-            found = self._searches(*b.encoded.memory(), b.owners, b.tasks, gates=gates)
+        for encoded, b in zip(self._encoded, self._batches, strict=True):
+            gates = partial(model.step_gates, encoded) if model.decoder_policy is not None else None
+            found = self._searches(*encoded.memory(), b.owners, b.tasks, gates=gates)
             count += sum(len(written.tokens) for written in found)
         return count
 
@@ -137,12 +98,10 @@ def bench_runs(
     runs: Sequence[TrainedRun],
     rows: Any,
     options: DecodeOptions,
+    wanted: DictConfig,
+    extractors: dict[str, Any],
     *,
     corpus: str,
-    extractors: dict[str, Any],
-    batch: int = 16,
-    repeats: int = 5,
-    decoder_repeats: int = 3,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Times the runs in turns.
@@ -151,59 +110,56 @@ def bench_runs(
         runs: With names that differ, on one device.
         rows: Prepared rows, the same for all.
         options: How to decode, the same for all.
-        corpus: Name for the rows.
+        wanted: The configuration's group ``bench``.
         extractors: Key to a context's extractor.
-        batch: Utterances together.
-        repeats: Rounds of encoder, features and extractors.
-        decoder_repeats: Rounds of the beam search.
+        corpus: Name for the rows.
         progress: Called with a line after each part.
 
     Returns:
-        A row for each run, by `make_row`.
+        A row for each run.
     """
     device = runs[0].model.backbone.device
     flops = {}
     for run in runs:  # decoding once before the clock starts: FLOPs of these utterances, and warm kernels
-        flops[run.name] = _flops(run, rows, options, batch)
+        flops[run.name] = _flops(run, rows, options, wanted.batch)
         progress(f"decoded once: {run.name}")
-    timers = {run.name: RunTimer(run, rows, options, batch) for run in runs}
-    features = paired({name: timer.features for name, timer in timers.items()}, repeats, device)
-    encoder = paired({name: timer.encoder for name, timer in timers.items()}, repeats, device)
-    progress(f"encoders timed, {repeats} rounds")
+    timers = {run.name: RunTimer(run, rows, options, wanted.batch) for run in runs}
+    features = paired({name: timer.features for name, timer in timers.items()}, wanted.repeats, device)
+    encoder = paired({name: timer.encoder for name, timer in timers.items()}, wanted.repeats, device)
+    progress(f"encoders timed, {wanted.repeats} rounds")
     samples = [np.asarray(row["samples"], dtype=np.float32) / 32768.0 for row in rows]
-    extraction = paired(
-        {
-            key: partial(lambda e: [e.extract(one) for one in samples], extractor)
-            for key, extractor in extractors.items()
-        },
-        repeats,
-        device,
-    )
+    making = {key: partial(_extract, extractor, samples) for key, extractor in extractors.items()}
+    extraction = paired(making, wanted.repeats, device)
     tokens = {name: timer.decoder() for name, timer in timers.items()}
-    decoder = paired(
-        {name: timer.decoder for name, timer in timers.items()}, decoder_repeats, device, warmup=0
-    )
-    progress(f"decoders timed, {decoder_repeats} rounds")
+    decoders = {name: timer.decoder for name, timer in timers.items()}
+    decoder = paired(decoders, wanted.decoder_repeats, device, warmup=0)
+    progress(f"decoders timed, {wanted.decoder_repeats} rounds")
     audio = float(sum(rows.select_columns(["seconds"])["seconds"]))
-    shared: dict[str, Any] = {"corpus": corpus, "utterances": len(rows), "audio_seconds": round(audio, 2)}
-    found = [
-        shared
-        | make_row(
-            run,
-            60 / audio,
-            features,
-            encoder,
-            decoder,
-            sum(extraction.median(key) for key in run.extractors),
-        )
-        | flops[run.name]
-        | {"tokens": tokens[run.name]}
-        for run in runs
-    ]
+    found = []
+    for run in runs:
+        seconds = {
+            "contexts": sum(extraction.median(key) for key in run.extractors),
+            "features": features.median(run.name),
+            "encoder": encoder.median(run.name),
+            "decoder": decoder.median(run.name),
+        }
+        seconds["total"] = sum(seconds.values())
+        row: dict[str, Any] = {"corpus": corpus, "utterances": len(rows), "audio_seconds": round(audio, 2)}
+        row |= {"run": run.name, "seed": run.seed, "backbone": run.model.backbone.name, "dtype": "fp32"}
+        row |= {f"{part}_seconds": round(60 / audio * value, 4) for part, value in seconds.items()}
+        for prefix, times in (("", encoder), ("decoder_", decoder)):
+            ratio, spread = ratio_to_dense(times, run.name)
+            row |= {f"{prefix}time_ratio_vs_dense": ratio, f"{prefix}time_ratio_spread": spread}
+        found.append(row | flops[run.name] | {"tokens": tokens[run.name]})
     dense = next((row for row in found if row["run"] == DENSE), None)
     for row in found:
         row["total_time_ratio_vs_dense"] = round(total_ratio(row, dense), 4) if dense else None
     return found
+
+
+def _extract(extractor: Any, samples: Sequence[np.ndarray]) -> None:
+    for one in samples:
+        extractor.extract(one)
 
 
 def total_ratio(row: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
@@ -221,35 +177,6 @@ def total_ratio(row: Mapping[str, Any], dense: Mapping[str, Any]) -> float:
     seconds += row["decoder_time_ratio_vs_dense"] * dense["decoder_seconds"]
     parts = ("features", "contexts", "encoder", "decoder")
     return float(seconds / sum(dense[f"{part}_seconds"] for part in parts))
-
-
-def make_row(
-    run: TrainedRun, per_minute: float, features: Paired, encoder: Paired, decoder: Paired, contexts: float
-) -> dict[str, Any]:
-    """Medians in seconds per minute of audio, and ratios to the dense run in the same round, with their quartiles.
-
-    Args:
-        per_minute: What seconds are multiplied by.
-        contexts: Seconds of extracting the run's contexts.
-    """
-    seconds = {
-        "contexts": contexts,
-        "features": features.median(run.name),
-        "encoder": encoder.median(run.name),
-        "decoder": decoder.median(run.name),
-    }
-    row: dict[str, Any] = {
-        "run": run.name,
-        "seed": run.seed,
-        "backbone": run.model.backbone.name,
-        "dtype": "fp32",
-    }
-    row |= {f"{part}_seconds": round(per_minute * value, 4) for part, value in seconds.items()}
-    row["total_seconds"] = round(per_minute * sum(seconds.values()), 4)
-    for prefix, times in (("", encoder), ("decoder_", decoder)):
-        ratio, spread = ratio_to_dense(times, run.name)
-        row[f"{prefix}time_ratio_vs_dense"], row[f"{prefix}time_ratio_spread"] = ratio, spread
-    return row
 
 
 def ratio_to_dense(times: Paired, name: str) -> tuple[float | None, list[float] | None]:

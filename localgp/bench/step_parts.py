@@ -1,21 +1,18 @@
 """Where a decoding step's time goes, and what would be the least of it.
 
-Methods are timed by wrapping them while a profile is taken, so that they cost nothing otherwise. On a CPU only: a GPU
-is still at work when a method returns.
-
 Shape legend: L layers, D model size.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from localgp.backbones.cost import DecoderCost
+from localgp.bench.harness import Clock, in_place_of
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import DecoderGates
 from localgp.decoder.source import SharedSource
@@ -42,11 +39,26 @@ def step_seconds(run: Callable[[DecoderGates | None], Any], gates: DecoderGates 
         run: Runs a search with given gates.
         gates: Of that search; None for a dense one.
     """
-    with _clock() as clock:
+    clock, steps = Clock(counts=False), 0
+    own_step = clock.wrapped(Search._step, "step")
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps, clock.counts = (
+            steps + 1,
+            True,
+        )  # inside of steps alone: what is done once per search is not counted
+        try:
+            return own_step(*args, **kwargs)
+        finally:
+            clock.counts = False
+
+    parts = [(kind, name, clock.wrapped(getattr(kind, name), part)) for kind, name, part in _METHODS]
+    with in_place_of([*parts, (Search, "_step", step)]):
         run(None if gates is None else clock.wrapped(gates, "gates"))
-    seconds = {part: clock.seconds.get(part, 0.0) / clock.steps for part in PARTS}
+    seconds = {part: clock.seconds.get(part, 0.0) / steps for part in PARTS}
     seconds["source_attention"] -= seconds["source_reading"]
-    seconds["rest"] = clock.seconds["step"] / clock.steps - sum(seconds.values())
+    seconds["rest"] = clock.seconds["step"] / steps - sum(seconds.values())
     return seconds
 
 
@@ -76,52 +88,3 @@ def read_rate(repeats: int) -> float:
         numbers.sum()
         seconds.append(time.perf_counter() - began)
     return _READ / sorted(seconds)[len(seconds) // 2]
-
-
-class _Clock:
-    """Seconds by part, counted inside of steps alone: what is done once per search is not."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.steps = 0
-        self._inside = False
-
-    def wrapped(self, method: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if not self._inside:
-                return method(*args, **kwargs)
-            began = time.perf_counter()
-            result = method(*args, **kwargs)
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
-            return result
-
-        return timed
-
-    def step(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        timed = self.wrapped(method, "step")
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.steps += 1
-            self._inside = True
-            try:
-                return timed(*args, **kwargs)
-            finally:
-                self._inside = False
-
-        return counted
-
-
-@contextmanager
-def _clock() -> Iterator[_Clock]:
-    clock = _Clock()
-    own = [(kind, name, getattr(kind, name)) for kind, name, _ in _METHODS]
-    step = Search._step
-    for (kind, name, method), (_, _, part) in zip(own, _METHODS, strict=True):
-        setattr(kind, name, clock.wrapped(method, part))
-    Search._step = clock.step(step)  # type: ignore[method-assign]
-    try:
-        yield clock
-    finally:
-        Search._step = step  # type: ignore[method-assign]
-        for kind, name, method in own:
-            setattr(kind, name, method)

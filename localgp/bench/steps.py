@@ -11,17 +11,18 @@ Shape legend: B utterances, T frames, N rows (hypotheses running), D model size,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
 from localgp.backbones.cost import DecoderCost
-from localgp.bench.harness import peak_mib, timed
+from localgp.bench.harness import peak_mib, per_step
 from localgp.bench.parts import product_rate
 from localgp.bench.step_parts import PARTS, read_rate, step_bytes, step_flops, step_seconds
 from localgp.decoder.cached import CachedDecoder
@@ -31,7 +32,6 @@ from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
 
 STEP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}  # of weights
-PATTERNS = ("hypothesis", "utterance")  # what decides by itself
 NO_END = -1e4  # bias of eos in a search that shall not end
 
 
@@ -41,22 +41,25 @@ class StepBench:
     Args:
         backbone: Whose decoder it is.
         dense: It, laid out.
-        beam: Beam size.
-        steps: Tokens of every output. No hypothesis may end earlier: see `endless`.
-        repeats: Rounds.
+        wanted: With the ``beam``, the ``steps`` (tokens of every output; no hypothesis may end earlier: see `endless`)
+            and rounds (``repeats``).
+        memory_BTD: Encoder output.
+        primers: What each utterance's output begins with.
     """
 
-    def __init__(self, backbone: Backbone, dense: CachedDecoder, beam: int, steps: int, repeats: int) -> None:
-        self._backbone, self._dense = backbone, dense
-        self._beam, self._steps, self._repeats = beam, steps, repeats
-
-    def against_dense(
+    def __init__(
         self,
+        backbone: Backbone,
+        dense: CachedDecoder,
+        wanted: DictConfig,
         memory_BTD: Tensor,
         primers: list[list[int]],
-        gates: DecoderGates,
-        gate_flops: float = 0.0,
-    ) -> dict[str, Any]:
+    ) -> None:
+        self._backbone, self._dense, self._primers = backbone, dense, primers
+        self._memory_BTD, self._steps, self._repeats = memory_BTD, wanted.steps, wanted.repeats
+        self._beam = wanted.beam
+
+    def against_dense(self, gates: DecoderGates, gate_flops: float = 0.0) -> dict[str, Any]:
         """What a benchmark's row says of these gates.
 
         A search of ``steps`` tokens less one of a single token, so that what is done once per utterance is not counted.
@@ -69,43 +72,38 @@ class StepBench:
             ``seconds_per_step``, ``dense_seconds_per_step``: medians. ``flop_ratio``: of the steps. ``agree``: see
             `Agreement.share`; ``agreement`` by module. ``peak_mib``: of the gated search.
         """
-        agreement = Agreement(gates)
-        self._search(memory_BTD, primers, agreement, self._steps)
-        self._search(memory_BTD, primers, None, min(self._steps, 10))
-        pairs = np.array(
-            [[self._step(memory_BTD, primers, g) for g in (None, gates)] for _ in range(self._repeats)]
-        )
-        dense_s, gated_s = np.median(pairs, axis=0).tolist()
-        cost = DecoderCost(self._backbone, memory_BTD.shape[1])
+        agreement, device = Agreement(gates), self._memory_BTD.device
+        self.search(agreement)
+        runs = {"dense": partial(self.of, None), "gated": partial(self.of, gates)}
+        times = per_step(runs, self._steps, self._repeats, device)
+        cost = DecoderCost(self._backbone, self._memory_BTD.shape[1])
         kept_LM = agreement.kept_LM
         everything_LM = np.full_like(kept_LM, self._steps)
         flops = cost.passes(self._steps, self._steps * kept_LM) + gate_flops
-        device = memory_BTD.device
         return {
-            "skipped": round(1 - float(kept_LM.mean()), 4),
-            "flop_ratio": round(flops / cost.passes(self._steps, everything_LM), 4),
-            "step_time_ratio_vs_dense": round(float(np.median(pairs[:, 1] / pairs[:, 0])), 4),
-            "seconds_per_step": round(gated_s, 5),
-            "dense_seconds_per_step": round(dense_s, 5),
+            "skipped": 1 - float(kept_LM.mean()),
+            "flop_ratio": flops / cost.passes(self._steps, everything_LM),
+            "step_time_ratio_vs_dense": times.ratio("gated", "dense"),
+            "seconds_per_step": times.median("gated"),
+            "dense_seconds_per_step": times.median("dense"),
             "agree": agreement.share,
             "agreement": agreement.by_module,
-            "peak_mib": peak_mib(lambda: self._search(memory_BTD, primers, gates, self._steps), device),
+            "peak_mib": peak_mib(partial(self.search, gates), device),
         }
 
-    def profile(
-        self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates
-    ) -> list[dict[str, Any]]:
+    def of(self, gates: DecoderGates | None, steps: int) -> Callable[[], None]:
+        """A search of so many steps, ready to run."""
+        return partial(self.search, gates, steps)
+
+    def profile(self, gates: DecoderGates) -> list[dict[str, Any]]:
         """Seconds of a step by part, dense and gated, for a benchmark's rows; on a CPU.
 
         ``of_product_rate``: what the part's FLOPs take at the rate of a plain product of so many rows, over what it
         takes. ``of_memory_rate``: the same of the bytes that it reads. A part with one of them near 1 is at its limit.
         """
-        utterances, frames = memory_BTD.shape[:2]
+        utterances, frames = self._memory_BTD.shape[:2]
         rows, dtype = utterances * self._beam, self._dense.weights_dtype
-
-        def run(given: DecoderGates | None) -> None:
-            self._search(memory_BTD, primers, given, self._steps)
-
+        run = self.search
         run(gates)
         rounds = [(step_seconds(run, None), step_seconds(run, gates)) for _ in range(self._repeats)]
         dense, gated = (
@@ -120,56 +118,47 @@ class StepBench:
         for part in PARTS:
             row: dict[str, Any] = {
                 "part": part,
-                "seconds": round(dense[part], 6),
-                "gated_seconds": round(gated[part], 6),
-                "time_share": round(dense[part] / sum(dense.values()), 4),
-                "flop_share": round(flops.get(part, 0.0) / sum(flops.values()), 4),
+                "seconds": dense[part],
+                "gated_seconds": gated[part],
+                "time_share": dense[part] / sum(dense.values()),
+                "flop_share": flops.get(part, 0.0) / sum(flops.values()),
             }
             if part in flops:
-                row["of_product_rate"] = round(flops[part] / per_second / dense[part], 4)
-                row["of_memory_rate"] = round(read[part] / bytes_per_second / dense[part], 4)
+                row["of_product_rate"] = flops[part] / per_second / dense[part]
+                row["of_memory_rate"] = read[part] / bytes_per_second / dense[part]
             found.append(row)
         return found
 
-    def with_fewer_frames(
-        self, memory_BTD: Tensor, primers: list[list[int]], left_out: float
-    ) -> dict[str, Any]:
+    def with_fewer_frames(self, left_out: float) -> dict[str, Any]:
         """What source attention is of a step where the decoder is shown fewer frames, beside what it is of all; on a
         CPU."""
-        fewer_BTD = memory_BTD[:, : round((1 - left_out) * memory_BTD.shape[1])].contiguous()
-        self._given(fewer_BTD, primers, None)  # the first run makes oneDNN's kernels
+        fewer_BTD = self._memory_BTD[:, : round((1 - left_out) * self._memory_BTD.shape[1])].contiguous()
+        self.search(memory_BTD=fewer_BTD)  # the first run makes oneDNN's kernels
         rounds = []
         for _ in range(self._repeats):
             pair = []
-            for given in (memory_BTD, fewer_BTD):
-                seconds = step_seconds(partial(self._given, given, primers), None)
+            for given_BTD in (self._memory_BTD, fewer_BTD):
+                seconds = step_seconds(partial(self.search, memory_BTD=given_BTD), None)
                 pair.append((seconds["source_attention"] + seconds["source_reading"], sum(seconds.values())))
             rounds.append(pair)
         (source, step), (fewer, fewer_step) = np.median(np.array(rounds), axis=0).tolist()
         return {
             "left_out": left_out,
-            "seconds_per_step": round(fewer_step, 5),
-            "dense_seconds_per_step": round(step, 5),
-            "step_time_ratio_vs_dense": round(fewer_step / step, 4),
-            "source_time_ratio": round(fewer / source, 4),
-            "source_share_ratio": round(fewer / fewer_step / (source / step), 4),
+            "seconds_per_step": fewer_step,
+            "dense_seconds_per_step": step,
+            "step_time_ratio_vs_dense": fewer_step / step,
+            "source_time_ratio": fewer / source,
+            "source_share_ratio": fewer / fewer_step / (source / step),
         }
 
-    def _given(self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None) -> None:
-        self._search(memory_BTD, primers, gates, self._steps)
-
-    def _step(self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None) -> float:
-        def seconds(steps: int) -> float:
-            return timed(lambda: self._search(memory_BTD, primers, gates, steps), memory_BTD.device)[0]
-
-        return (seconds(self._steps) - seconds(1)) / max(1, self._steps - 1)
-
-    def _search(
-        self, memory_BTD: Tensor, primers: list[list[int]], gates: DecoderGates | None, steps: int
+    def search(
+        self, gates: DecoderGates | None = None, steps: int | None = None, memory_BTD: Tensor | None = None
     ) -> None:
-        options = DecodeOptions(beam=self._beam, maxlenratio=-steps)
-        lengths_B = torch.full((len(memory_BTD),), memory_BTD.shape[1], device=memory_BTD.device)
-        BeamSearch(self._backbone, options, self._dense)(memory_BTD, lengths_B, primers, gates)
+        """Runs one, of all steps and over all frames if nothing else is said."""
+        given_BTD = self._memory_BTD if memory_BTD is None else memory_BTD
+        options = DecodeOptions(beam=self._beam, maxlenratio=-(steps or self._steps))
+        lengths_B = torch.full((len(given_BTD),), given_BTD.shape[1], device=given_BTD.device)
+        BeamSearch(self._backbone, options, self._dense)(given_BTD, lengths_B, self._primers, gates)
 
 
 class Agreement:

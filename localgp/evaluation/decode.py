@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from localgp.contexts.extract import RowContexts, batch_contexts
 from localgp.corpora.integrity import read_row
 from localgp.corpora.rows import Task, padded_speech
+from localgp.encoder.run import EncoderOutput
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.evaluation.gates_file import GateRecord, with_frames
 from localgp.model import GatedS2T
@@ -63,79 +65,139 @@ def decode_rows(
         dtype: Arithmetic of encoder and decoder; features are always fp32.
         contexts: Of the rows, where the gates see any.
     """
-    backbone = model.backbone
-    tokenizer, device, samples = backbone.tokenizer, backbone.device, model.samples
+    backbone, device = model.backbone, model.backbone.device
+    tokenizer = backbone.tokenizer
     encoder, searches = model.packed(dtype, options.budget), TaskSearches(backbone, options, dtype)
-    passes: dict[Any, list[Task]] = {}  # of the encoder, with what is decoded of each
-    for task in tasks:
-        passes.setdefault(task if backbone.is_told else task.row, []).append(task)
-    # Utterances of like length decode in like numbers of steps.
-    lengths = rows.select_columns(["seconds"])["seconds"]
-    order = sorted(passes.values(), key=lambda group: (lengths[group[0].row], group[0].row))
-    result = Decoded()
-    opened: dict[int, np.ndarray] = {}
-    real: dict[int, tuple[int, int]] = {}
-    counts: dict[int, int] = {}
-    longest = 0  # samples
-    modules: list[str] = []
-    utt_ids: dict[int, str] = {}
+    result, frame_gates = Decoded(), FrameGates(model)
     token_gates = TokenGates(tokenizer.eos, tokenizer.token_list, backbone.part_names("decoder"))
-    for begin in tqdm(range(0, len(order), batch), unit="batch", disable=None if progress else True):
-        groups = order[begin : begin + batch]
-        chunk = [group[0].row for group in groups]
-        items = [read_row(rows, index) for index in chunk]
-        utt_ids |= {index: item["utt_id"] for index, item in zip(chunk, items, strict=True)}
-        speech_BN, signal_B = padded_speech(items, samples)
-        given = batch_contexts(contexts, items, samples, backbone.timeline, device)
+    planned = in_batches(model, rows, tasks, batch)
+    for passes in tqdm(planned, unit="batch", disable=None if progress else True):
+        b = load_batch(model, rows, passes, contexts)
         began = _now(device)
-        primers = primers_of(tokenizer, [group[0] for group in groups]) if backbone.is_told else None
-        encoded = encoder.encode(speech_BN.to(device), signal_B.to(device), given, primers)
+        encoded = encoder.encode(b.speech_BN, b.ends_B, b.contexts, b.primers)
         result.seconds["encoder"] += _now(device) - began
-        if encoded.gates:
-            modules = list(encoded.gates[0])
-            frames = encoded.x.shape[1]
-            mask = torch.stack(
-                [
-                    torch.stack([layer[name].mask.expand(len(chunk), frames) for name in modules])
-                    for layer in encoded.gates
-                ]
-            )  # (L, M, B, T)
-            signal_B2 = torch.stack([torch.zeros_like(signal_B), signal_B], dim=1)
-            signalled = backbone.timeline.real(signal_B2, frames).bool() & encoded.own().cpu()
-            longest = max(longest, int(model.heard(signal_B).max()))
-            for position, index in enumerate(chunk):
-                if (
-                    index in opened
-                ):  # an encoder that is told has a pass for each task; the first one's are kept
-                    continue
-                opened[index] = mask[:, :, position].cpu().numpy()
-                counts[index] = int(encoded.lengths[position])
-                where = signalled[position].nonzero().squeeze(1)
-                real[index] = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
-        owners = [position for position, group in enumerate(groups) for _ in group]
-        chunk_tasks = [task for group in groups for task in group]
+        frame_gates.add(b, encoded)
         began = _now(device)
         gates = partial(model.step_gates, encoded) if model.decoder_policy is not None else None
-        found = searches(*encoded.memory(), owners, chunk_tasks, gates=gates)
+        written = searches(*encoded.memory(), b.owners, b.tasks, gates=gates)
         result.seconds["decoder"] += _now(device) - began
-        for task, written in zip(chunk_tasks, found, strict=True):
-            result.text.setdefault(task.name, {})[utt_ids[task.row]] = tokenizer.decode(written.tokens)
-            token_gates.add(utt_ids[task.row], task.name, written)
-    result.decoder_gates = token_gates.record()
-    if opened:
-        indices = sorted(opened)
-        frames = max(counts.values())
+        for task, owner, one in zip(b.tasks, b.owners, written, strict=True):
+            utt_id = b.items[owner]["utt_id"]
+            result.text.setdefault(task.name, {})[utt_id] = tokenizer.decode(one.tokens)
+            token_gates.add(utt_id, task.name, one)
+    result.gates, result.decoder_gates = frame_gates.record(), token_gates.record()
+    return result
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances that are encoded together, and what is written of them.
+
+    Attributes:
+        rows: Their indices in the split; of an encoder that is told, one for each task.
+        items: Their prepared rows.
+        speech_BN, ends_B, contexts, primers: What the encoder is given (`localgp.model.PackedModel.encode`).
+        tasks: What is written.
+        owners: The row of the batch that each of these belongs to.
+    """
+
+    rows: list[int]
+    items: list[dict[str, Any]]
+    speech_BN: Tensor
+    ends_B: Tensor
+    contexts: dict[str, Tensor]
+    primers: list[list[int]] | None
+    tasks: list[Task]
+    owners: list[int]
+
+
+def in_batches(model: GatedS2T, rows: Any, tasks: Sequence[Task], size: int) -> list[list[list[Task]]]:
+    """Tasks by passes of the encoder, and these in batches: utterances of like length decode in like numbers of steps.
+
+    Args:
+        size: Passes together.
+    """
+    passes: dict[Any, list[Task]] = {}
+    for task in tasks:
+        passes.setdefault(task if model.backbone.is_told else task.row, []).append(task)
+    lengths = rows.select_columns(["seconds"])["seconds"]
+    order = sorted(passes.values(), key=lambda group: (lengths[group[0].row], group[0].row))
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def load_batch(
+    model: GatedS2T, rows: Any, passes: Sequence[Sequence[Task]], contexts: RowContexts | None
+) -> Batch:
+    """One of `in_batches`, on the model's device."""
+    backbone, device = model.backbone, model.backbone.device
+    items = [read_row(rows, group[0].row) for group in passes]
+    speech_BN, ends_B = padded_speech(items, model.samples)
+    return Batch(
+        [group[0].row for group in passes],
+        items,
+        speech_BN.to(device),
+        ends_B.to(device),
+        batch_contexts(contexts, items, model.samples, backbone.timeline, device),
+        primers_of(backbone.tokenizer, [group[0] for group in passes]) if backbone.is_told else None,
+        [task for group in passes for task in group],
+        [position for position, group in enumerate(passes) for _ in group],
+    )
+
+
+class FrameGates:
+    """Gathers the encoder's gates, utterance by utterance.
+
+    Args:
+        model: Whose they are.
+    """
+
+    def __init__(self, model: GatedS2T) -> None:
+        self._model = model
+        self._modules: list[str] = []
+        self._longest = 0  # samples
+        # Of each index in the split: its utterance, (L, M, T) which is open, frames with signal, all frames
+        self._found: dict[int, tuple[str, np.ndarray, tuple[int, int], int]] = {}
+
+    def add(self, batch: Batch, encoded: EncoderOutput) -> None:
+        if not encoded.gates:
+            return
+        self._modules, frames = list(encoded.gates[0]), encoded.x.shape[1]
+        mask_LMBT = torch.stack(
+            [
+                torch.stack([layer[name].mask.expand(len(batch.rows), frames) for name in self._modules])
+                for layer in encoded.gates
+            ]
+        )
+        ends_B = batch.ends_B.cpu()
+        signal_B2 = torch.stack([torch.zeros_like(ends_B), ends_B], dim=1)
+        signalled = self._model.backbone.timeline.real(signal_B2, frames).bool() & encoded.own().cpu()
+        self._longest = max(self._longest, int(self._model.heard(ends_B).max()))
+        for position, index in enumerate(batch.rows):
+            if (
+                index in self._found
+            ):  # an encoder that is told has a pass for each task; the first one's are kept
+                continue
+            where = signalled[position].nonzero().squeeze(1)
+            real = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
+            opened = mask_LMBT[:, :, position].cpu().numpy()
+            self._found[index] = batch.items[position]["utt_id"], opened, real, int(encoded.lengths[position])
+
+    def record(self) -> GateRecord | None:
+        if not self._found:
+            return None
+        backbone = self._model.backbone
+        found = [self._found[index] for index in sorted(self._found)]
+        frames = max(count for *_, count in found)
         centres = backbone.timeline.centres(2) / backbone.sample_rate
-        result.gates = GateRecord(
-            [utt_ids[i] for i in indices],
-            modules,
-            np.stack([with_frames(opened[i], frames) for i in indices]),
-            np.array([real[i] for i in indices]),
-            longest / backbone.sample_rate / frames,
-            np.array([counts[i] for i in indices]) if model.window.ragged else None,
+        return GateRecord(
+            [utt_id for utt_id, *_ in found],
+            self._modules,
+            np.stack([with_frames(opened, frames) for _, opened, _, _ in found]),
+            np.array([real for _, _, real, _ in found]),
+            self._longest / backbone.sample_rate / frames,
+            np.array([count for *_, count in found]) if self._model.window.ragged else None,
             (float(centres[0]), float(centres[1] - centres[0])),
         )
-    return result
 
 
 class TokenGates:

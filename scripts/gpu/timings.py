@@ -22,8 +22,9 @@ from gpu.counted import count
 from gpu.models import local_gates, random_backbone, windows
 from gpu.whole import DECODER_MODULES
 from localgp.backbones.base import Backbone
-from localgp.bench.decoder import bench_decoder
+from localgp.bench.decoder import DecoderBench
 from localgp.bench.harness import peak_mib
+from localgp.bench.rows import settings
 from localgp.encoder.packed import PackedEncoder, PackedGates
 from localgp.encoder.run import encode as run_encoder
 from localgp.gates import LocalGates, RandomGates
@@ -122,17 +123,11 @@ def decoder(name: str) -> Callable[[Found], None]:
 
     def run(found: Found) -> None:
         backbone = random_backbone(name, "cuda")
-        rows = bench_decoder(
-            backbone,
-            name=name,
-            utterances=BATCHES,
-            steps=20,
-            ctc_weights=(0.0,),
-            skipped=(0.3,),
-            dtypes=("bf16",),
-            repeats=5,
-            espnet_repeats=2,
+        wanted = settings(
+            "decoder", utterances=BATCHES, steps=20, ctc_weights=[0.0], skipped=[0.3], dtypes=["bf16"]
         )
+        wanted.repeats, wanted.espnet_repeats = 5, 2
+        rows = DecoderBench(backbone, name, wanted).measure()
         for row in rows:
             kept = {
                 key: value
