@@ -82,12 +82,10 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
             "context_sizes": contexts,
             "backbone": backbone,
         }
-        offered |= {"target": pruning.target, "attention": context_attention(cfg), "seed": cfg.seed}
+        offered |= {"target": pruning.target, "attention": pruning.attention, "seed": cfg.seed}
         return build_own(pruning.encoder, offered | predictor)
-    kept = 1 - pruning.target if pruning.get("budgets") else None
-    return LocalGates(
-        layers, size, modules, contexts, attention=context_attention(cfg), kept=kept, **predictor
-    )
+    kept = 1 - pruning.target if pruning.budgets else None
+    return LocalGates(layers, size, modules, contexts, attention=pruning.attention, kept=kept, **predictor)
 
 
 def _attention(backbone: Backbone, index: int) -> Branch:
@@ -131,12 +129,7 @@ def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | No
     }
     if pruning.decoder == "global":
         return GlobalGates(layers, size, modules, chosen, **predictor)
-    return LocalGates(layers, size, modules, chosen, attention=context_attention(cfg), **predictor)
-
-
-def context_attention(cfg: DictConfig) -> str:
-    """``pruning.attention``; runs older than the option followed Algorithm 1."""
-    return str(cfg.pruning.get("attention", "dot"))
+    return LocalGates(layers, size, modules, chosen, attention=pruning.attention, **predictor)
 
 
 def build_languages(cfg: DictConfig) -> LanguageVectors | None:
@@ -172,9 +165,9 @@ def gated(cfg: DictConfig, backbone: Backbone) -> GatedS2T:
         decoder_policy,
         languages=build_languages(cfg),
         window=window_of(cfg),
-        keys_felt=bool(cfg.pruning.get("keys_felt")),
-        source=str(cfg.pruning.get("source", "all")),
-        decoder_decides=str(cfg.pruning.get("decoder_decides", "hypothesis")),
+        keys_felt=cfg.pruning.keys_felt,
+        source=cfg.pruning.source,
+        decoder_decides=cfg.pruning.decoder_decides,
     )
 
 

@@ -16,32 +16,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.settings import SCHEMA, Part
-from localgp.window import MARGIN, upgraded
+from localgp.window import upgraded
 
 MAKES_WEIGHTS = (Part.MODEL, Part.DATA, Part.TRAINING)
 MAKES_SCORES = (Part.MODEL, Part.DATA)  # of weights that are there
+STORED = tuple(part for part in Part if part is not Part.COMMAND)  # with a run
+PORTABLE = tuple(part for part in STORED if part is not Part.FREE)  # and what of it is another machine's, too
 LENGTH = ("training.max_steps", "training.max_epochs", "trainer.max_steps")
-# What a run is that was made before there was the option.
-_BEFORE = {
-    "pruning.attention": "dot",
-    "pruning.bounds": [],
-    "pruning.budgets": [],
-    "pruning.cost": "equal",
-    "pruning.decoder_decides": "hypothesis",
-    "pruning.keys_felt": False,
-    "pruning.penalty": "fixed",
-    "pruning.penalty_lr": 20.0,
-    "pruning.rise": 0.0,
-    "pruning.source": "all",
-    "training.distil_decoder": [-1],
-    "training.distil_encoder": [-1],
-    "training.distil_weight": 100.0,
-    "training.objective": "task",
-    "training.teacher_window": "full",
-    "training.transcripts": "reference",
-    "window.length": "full",
-    "window.margin": MARGIN,
-}
+_BEFORE = {key: option.before for key, option in SCHEMA.items() if option.before is not None}
 _OF_A_SECTION = {key.partition(".")[0]: option.part for key, option in reversed(SCHEMA.items()) if "." in key}
 _OF_A_SECTION |= {"debug": Part.COMMAND, "hydra": Part.COMMAND}
 
@@ -55,7 +37,7 @@ def part_of(key: str) -> Part:
 def stored(cfg: DictConfig) -> dict[str, Any]:
     """What of a configuration is kept with its run, resolved: all but what is of one command only."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    return with_parts(resolved, *(part for part in Part if part is not Part.COMMAND))
+    return with_parts(resolved, *STORED)
 
 
 def with_parts(config: Mapping[str, Any], *parts: Part, prefix: str = "") -> dict[str, Any]:
@@ -68,6 +50,16 @@ def with_parts(config: Mapping[str, Any], *parts: Part, prefix: str = "") -> dic
         elif part_of(f"{prefix}{key}") in parts:
             kept[key] = value
     return kept
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with what its model is by options that came after it."""
+    whole = upgraded(config)
+    for key, before in _BEFORE.items():
+        section, _, name = key.partition(".")
+        if part_of(key) is Part.MODEL and isinstance(whole.get(section), Mapping):
+            whole[section] = {name: before, **whole[section]}
+    return whole
 
 
 def differences(

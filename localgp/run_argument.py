@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from localgp.command_line import as_override, composing
 from localgp.conf_files import choices
 from localgp.errors import CheckpointError, ConfigError
-from localgp.parts import flat, with_parts
+from localgp.parts import STORED, flat, with_parts
 from localgp.run import Run
-from localgp.settings import Part, is_option
+from localgp.settings import is_option
 from localgp.stored import run_config, runs_below, section
 
 _CHOSEN = ("conf", "corpus", "backbone", "training", "debug")  # groups that are settled by what the run is
@@ -95,10 +95,9 @@ def options_of(path: Path, arguments: Namespace) -> list[str]:
         places.append(f"data_dir={as_override(config['data_dir'])}")
     with composing(arguments) as composed:
         base: Any = flat(OmegaConf.to_container(composed([*groups, *places]), resolve=True))  # type: ignore[arg-type]
-        parts = (part for part in Part if part is not Part.COMMAND)
         made = [
             f"{'' if key in base else '++'}{key}={as_override(value)}"
-            for key, value in flat(with_parts(config, *parts)).items()
+            for key, value in flat(with_parts(config, *STORED)).items()
             if key != "data_dir" and base.get(key) != value
         ]
         strange = [item for item in made if not is_option(item.partition("=")[0].lstrip("+"))]

@@ -42,7 +42,7 @@ from localgp.rules import (
     one_of,
     some_of,
 )
-from localgp.window import SHORTEST
+from localgp.window import MARGIN, SHORTEST
 
 
 class Part(Enum):
@@ -57,14 +57,27 @@ class Part(Enum):
 
 
 class Option(NamedTuple):
-    """One option of the configuration."""
+    """One option of the configuration.
+
+    Attributes:
+        before: What runs are that were made before there was the option; None where there always was.
+    """
 
     rule: Rule
     part: Part
+    before: Any = None
 
 
-def _options(part: Part, rules: Mapping[str, Rule], section: str = "") -> dict[str, Option]:
-    return {section + key: Option(rule, part) for key, rule in rules.items()}
+class Since(NamedTuple):
+    """The rule of an option that came later, and what runs from before it are."""
+
+    rule: Rule
+    before: Any
+
+
+def _options(part: Part, rules: Mapping[str, Rule | Since], section: str = "") -> dict[str, Option]:
+    given = {key: rule if isinstance(rule, Since) else Since(rule, None) for key, rule in rules.items()}
+    return {section + key: Option(rule, part, before) for key, (rule, before) in given.items()}
 
 
 PRECISION = one_of("auto", "fp32", "tf32", "bf16")
@@ -74,7 +87,7 @@ THREADS = integer(1, 4096).or_null()
 SHARES = list_of(number(0.0, 1.0))
 LANGUAGES = names(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*", "de, fr")  # which there are, a corpus' reader knows
 
-PRUNING = {
+PRUNING: dict[str, Rule | Since] = {
     "encoder": Rule(
         lambda v: v is None or v in ENCODER_POLICIES or is_dotted(v),
         f"null, {', '.join(ENCODER_POLICIES)}, or a class of your own as module.Class",
@@ -84,39 +97,48 @@ PRUNING = {
     "decoder": one_of(*DECODER_POLICIES).or_null(),
     "decoder_modules": some_of(*DECODER_MODULES),
     "decoder_context": some_of(*DECODER_CONTEXTS),
-    "decoder_decides": one_of("hypothesis", "utterance"),
-    "source": one_of("all", "kept"),
+    "decoder_decides": Since(one_of("hypothesis", "utterance"), "hypothesis"),
+    "source": Since(one_of("all", "kept"), "all"),
     "target": number(0.0, 0.999),
     "path": one_of("masked", "gathered"),
-    "attention": one_of("dot", "cosine"),
+    "attention": Since(one_of("dot", "cosine"), "dot"),
     "threshold": number(0.0, 1.0),
     "temperature": number(0.0, open_below=True),
     "gate_bias": number(-100.0, 100.0),
     "sparsity_weight": number(0.0),
     "sparsity_per": one_of("global", "module"),
     "sparsity_frames": one_of("all", "real"),
-    "cost": PATH,
-    "penalty": one_of("fixed", "lagrange"),
-    "penalty_lr": number(0.0, open_below=True),
-    "bounds": Rule(
-        lambda v: v == [] or (SHARES.accepts(v) and len(v) == 2 and v[0] >= v[1]),
-        "[] or [from, to], shares of which the second is no larger",
+    "cost": Since(PATH, "equal"),
+    "penalty": Since(one_of("fixed", "lagrange"), "fixed"),
+    "penalty_lr": Since(number(0.0, open_below=True), 20.0),
+    "bounds": Since(
+        Rule(
+            lambda v: v == [] or (SHARES.accepts(v) and len(v) == 2 and v[0] >= v[1]),
+            "[] or [from, to], shares of which the second is no larger",
+        ),
+        [],
     ),
-    "rise": number(0.0, 1.0),
-    "keys_felt": BOOLEAN,
-    "budgets": Rule(
-        lambda v: v == [] or (SHARES.accepts(v) and len(v) == 2 and 0 < v[0] < v[1]),
-        "[] or [least, most], shares kept of which the first is smaller",
+    "rise": Since(number(0.0, 1.0), 0.0),
+    "keys_felt": Since(BOOLEAN, False),
+    "budgets": Since(
+        Rule(
+            lambda v: v == [] or (SHARES.accepts(v) and len(v) == 2 and 0 < v[0] < v[1]),
+            "[] or [least, most], shares kept of which the first is smaller",
+        ),
+        [],
     ),
 }
-WINDOW = {
-    "length": Rule(
-        lambda v: v in ("full", "utterance") or number(SHORTEST).accepts(v),
-        f"full, utterance, or seconds, {SHORTEST:g} or more",
+WINDOW: dict[str, Rule | Since] = {
+    "length": Since(
+        Rule(
+            lambda v: v in ("full", "utterance") or number(SHORTEST).accepts(v),
+            f"full, utterance, or seconds, {SHORTEST:g} or more",
+        ),
+        "full",
     ),
-    "margin": number(0.0),
+    "margin": Since(number(0.0), MARGIN),
 }
-TRAINING = {
+TRAINING: dict[str, Rule | Since] = {
     "name": FOLDER_NAME,
     "limit": COUNT.or_null(),
     "batch_size": COUNT,
@@ -124,12 +146,12 @@ TRAINING = {
     "accumulate": COUNT,
     "precision": PRECISION,
     "optimizer": one_of("adam", "adamw", "adam8bit", "adamw8bit"),
-    "objective": one_of("task", "distil", "both"),
-    "distil_weight": number(0.0, open_below=True),
-    "distil_encoder": list_of(integer(-1)),
-    "distil_decoder": list_of(integer(-1)),
-    "transcripts": one_of("reference", "teacher"),
-    "teacher_window": one_of("full", "own"),
+    "objective": Since(one_of("task", "distil", "both"), "task"),
+    "distil_weight": Since(number(0.0, open_below=True), 100.0),
+    "distil_encoder": Since(list_of(integer(-1)), [-1]),
+    "distil_decoder": Since(list_of(integer(-1)), [-1]),
+    "transcripts": Since(one_of("reference", "teacher"), "reference"),
+    "teacher_window": Since(one_of("full", "own"), "full"),
     "lr": number(0.0),
     "gate_lr": number(0.0, open_below=True),
     "weight_decay": number(0.0),

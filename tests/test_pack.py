@@ -114,6 +114,17 @@ def test_no_path_of_this_machine_is_packed(run, packed):
     assert not any(str(run.parent).encode() in text for text in texts)
 
 
+def test_what_is_packed_is_what_makes_the_model_whatever_the_machine():
+    from localgp.hub.load import base_config
+    from localgp.hub.pack import portable
+    from localgp.parts import PORTABLE, flat
+    from localgp.settings import SCHEMA, Part
+
+    cfg = base_config("conf=row05", "data_dir=here", "corpus.root=there", "training.logger=none")
+    kept = flat(portable(OmegaConf.to_container(cfg, resolve=True)))
+    assert {SCHEMA[key].part for key in kept} == set(PORTABLE) == {*Part} - {Part.FREE, Part.COMMAND}
+
+
 def test_extractors_are_named_and_their_place_on_this_machine_is_not(tmp_path):
     from localgp.hub.card import model_card
     from localgp.hub.load import base_config

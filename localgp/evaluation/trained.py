@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
+from localgp.parts import completed
 from localgp.stored import read_yaml_mapping
-from localgp.window import upgraded
 
 if TYPE_CHECKING:
     from localgp.model import GatedS2T
@@ -35,7 +35,7 @@ def trained_config(directory: Path, weights: Path, cfg: DictConfig) -> DictConfi
             f"{directory} holds no finished run (config.yaml, checkpoints/model.safetensors); "
             "give the directory that localgp.train printed"
         )
-    config = upgraded(read_yaml_mapping(stored, "restore it, or give another run"))
+    config = completed(read_yaml_mapping(stored, "restore it, or give another run"))
     # A run that was made before contexts had options goes by the caller's.
     found = OmegaConf.create({"contexts": OmegaConf.to_container(cfg.contexts, resolve=True), **config})
     lacking = [key for key in ("name", "backbone", "pruning", "corpus", "seed") if key not in found]

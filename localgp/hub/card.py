@@ -76,8 +76,7 @@ def _changes(prefix: str, old: Any, new: Any) -> list[str]:
         return [
             change
             for key, value in new.items()
-            # Where things lie on the machine of the training is nobody else's business.
-            if key in old and key not in ("root", "workers", "logger", "resume", "manifest")
+            if key in old
             for change in _changes(f"{prefix}.{key}", old[key], value)
         ]
     if old == new:

@@ -17,14 +17,13 @@ from localgp.hub.licences import licence_identifier
 from localgp.hub.load import CONFIG, EXTRAS, GATES, METRICS, WEIGHTS
 from localgp.io import filled, staging, sweep
 from localgp.locks import held
+from localgp.parts import PORTABLE, with_parts
 from localgp.paths import expanded
 from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section
 from localgp.weights import GATES as GATE_TENSORS
 from localgp.weights import save_weights
 from localgp.window import upgraded
-
-_MACHINE = ("data_dir", "exp_dir", "device", "threads", "analyze", "report", "bench", "debug", "hydra")
 
 
 def pack(
@@ -148,9 +147,7 @@ def _is_packed(folder: Path) -> bool:
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration without what only its own machine has, such as where its data lie."""
-    kept = {key: value for key, value in config.items() if key not in _MACHINE}
-    if isinstance(kept.get("corpus"), dict):
-        kept["corpus"] = {k: v for k, v in kept["corpus"].items() if k not in ("root", "workers", "manifest")}
+    kept = with_parts(config, *PORTABLE)
     backbone = kept.get("backbone")
     if isinstance(backbone, dict):
         if expanded(str(backbone.get("path"))).exists():
