@@ -190,8 +190,6 @@ def test_unsupported_backbones_are_named(encoder):
         make_backbone(ConformerEncoder(80, output_size=32, num_blocks=1, attention_heads=4))
 
 
-def test_unknown_path_and_missing_context(backbone, feats):
-    with pytest.raises(ConfigError, match="'sparse'; valid: masked, gathered"):
-        encode(backbone, *feats, OpenGates(MODULES), path="sparse")
+def test_missing_context(backbone, feats):
     with pytest.raises(ConfigError, match="context 'spk', given: none"):
         encode(backbone, *feats, LocalGates(3, 32, MODULES, {"spk": 4}))

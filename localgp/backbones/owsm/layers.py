@@ -23,6 +23,7 @@ from localgp.backbones.blocks import (
     PackedTransformerLayer,
     spread,
 )
+from localgp.backbones.owsm.fast import depthwise
 from localgp.kernels.depthwise import Depthwise
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.linear import Linear, activation_of
@@ -133,7 +134,7 @@ def run_encoder_layer(
     attended = run.attention("attention", attend, x_BTD, mask_B1T)
     convolved = run.utterance("cgmlp", convolve, x_BTD)
     both = torch.cat([attended, convolved], dim=-1)
-    fused = layer.depthwise_conv_fusion(run.within(both).transpose(1, 2)).transpose(1, 2)
+    fused = depthwise(layer.depthwise_conv_fusion, run.within(both))
     x_BTD = x_BTD + drop(layer.merge_proj(both + fused))
     x_BTD = x_BTD + run.frames("ffn2", ffn2, x_BTD, layer.ff_scale)
     if last is not None:
@@ -163,7 +164,7 @@ def _convolutional_gating(cgmlp: Any, x_BTD: Tensor, within: Within) -> Tensor:
     """ESPnet's ConvolutionalGatingMLP, whose convolution sees an utterance's own frames alone."""
     unit = cgmlp.csgu
     kept_BTU, gated_BTU = cgmlp.channel_proj1(x_BTD).chunk(2, dim=-1)
-    gated_BTU = unit.conv(within(unit.norm(gated_BTU)).transpose(1, 2)).transpose(1, 2)
+    gated_BTU = depthwise(unit.conv, within(unit.norm(gated_BTU)))
     if unit.linear is not None:
         gated_BTU = unit.linear(gated_BTU)
     gated: Tensor = cgmlp.channel_proj2(unit.dropout(kept_BTU * unit.act(gated_BTU)))
