@@ -22,6 +22,7 @@ from torch import Tensor
 from localgp.backbones.owsm.shapes import DIMENSIONS as OWSM
 from localgp.backbones.whisper.shapes import DIMENSIONS as WHISPER
 from localgp.backbones.whisper.shapes import arguments
+from localgp.tables import every_key
 
 GIB = 2**30
 # Bytes per parameter: weights and gradients in fp32, as under autocast, and the optimizer's states.
@@ -179,10 +180,7 @@ def main() -> int:
     args = parser.parse_args()
     rows = table(args.backbone, args.batch, args.sequences or args.batch, args.tokens)
     print(f"{args.backbone}, batch {args.batch} x padded length, {args.tokens} tokens a sequence\n")
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print(every_key(rows).markdown())
     print(json.dumps({"backbone": args.backbone, "batch": args.batch, "rows": rows}))
     return 0
 

@@ -157,20 +157,15 @@ class EncoderBench(Bench):
         _, against = self.compare(padded, self.wanted.espnet_repeats)
         costs = [EncoderCost(self.backbone, length).encoder() for length in lengths]
         share = sum(costs) / max(costs)
-        figures, times = self.compare({"packed": packed, "one": one}, self.wanted.repeats)
-        self.add(
-            "ragged",
-            dtype,
-            batch=len(parts),
-            seconds_of_audio=list(parts),  # packed; ESPnet pads to the longest
-            flop_ratio=share / len(parts),
-            time_ratio_vs_espnet=against.ratio("packed", "espnet"),
-            share_of_work=share,
-            time_over_share_of_work=times.ratio("packed", "one") / share,
-            espnet_padded_over_ours=against.ratio("espnet", "packed"),
-            peak_mib=self.peak(packed),
-            **figures,
-        )
+        figures: dict[str, Any] = {
+            "flop_ratio": share / len(parts),
+            "time_ratio_vs_espnet": against.ratio("packed", "espnet"),
+            "share_of_work": share,
+            "espnet_padded_over_ours": against.ratio("espnet", "packed"),
+            "padded_to": None,  # ESPnet pads to the longest
+        }
+        runs = {"packed": packed, "one": one}
+        self._add("ragged", dtype, list(parts), runs, "time_over_share_of_work", per=share, **figures)
 
     def gates(self, dtype: str, batch: int) -> None:
         """What LocalGP itself takes (all layers' predictors and their attention to the contexts) of the dense
@@ -231,22 +226,22 @@ class EncoderBench(Bench):
         total = sum(ours[part] for part in parts)
         rate = product_rate(self.cost.frames, self.cost.size, DTYPES[dtype], repeats)
         fastest = self.cost.encoder() / rate
+        said: dict[str, Any] = {
+            "batch": 1,
+            "seconds_of_audio": [self.seconds],
+            "padded_to": self.seconds,
+            "against": "espnet",
+        }
         for part in (*parts, *([INSIDE] if INSIDE in ours else [])):
-            self.add(
-                "profile",
-                dtype,
-                batch=1,
-                seconds_of_audio=[self.seconds],
-                padded_to=self.seconds,
-                part=part,
-                seconds=ours[part],
-                against="espnet",
-                against_seconds=theirs[part],
-                time_ratio_vs_espnet=ours[part] / theirs[part],
-                time_share=ours[part] / total,
-                flop_share=shares[part],
-                of_product_rate=shares[part] * fastest / ours[part],
-            )
+            figures: dict[str, Any] = {
+                "seconds": ours[part],
+                "against_seconds": theirs[part],
+                "time_ratio_vs_espnet": ours[part] / theirs[part],
+                "time_share": ours[part] / total,
+                "flop_share": shares[part],
+                "of_product_rate": shares[part] * fastest / ours[part],
+            }
+            self.add("profile", dtype, part=part, **said, **figures)
 
     def training(self, batch: int, share: float) -> None:
         """A training step: forward and backward pass, random frames gathered against dense.
@@ -262,12 +257,11 @@ class EncoderBench(Bench):
 
         gated = partial(step, RandomGates(self.backbone.frame_parts(), share, 0).train())
         runs = {"gathered": gated, "dense": partial(step, None)}
-        flops, said = self._flop_ratio(share), [self.seconds] * batch
+        figures: dict[str, Any] = {"skipped": share, "flop_ratio": self._flop_ratio(share)}
         net.train()
         try:
-            peak = self.peak(runs["dense"])
-            rest: dict[str, Any] = {"skipped": share, "flop_ratio": flops, "dense_peak_mib": peak}
-            self._add("training", "fp32", said, runs, _OF_DENSE, **rest)
+            figures["dense_peak_mib"] = self.peak(runs["dense"])
+            self._add("training", "fp32", [self.seconds] * batch, runs, _OF_DENSE, **figures)
         finally:
             net.eval()
 
@@ -334,9 +328,11 @@ class EncoderBench(Bench):
         ratio: str,
         *,
         repeats: int | None = None,
+        per: float = 1.0,
         **figures: Any,
     ) -> None:
         compared, _ = self.compare(runs, repeats or self.wanted.repeats, ratio)
+        compared[ratio] /= per
         found = {
             "batch": len(said),
             "seconds_of_audio": said,

@@ -36,13 +36,14 @@ def make_row(
         (0.02, 0.9, None)
     """
     row = {"measure": measure, "backbone": backbone, "dtype": dtype, **schema, **figures}
+    row = {key: _rounded(key, value) for key, value in row.items()}
     time, flops = row.get("time_ratio_vs_dense", row.get("step_time_ratio_vs_dense")), row.get("flop_ratio")
     if time is not None and flops is not None:
         if "overhead_share" in row:
-            row["overhead_share"] = time - flops
+            row["overhead_share"] = round(time - flops, 4)
         if row["skipped"] and flops < 1:
-            row["saved_flops_became_time"] = (1 - time) / (1 - flops)
-    return {key: _rounded(key, value) for key, value in row.items()}
+            row["saved_flops_became_time"] = round((1 - time) / (1 - flops), 4)
+    return row
 
 
 def _rounded(key: str, value: Any) -> Any:

@@ -44,10 +44,8 @@ def step_seconds(run: Callable[[DecoderGates | None], Any], gates: DecoderGates 
 
     def step(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
-        steps, clock.counts = (
-            steps + 1,
-            True,
-        )  # inside of steps alone: what is done once per search is not counted
+        steps += 1
+        clock.counts = True  # inside of steps alone: what is done once per search is not counted
         try:
             return own_step(*args, **kwargs)
         finally:

@@ -11,7 +11,8 @@ Shape legend: B utterances, T frames, N rows (hypotheses running), D model size,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -170,44 +171,44 @@ class Agreement:
 
     def __init__(self, gates: DecoderGates) -> None:
         self._gates = gates
-        self._open: dict[tuple[int, str], list[int]] = {}  # open rows, rows
-        self._groups: dict[str, list[int]] = {}  # groups all open, all closed, groups
+        # Of each layer and module: rows open, rows; groups all open, all closed, groups
+        self._counts: dict[tuple[int, str], np.ndarray] = defaultdict(lambda: np.zeros(5))
 
     def __call__(self, layer: int, x_ND: Tensor, state: GateState) -> dict[str, Tensor]:
         masks = self._gates(layer, x_ND, state)
         _, group_N, size_G = torch.unique(state.utterance_N, return_inverse=True, return_counts=True)
+        several_G = size_G > 1
         for name in MODULES:
             mask_N = masks.get(name, torch.ones_like(state.utterance_N, dtype=torch.bool))
-            _add(self._open.setdefault((layer, name), [0, 0]), [int(mask_N.sum()), len(mask_N)])
             open_G = torch.zeros_like(size_G).index_add_(0, group_N, mask_N.long())
-            several_G = size_G > 1
-            counts = [(open_G == size_G) & several_G, (open_G == 0) & several_G, several_G]
-            _add(self._groups.setdefault(name, [0, 0, 0]), [int(count.sum()) for count in counts])
+            same = ((open_G == size_G) & several_G, (open_G == 0) & several_G, several_G)
+            counts = (mask_N, torch.ones_like(mask_N), *same)
+            self._counts[layer, name] += [int(count.sum()) for count in counts]
         return masks
 
     @property
     def kept_LM(self) -> np.ndarray:
         """Share of rows that each module of each layer ran on."""
-        layers = 1 + max(layer for layer, _ in self._open)
-        shares = [[self._open[layer, name] for name in MODULES] for layer in range(layers)]
-        return np.array([[opened / rows for opened, rows in modules] for modules in shares])
+        layers = 1 + max(layer for layer, _ in self._counts)
+        counts_LMC = np.array([[self._counts[layer, name] for name in MODULES] for layer in range(layers)])
+        kept_LM: np.ndarray = counts_LMC[..., 0] / counts_LMC[..., 1]
+        return kept_LM
 
     @property
     def share(self) -> float:
         """Of the steps of an utterance with several hypotheses, where a module is open for all or closed for all."""
-        opened, closed, groups = np.sum(list(self._groups.values()), axis=0)
-        return round(float((opened + closed) / max(1, groups)), 4)
+        _, _, opened, closed, groups = np.sum(list(self._counts.values()), axis=0)
+        return float((opened + closed) / max(1, groups))
 
     @property
     def by_module(self) -> dict[str, dict[str, float]]:
         """Module to the shares ``all_open`` and ``all_closed``."""
-        return {
-            name: {
-                "all_open": round(opened / max(1, groups), 4),
-                "all_closed": round(closed / max(1, groups), 4),
-            }
-            for name, (opened, closed, groups) in self._groups.items()
-        }
+        found = {}
+        for module in MODULES:
+            of_module = [counts for (_, name), counts in self._counts.items() if name == module]
+            _, _, opened, closed, groups = np.sum(of_module, axis=0).tolist()
+            found[module] = {"all_open": opened / max(1, groups), "all_closed": closed / max(1, groups)}
+        return found
 
 
 def random_gates(share: float, seed: int, pattern: str = "hypothesis") -> DecoderGates:
@@ -260,8 +261,3 @@ def endless(backbone: Backbone, peak: float = 1.0) -> Iterator[None]:
             output.weight.div_(peak)
         output.bias = kept
         model.train(was_training)
-
-
-def _add(totals: list[int], counts: Sequence[int]) -> None:
-    for place, count in enumerate(counts):
-        totals[place] += count

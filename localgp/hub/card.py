@@ -12,6 +12,7 @@ from localgp.backbones import families
 from localgp.errors import ConfigError
 from localgp.extensions import named_in
 from localgp.hub.load import base_config
+from localgp.tables import Column, render
 
 # Fine-tuned weights carry the licences of what they came from. The mini corpus and backbone are made by this code.
 _WEIGHTS = {
@@ -181,14 +182,12 @@ def _scores(metrics: dict[str, Any]) -> str:
         return "Not evaluated.\n"
     data = metrics.get("data", {})
     part = "whole" if data.get("whole_split") else "part of the"
+    name = Column("", lambda metrics: "WER / BLEU")
+    scored = [Column(task, (kind, task), ".1f") for kind in ("wer", "bleu") for task in metrics[kind]]
     lines = [
         f"{data.get('corpus')}, {part} {data.get('split')} set, {data.get('utterances')} utterances, "
         f"seed {metrics.get('seed')}, commit {str(metrics.get('commit'))[:12]}.\n",
-        "| | " + " | ".join([*metrics["wer"], *metrics["bleu"]]) + " |",
-        "|---|" + "---:|" * (len(metrics["wer"]) + len(metrics["bleu"])),
-        "| WER / BLEU | "
-        + " | ".join(f"{value:.1f}" for value in [*metrics["wer"].values(), *metrics["bleu"].values()])
-        + " |\n",
+        render([metrics], [name, *scored]).markdown() + "\n",
     ]
     if metrics.get("kept"):
         lines.append(
