@@ -91,9 +91,11 @@ class EncoderBench(Bench):
             feats_BSF[:, self._feature_frames(speech) :] = SILENCE
         return feats_BSF
 
-    def espnet(self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str) -> Callable[[], Any]:
-        """The third-party library's own forward, in bf16 under autocast."""
-        lengths_B = torch.tensor(list(lengths), device=self.device)
+    def espnet(
+        self, dtype: str, feats_BSF: Tensor, lengths: Sequence[int] | None = None
+    ) -> Callable[[], Any]:
+        """The third-party library's own forward, in bf16 under autocast; of full length if nothing else is said."""
+        lengths_B = torch.tensor(list(lengths or [self.frames] * len(feats_BSF)), device=self.device)
 
         @torch.no_grad()
         def run() -> Any:
@@ -103,36 +105,37 @@ class EncoderBench(Bench):
         return run
 
     def ours(
-        self, feats_BSF: Tensor, lengths: Sequence[int], dtype: str, policy: GatePolicy | None = None
+        self,
+        dtype: str,
+        feats_BSF: Tensor,
+        lengths: Sequence[int] | None = None,
+        policy: GatePolicy | None = None,
     ) -> Callable[[], Any]:
         """Packed; weights are laid out once for all measurements of a type, and one type's at a time."""
         if self._packed is None or self._packed[0] != dtype:
             self._packed = dtype, PackedEncoder(self.backbone, DTYPES[dtype])
         packed, gates = self._packed[1], None if policy is None else PackedGates(policy)
-        return lambda: packed(feats_BSF, list(lengths), gates)
+        ends = list(lengths or [feats_BSF.shape[1]] * len(feats_BSF))
+        return lambda: packed(feats_BSF, ends, gates)
 
     def dense(self, dtype: str, batch: int, speech: float | None = None) -> None:
         """Ours against ESPnet's on the same input; with ``speech`` seconds of it, the rest constant."""
-        given = self.features(batch, speech), [self.frames] * batch, dtype
-        ours, theirs = self.ours(*given), self.espnet(*given)
+        feats_BSF = self.features(batch, speech)
+        ours, theirs = self.ours(dtype, feats_BSF), self.espnet(dtype, feats_BSF)
         own, other = ours().x, theirs().flatten(0, 1)
-        self._add(
-            "dense" if speech is None else "padded",
-            dtype,
-            [self.seconds if speech is None else speech] * batch,
-            {"ours": ours, "espnet": theirs},
-            "time_ratio_vs_espnet",
-            repeats=self.wanted.espnet_repeats,
-            flop_ratio=1.0,
-            relative_error=float((own - other).abs().max() / other.abs().max()),
-            espnet_peak_mib=self.peak(theirs),
-        )
+        figures: dict[str, Any] = {
+            "flop_ratio": 1.0,
+            "relative_error": float((own - other).abs().max() / other.abs().max()),
+            "espnet_peak_mib": self.peak(theirs),
+        }
+        measure, said = ("dense", self.seconds) if speech is None else ("padded", speech)
+        runs, repeats = {"ours": ours, "espnet": theirs}, self.wanted.espnet_repeats
+        self._add(measure, dtype, [said] * batch, runs, "time_ratio_vs_espnet", repeats=repeats, **figures)
 
     def pruned(self, dtype: str, batch: int, share: float) -> None:
         """Random gates against our dense path."""
-        given = self.features(batch), [self.frames] * batch, dtype
-        gated = self.ours(*given, RandomGates(self.backbone.frame_parts(), share, 0).eval())
-        runs = {"pruned": gated, "dense": self.ours(*given)}
+        feats_BSF, policy = self.features(batch), RandomGates(self.backbone.frame_parts(), share, 0).eval()
+        runs = {"pruned": self.ours(dtype, feats_BSF, policy=policy), "dense": self.ours(dtype, feats_BSF)}
         flops = self._flop_ratio(share)
         self._add("pruned", dtype, [self.seconds] * batch, runs, _OF_DENSE, skipped=share, flop_ratio=flops)
 
@@ -141,8 +144,7 @@ class EncoderBench(Bench):
         padded, both ours."""
         cut = min(self.frames, self._feature_frames(speech + Window().margin))
         feats_BSF = self.features(batch, speech)
-        own = self.ours(feats_BSF[:, :cut], [cut] * batch, dtype)
-        runs = {"window": own, "dense": self.ours(feats_BSF, [self.frames] * batch, dtype)}
+        runs = {"window": self.ours(dtype, feats_BSF[:, :cut]), "dense": self.ours(dtype, feats_BSF)}
         flops = EncoderCost(self.backbone, cut).encoder() / self.cost.encoder()
         self._add("window", dtype, [speech] * batch, runs, _OF_DENSE, flop_ratio=flops)
 
@@ -151,9 +153,8 @@ class EncoderBench(Bench):
         against ESPnet's padded batch."""
         lengths = [self._feature_frames(part) for part in parts]
         feats_BSF = self.noise(len(parts), max(lengths), self.backbone.shape.mels)
-        packed = self.ours(feats_BSF, lengths, dtype)
-        one = self.ours(feats_BSF[:1], [max(lengths)], dtype)
-        padded = {"packed": packed, "espnet": self.espnet(feats_BSF, lengths, dtype)}
+        packed, one = self.ours(dtype, feats_BSF, lengths), self.ours(dtype, feats_BSF[:1])
+        padded = {"packed": packed, "espnet": self.espnet(dtype, feats_BSF, lengths)}
         _, against = self.compare(padded, self.wanted.espnet_repeats)
         costs = [EncoderCost(self.backbone, length).encoder() for length in lengths]
         share = sum(costs) / max(costs)
@@ -183,7 +184,7 @@ class EncoderBench(Bench):
             for layer in range(layers):
                 folded.gate(layer, x_ND, memory)
 
-        runs = {"gates": predict, "dense": self.ours(self.features(batch), [self.frames] * batch, dtype)}
+        runs = {"gates": predict, "dense": self.ours(dtype, self.features(batch))}
         flops = folded.flops(layout.total) / (batch * self.cost.encoder())
         said = [self.seconds] * batch
         self._add("gates", dtype, said, runs, "overhead_share", overhead_flop_share=flops)
@@ -205,8 +206,7 @@ class EncoderBench(Bench):
             other = self.backbone.peer(peer)
             for batch in self.wanted.espnet_batches:
                 feats_BSF = self.features(batch)
-                ours = self.ours(feats_BSF, [self.frames] * batch, "fp32")
-                theirs = partial(other.encode, feats_BSF)
+                ours, theirs = self.ours("fp32", feats_BSF), partial(other.encode, feats_BSF)
                 own, their = ours().x.cpu(), theirs().flatten(0, 1).cpu()
                 error = float((own - their).abs().max() / their.abs().max())
                 runs: Runs = {"ours": ours, peer: theirs}
@@ -219,19 +219,14 @@ class EncoderBench(Bench):
         ``of_product_rate`` is what the part's FLOPs take at the rate of a plain product over what it takes; above 1
         for a part that does with fewer.
         """
-        given, repeats = (self.features(1), [self.frames], dtype), self.wanted.espnet_repeats
-        ours = our_seconds(self.ours(*given), repeats)
-        theirs = reference_seconds(self.backbone, self.espnet(*given), repeats)
+        feats_BSF, repeats = self.features(1), self.wanted.espnet_repeats
+        ours = our_seconds(self.ours(dtype, feats_BSF), repeats)
+        theirs = reference_seconds(self.backbone, self.espnet(dtype, feats_BSF), repeats)
         shares, parts = flop_shares(self.cost, self.backbone), parts_of(self.backbone)
         total = sum(ours[part] for part in parts)
         rate = product_rate(self.cost.frames, self.cost.size, DTYPES[dtype], repeats)
         fastest = self.cost.encoder() / rate
-        said: dict[str, Any] = {
-            "batch": 1,
-            "seconds_of_audio": [self.seconds],
-            "padded_to": self.seconds,
-            "against": "espnet",
-        }
+        said: dict[str, Any] = {"batch": 1, "seconds_of_audio": [self.seconds], "padded_to": self.seconds}
         for part in (*parts, *([INSIDE] if INSIDE in ours else [])):
             figures: dict[str, Any] = {
                 "seconds": ours[part],
@@ -241,7 +236,7 @@ class EncoderBench(Bench):
                 "flop_share": shares[part],
                 "of_product_rate": shares[part] * fastest / ours[part],
             }
-            self.add("profile", dtype, part=part, **said, **figures)
+            self.add("profile", dtype, part=part, against="espnet", **said, **figures)
 
     def training(self, batch: int, share: float) -> None:
         """A training step: forward and backward pass, random frames gathered against dense.
