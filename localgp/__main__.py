@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"localgp {__version__}")
         return 0
     if command not in COMMANDS:
-        from localgp.rules import did_you_mean
+        from localgp.option_rules import did_you_mean
 
         near = did_you_mean(command, COMMANDS)
         print(f"error: localgp has no command {arguments[0]}{near}\n\n{overview()}", file=sys.stderr)

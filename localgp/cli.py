@@ -50,8 +50,7 @@ def entry_point(
         import hydra
         from hydra.errors import HydraException
 
-        from localgp.command_line import check as check_line
-        from localgp.command_line import in_our_words, parsed
+        from localgp.command_line import check_line, in_our_words, parsed
         from localgp.help_text import help_text
         from localgp.run_argument import with_run
 

@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.conf_files import CONF_DIR, where
 from localgp.errors import ConfigError, refuse
+from localgp.option_rules import did_you_mean
 from localgp.paths import literal
-from localgp.rules import did_you_mean
 from localgp.settings import SCHEMAS, Option, is_option, keys_of, problems_of, unknown
 from localgp.window import spelt_out
 
@@ -62,7 +62,7 @@ def composing(arguments: Namespace) -> Iterator[Callable[[Sequence[str]], DictCo
         yield composed
 
 
-def check(overrides: Sequence[str], arguments: Namespace) -> list[str]:
+def check_line(overrides: Sequence[str], arguments: Namespace) -> list[str]:
     """Refuses what cannot be, before anything is done.
 
     Args:

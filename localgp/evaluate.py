@@ -12,12 +12,12 @@ from localgp.cli import entry_point
 
 
 def main(cfg: DictConfig) -> None:
-    from localgp.evaluation.evaluate import evaluate
+    from localgp.evaluation.evaluate_run import evaluate_run
     from localgp.evaluation.results import comparable
     from localgp.evaluation.summary import describe_evaluation, scores_table
     from localgp.stored import read_metrics
 
-    metrics, objects = evaluate(cfg)
+    metrics, objects = evaluate_run(cfg)
     if not metrics:  # another process of this run scores
         return
     path, tag = objects["run"].path, metrics["evaluation"]["tag"]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from localgp.command_line import composing
 from localgp.conf_files import choices, comment_of
-from localgp.parts import flat
+from localgp.config_parts import flat
 from localgp.run_argument import as_override
 from localgp.settings import SCHEMAS
 

@@ -1,7 +1,7 @@
 """A run's directory: what it is called, what is in it, and whether it may be continued.
 
 exp/<corpus>/<backbone>/<conf>/seed<k>/
-    config.yaml            what of the configuration makes it, resolved (`localgp.parts.stored`)
+    config.yaml            what of the configuration makes it, resolved (`localgp.config_parts.stored`)
     metrics.jsonl          one line per logging interval and per dev scoring
     metrics.json           scores, kept ratios and GFLOPs of the leading evaluation (localgp.evaluation.results)
     checkpoints/           last.ckpt and previous.ckpt to resume from, step*.safetensors the best ones,
@@ -21,9 +21,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.conf_files import experiment
+from localgp.config_parts import LENGTH, MAKES_SCORES, MAKES_WEIGHTS, differences, stored
 from localgp.errors import CheckpointError
 from localgp.io import write_atomically
-from localgp.parts import LENGTH, MAKES_SCORES, MAKES_WEIGHTS, differences, stored
 from localgp.stored import run_config
 
 ENDLESS = ("warmup", "constant")  # schedules of the learning rate that do not depend on a training's length

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from localgp.command_line import as_override, composing
 from localgp.conf_files import choices
+from localgp.config_parts import STORED, flat, with_parts
 from localgp.errors import CheckpointError, ConfigError
-from localgp.parts import STORED, flat, with_parts
 from localgp.run import Run
 from localgp.settings import is_option
 from localgp.stored import run_config, runs_below, section

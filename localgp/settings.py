@@ -16,16 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from localgp.backbones import Family, families, family_of
 from localgp.errors import LocalGPError, refuse
 from localgp.extensions import KNOWN_CONTEXTS, is_dotted, own_contexts
-from localgp.pruning import (
-    DECODER_CONTEXTS,
-    DECODER_MODULES,
-    DECODER_POLICIES,
-    ENCODER_POLICIES,
-    REDUCTIONS,
-    decoder_problems,
-    encoder_problems,
-)
-from localgp.rules import (
+from localgp.option_rules import (
     AMOUNT,
     BOOLEAN,
     COUNT,
@@ -41,6 +32,15 @@ from localgp.rules import (
     number,
     one_of,
     some_of,
+)
+from localgp.pruning import (
+    DECODER_CONTEXTS,
+    DECODER_MODULES,
+    DECODER_POLICIES,
+    ENCODER_POLICIES,
+    REDUCTIONS,
+    decoder_problems,
+    encoder_problems,
 )
 from localgp.window import MARGIN, SHORTEST
 

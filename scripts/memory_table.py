@@ -50,7 +50,7 @@ def saved_bytes(function: Callable[[], Tensor], parameters: list[Tensor]) -> int
 def of_one_layer(name: str) -> Any:
     """A backbone of full width with one layer a side."""
     if name in OWSM:
-        from localgp.backbones.owsm.build import build_model
+        from localgp.backbones.owsm.build import build_espnet_model
         from localgp.backbones.owsm.components import quiet_espnet
         from localgp.backbones.owsm.files import read_train_config
         from localgp.backbones.owsm.model import assemble
@@ -58,14 +58,14 @@ def of_one_layer(name: str) -> Any:
         config = read_train_config({"name": name, "path": name})
         config["encoder_conf"]["num_blocks"] = config["decoder_conf"]["num_blocks"] = 1
         with quiet_espnet():
-            backbone: Any = assemble(build_model(config), config, name, "")
+            backbone: Any = assemble(build_espnet_model(config), config, name, "")
     else:
-        from localgp.backbones.whisper.files import WhisperFiles, build_model
+        from localgp.backbones.whisper.files import WhisperFiles, build_whisper
         from localgp.backbones.whisper.model import WhisperBackbone
 
         config = arguments(WHISPER[name]) | {"encoder_layers": 1, "decoder_layers": 1}
         files = WhisperFiles(None, config, False, name)
-        backbone = WhisperBackbone(build_model(files), files.tokens(), name=name, source="")
+        backbone = WhisperBackbone(build_whisper(files), files.tokens(), name=name, source="")
     backbone.use_fast_kernels()
     backbone.net.train()
     return backbone

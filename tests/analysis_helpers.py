@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from localgp.cli import CONF_DIR
 from localgp.corpora.prepared import prepare
 from localgp.evaluation.gates_file import GateRecord, write_gates
-from localgp.evaluation.measured import kept_ratios
+from localgp.evaluation.measured import measured_ratios
 from localgp.evaluation.score import references_of, score_tasks
 from localgp.run import Run, write_atomically
 from localgp.timeline import frame_centres
@@ -85,7 +85,7 @@ def add_run(
         run.path / "metrics.json",
         json.dumps({
             **score_tasks(pairs, "none"),
-            **kept_ratios(gates),
+            **measured_ratios(gates),
             "gflops": {
                 "encoder": gflops, "gates": 0.01, "dense": 1.0, "context": 0.0, "total": gflops,
                 "convention": "fvcore, 1 MAC = 1 FLOP, 8 s",

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import localgp
-from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.build import build_espnet_model
 from localgp.backbones.owsm.components import quiet_espnet
 from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, read_train_config, write_espnet_directory
 from localgp.backbones.owsm.model import assemble, load_backbone
@@ -33,7 +33,7 @@ def tiny():
     stats = str(EMBEDDED / "feats_stats.npz")
     config = train_config(TINY, full_token_list(bpe_pieces(bpe)), str(bpe), stats)
     torch.manual_seed(3)
-    return assemble(build_model(config), config, "tiny", "a test")
+    return assemble(build_espnet_model(config), config, "tiny", "a test")
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_published_shapes_have_the_published_number_of_parameters(name, paramete
     config = read_train_config({"name": name, "path": f"espnet/{name}", "weights": "random"})
     assert len(config["token_list"]) == DIMENSIONS[name].vocabulary
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_espnet_model(config)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from localgp.__main__ import COMMANDS
 from localgp.__main__ import main as dispatch
-from localgp.command_line import as_override, check, composing, parsed
+from localgp.command_line import as_override, check_line, composing, parsed
 from localgp.conf_files import CONF_DIR, choices, comment_of, comments
 from localgp.errors import ConfigError
 from localgp.help_text import help_text
@@ -23,7 +23,7 @@ from localgp.settings import SCHEMA, SPEECHPRUNE, keys_of
 def checked(*argv: str, config_name: str = "config") -> list[str]:
     arguments, _ = parsed(argv)
     arguments.config_name = config_name
-    return check(arguments.overrides, arguments)
+    return check_line(arguments.overrides, arguments)
 
 
 # --- one schema

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.build import build_espnet_model
 from localgp.backbones.owsm.components import COMPONENTS, component_class, quiet_espnet
 from localgp.backbones.owsm.files import read_train_config
 from localgp.errors import BackboneError
@@ -49,7 +49,7 @@ def test_the_table_is_that_of_espnets_two_tasks(s2t):
 def test_a_seed_gives_the_weights_that_espnet_gives(s2t, changes):
     config = read_train_config({"name": "mini", "path": "embedded"}) | changes
     torch.manual_seed(7)
-    ours, after = build_model(config), torch.rand(1)
+    ours, after = build_espnet_model(config), torch.rand(1)
     torch.manual_seed(7)
     theirs = s2t.S2TTask.build_model(argparse.Namespace(**config))
     assert repr(ours) == repr(theirs)
@@ -74,13 +74,13 @@ def test_an_unknown_component_is_named_with_the_known(component, name):
     with pytest.raises(
         BackboneError, match=f"{component}: .*unknown.*valid: .*{next(iter(COMPONENTS[component]))}"
     ):
-        build_model(config)
+        build_espnet_model(config)
 
 
 def test_a_component_without_its_packages_says_so(monkeypatch):
     monkeypatch.setitem(COMPONENTS["encoder"], "absent", "espnet2.asr.encoder.absent_encoder.AbsentEncoder")
     build = partial(
-        build_model, read_train_config({"name": "mini", "path": "embedded"}) | {"encoder": "absent"}
+        build_espnet_model, read_train_config({"name": "mini", "path": "embedded"}) | {"encoder": "absent"}
     )
     with pytest.raises(BackboneError, match="absent cannot be imported here .*ModuleNotFoundError"):
         build()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from localgp.contexts.cache import open_store
 from localgp.contexts.event import EventExtractor
 from localgp.contexts.extract import row_contexts, wrong_speakers
+from localgp.contexts.on_disk import open_store
 from localgp.contexts.speaker import SpeakerExtractor
 from localgp.errors import ConfigError
 from localgp.training.data import Collate, TrainingExamples
@@ -91,7 +91,7 @@ def test_changed_extractor_reads_nothing_of_the_old_one(cfg, tmp_path):
 
 
 def test_stopped_extraction_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("localgp.contexts.cache._SHARD_ENTRIES", 2)
+    monkeypatch.setattr("localgp.contexts.on_disk._SHARD_ENTRIES", 2)
     rows = make_rows(5)
 
     class Stopping(Counting):

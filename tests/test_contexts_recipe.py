@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from localgp.cli import CONF_DIR
-from localgp.evaluation.evaluate import evaluate
+from localgp.evaluation.evaluate_run import evaluate_run
 from localgp.training.fit import fit
 from tests.test_recipe import TINY
 
@@ -36,7 +36,7 @@ def train(tmp_path_factory):
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", overrides=[f"{key}={value}" for key, value in options.items()])
         fit(cfg)
-        _, objects = evaluate(cfg)
+        _, objects = evaluate_run(cfg)
         run = objects["run"]
         metrics = json.loads((run.path / "metrics.json").read_text())
         return metrics, load_file(run.weights), place

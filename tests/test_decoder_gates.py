@@ -18,7 +18,7 @@ from localgp.evaluation.decoder_gates_file import (
     read_decoder_gates,
     write_decoder_gates,
 )
-from localgp.evaluation.measured import kept_ratios
+from localgp.evaluation.measured import measured_ratios
 from localgp.gates import Gate, GlobalGates, LocalGates, OpenGates
 from localgp.model import GatedS2T
 from localgp.pruning import DECODER_MODULES as MODULES
@@ -373,7 +373,7 @@ def test_joined_records_keep_every_hypothesis(record, tmp_path):
 def test_kept_ratios_of_decoder_modules(record):
     record.open[:] = True
     record.open[0, :, 1] = False
-    found = kept_ratios(None, record)
+    found = measured_ratios(None, record)
     assert found["kept"] == {
         "decoder.self_attention": 1.0,
         "decoder.source_attention": 0.8,

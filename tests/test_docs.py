@@ -68,12 +68,12 @@ def test_commands_exist_and_their_options_too(page, command):
         else:
             run_directory(build_parser().parse_args(arguments).run)
     else:
-        from localgp.command_line import check, parsed
+        from localgp.command_line import check_line, parsed
 
         options, _ = parsed(arguments)
         options.config_name = name if name == "speechprune" else "config"
         # What needs a package of its own, and runs that are not there, are left out.
-        check([item for item in options.overrides if not item.startswith(("hydra", "exp"))], options)
+        check_line([item for item in options.overrides if not item.startswith(("hydra", "exp"))], options)
 
 
 QUICK = [(body, page) for page in PAGES for body, words in fences(page, "bash") if "run" in words.split()]

@@ -12,10 +12,10 @@ from localgp.evaluation.results import (
     Identity,
     asked_of,
     comparable,
-    find,
+    find_evaluation,
     save,
     scores_of,
-    stored,
+    stored_evaluations,
     tag_of,
 )
 from localgp.evaluation.summary import describe_evaluation, scores_table
@@ -86,7 +86,7 @@ def test_no_evaluation_replaces_another(run):
         evaluate(run, *more, whole=not any("limit" in m for m in more))
         for more in ([], ["evaluate.split=dev"], ["evaluate.limit=3"], ["decode.beam=1"], ["decode.beam=2"])
     ]
-    assert {m["evaluation"]["tag"] for m in stored(run.path)} == set(made)
+    assert {m["evaluation"]["tag"] for m in stored_evaluations(run.path)} == set(made)
     assert len(made) == 5
     for tag in made:
         (hypotheses,) = (run.path / "evaluations" / tag / "hyp").iterdir()
@@ -136,9 +136,9 @@ def test_the_whole_test_set_as_the_run_decodes_leads(run, first, second, leads):
 def test_what_was_made_of_other_weights_or_data_is_not_found(run, now):
     tag = evaluate(run)
     asked = asked_of(composed("conf=row05", "decode.beam=4", "decode.batch=1"))
-    assert find(run.path, tag, asked, OWN)["wer"]["de"] == 10.0
-    assert find(run.path, tag, asked, now) is None
-    assert find(run.path, tag, asked_of(composed("conf=row05", "decode.beam=3")), OWN) is None
+    assert find_evaluation(run.path, tag, asked, OWN)["wer"]["de"] == 10.0
+    assert find_evaluation(run.path, tag, asked, now) is None
+    assert find_evaluation(run.path, tag, asked_of(composed("conf=row05", "decode.beam=3")), OWN) is None
 
 
 def test_what_the_weights_were_before_leads_no_more(run):
@@ -192,7 +192,7 @@ def test_a_broken_evaluation_leaves_the_one_before(run, monkeypatch):
     monkeypatch.setattr("localgp.evaluation.results._write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(run, wer=8.0)
-    assert stored(run.path)[0]["wer"]["de"] == 7.0
+    assert stored_evaluations(run.path)[0]["wer"]["de"] == 7.0
     assert [p.name for p in (run.path / "evaluations").iterdir() if p.is_dir()] == ["test"]
 
 
@@ -201,7 +201,7 @@ def test_a_sweep_over_an_option_is_a_table_with_a_column_for_it(run):
         evaluate(run, f"decode.beam={beam}", wer=10.0 + beam)
     evaluate(run, "evaluate.split=dev")
     evaluate(run, "decode.beam=3", identity=Identity("w1", "w1", "d2"))
-    runs = comparable(run.path, stored(run.path)[1])
+    runs = comparable(run.path, stored_evaluations(run.path)[1])
     head, *lines = scores_table(runs).splitlines()
     assert head.split()[:4] == ["run", "beam", "WER", "de"]
     assert [line.split()[1:3] for line in lines] == [["1", "11.0"], ["2", "12.0"], ["8", "18.0"]]
@@ -212,7 +212,7 @@ def test_a_sweep_over_an_option_is_a_table_with_a_column_for_it(run):
 
 def test_an_evaluation_says_what_it_is(run):
     evaluate(run, "decode.beam=1", "decode.maxlenratio=0.5")
-    (metrics,) = stored(run.path)
+    (metrics,) = stored_evaluations(run.path)
     said = describe_evaluation(metrics)
     assert (
         said
@@ -224,7 +224,7 @@ def test_an_evaluation_says_what_it_is(run):
 def test_a_damaged_evaluation_is_made_again(run, damage):
     tag = evaluate(run)
     (run.path / "evaluations" / tag / "metrics.json").write_text(damage)
-    assert find(run.path, tag, asked_of(composed("conf=row05", "decode.beam=4")), OWN) is None
+    assert find_evaluation(run.path, tag, asked_of(composed("conf=row05", "decode.beam=4")), OWN) is None
     assert evaluate(run) == leading(run)
 
 

@@ -96,7 +96,7 @@ def trained(modules, tmp_path_factory):
     """A run with the page's policy on the page's context and corpus, trained and scored; its directory."""
     import importlib
 
-    from localgp.evaluation.evaluate import evaluate
+    from localgp.evaluation.evaluate_run import evaluate_run
     from localgp.training.fit import fit
 
     place = tmp_path_factory.mktemp("extended")
@@ -116,7 +116,7 @@ def trained(modules, tmp_path_factory):
         *("training.logger=none", "decode.beam=1", "decode.maxlenratio=0.1", "threads=1"),
     )
     fit(cfg)
-    _, objects = evaluate(cfg)
+    _, objects = evaluate_run(cfg)
     assert set(objects["run"].path.parts) >= {"mine", "seed1"}
     assert list((place / "data" / "prepared" / "contexts").glob("loud-*"))
     return objects["run"].path

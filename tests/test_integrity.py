@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localgp.contexts.cache import ContextStore
+from localgp.contexts.on_disk import ContextStore
 from localgp.corpora import shards
 from localgp.corpora.audio import write_audio
 from localgp.corpora.integrity import read_row, rows_digest

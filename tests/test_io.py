@@ -20,7 +20,7 @@ import torch
 
 from localgp import io
 from localgp.archive import write_zip
-from localgp.contexts.cache import ContextStore
+from localgp.contexts.on_disk import ContextStore
 from localgp.corpora.audio import write_audio
 from localgp.errors import BusyError
 from localgp.evaluation.gates_file import GateRecord, write_gates

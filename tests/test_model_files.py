@@ -18,7 +18,7 @@ import yaml
 
 import localgp
 from localgp.archive import unpacked, write_zip
-from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.build import build_espnet_model
 from localgp.backbones.owsm.files import EMBEDDED, espnet_arguments, locate, write_espnet_directory
 from localgp.backbones.owsm.model import load_backbone
 from localgp.backbones.owsm.shapes import Dimensions, train_config
@@ -41,7 +41,7 @@ def espnet(tmp_path_factory):
     bpe = EMBEDDED / "bpe.model"
     config = train_config(TINY, full_token_list(bpe_pieces(bpe)), str(bpe), str(EMBEDDED / "feats_stats.npz"))
     directory = tmp_path_factory.mktemp("espnet") / "model"
-    write_espnet_directory(build_model(config), config, directory)
+    write_espnet_directory(build_espnet_model(config), config, directory)
     return directory
 
 

@@ -115,9 +115,9 @@ def test_no_path_of_this_machine_is_packed(run, packed):
 
 
 def test_what_is_packed_is_what_makes_the_model_whatever_the_machine():
+    from localgp.config_parts import PORTABLE, flat
     from localgp.hub.load import base_config
     from localgp.hub.pack import portable
-    from localgp.parts import PORTABLE, flat
     from localgp.settings import SCHEMA, Part
 
     cfg = base_config("conf=row05", "data_dir=here", "corpus.root=there", "training.logger=none")

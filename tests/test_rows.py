@@ -14,7 +14,7 @@ from localgp.bench.__main__ import main as bench
 from localgp.build import build_decoder_policy, build_languages, build_model, build_policy
 from localgp.errors import ConfigError
 from localgp.evaluation.decoder_gates_file import read_decoder_gates
-from localgp.evaluation.evaluate import evaluate
+from localgp.evaluation.evaluate_run import evaluate_run
 from localgp.evaluation.results import at_budgets
 from localgp.flops import DECODER_TOKENS, count
 from localgp.model import GatedS2T
@@ -189,7 +189,7 @@ def test_row_trains_and_evaluates(conf, tiny, capsys):
     assert ("loss_sparsity_decoder" in lines[0]) == has["decoder_policy"]
     assert ("kept/decoder.ffn" in lines[0]) == has["decoder_policy"]
 
-    metrics, _ = evaluate(cfg)
+    metrics, _ = evaluate_run(cfg)
     kept = {f"encoder.{m}" for m in cfg.pruning.encoder_modules} if cfg.pruning.encoder else set()
     gates = run.path / "gates" / "test.decoder.npz"
     assert gates.exists() == has["decoder_policy"]
@@ -208,7 +208,7 @@ def test_row_trains_and_evaluates(conf, tiny, capsys):
         assert metrics["gflops"]["encoder"] < metrics["gflops"]["dense"]
     capsys.readouterr()
     assert fit(cfg)[1]["trainer"] is None
-    again, objects = evaluate(cfg)
+    again, objects = evaluate_run(cfg)
     assert objects["model"] is None
     assert again == metrics
     said = capsys.readouterr().out
@@ -220,9 +220,9 @@ def test_row_trains_and_evaluates(conf, tiny, capsys):
 def test_other_options_evaluate_again(tiny):
     """After the rows above: a changed decoding option, or force, is not a finished evaluation."""
     fit(composed("conf=row01", *tiny))
-    evaluate(composed("conf=row01", *tiny))
+    evaluate_run(composed("conf=row01", *tiny))
     for change in ("decode.beam=1", "evaluate.force=true"):
-        _, objects = evaluate(composed("conf=row01", *tiny, change))
+        _, objects = evaluate_run(composed("conf=row01", *tiny, change))
         assert objects["decoded"] is not None
     (groups,) = group(collect(objects["run"].path.parents[3])).values()
     assert "row01" in [g.name for g in groups]
@@ -267,12 +267,12 @@ def test_one_model_is_evaluated_at_several_budgets(tiny):
     from localgp.report.pareto import points
 
     fit(composed("conf=row11", *tiny))
-    metrics, objects = evaluate(composed("conf=row11", *tiny))
+    metrics, objects = evaluate_run(composed("conf=row11", *tiny))
     assert metrics["window"] == {"length": "utterance", "margin": 0.2}
     assert metrics["gflops"]["encoder"] < metrics["gflops"]["dense"]
     assert metrics["hallucination"].keys() == {"over_twice", "silence", "noise"}
     run = objects["run"]
-    at_half, _ = evaluate(composed("conf=row11", "decode.budget=0.5", *tiny))
+    at_half, _ = evaluate_run(composed("conf=row11", "decode.budget=0.5", *tiny))
     assert at_half["gflops"]["encoder"] < metrics["gflops"]["encoder"]
     assert json.loads((run.path / "metrics.json").read_text())["decode"]["budget"] is None, "which leads"
     assert at_budgets(run.path).keys() == {0.5}
@@ -291,5 +291,5 @@ def test_one_model_is_evaluated_at_several_budgets(tiny):
 def test_rivals_train_and_evaluate(conf, tiny):
     cfg = composed(f"conf={conf}", *tiny)
     fit(cfg)
-    metrics, _ = evaluate(cfg)
+    metrics, _ = evaluate_run(cfg)
     assert 0.6 < metrics["gflops"]["encoder"] / metrics["gflops"]["dense"] < 1

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from localgp.command_line import check, composing, parsed
+from localgp.command_line import check_line, composing, parsed
+from localgp.config_parts import flat, stored
 from localgp.errors import CheckpointError, ConfigError
 from localgp.hub.load import base_config
-from localgp.parts import flat, stored
 from localgp.run import Run
 from localgp.run_argument import with_run
 from localgp.settings import SCHEMA, Part
@@ -26,7 +26,7 @@ def arguments_of(*argv: str):
 def understood(*argv: str, command: str = "evaluate"):
     """The configuration of a command line."""
     arguments = arguments_of(*argv)
-    overrides = check(with_run(arguments.overrides, arguments, command), arguments)
+    overrides = check_line(with_run(arguments.overrides, arguments, command), arguments)
     with composing(arguments) as composed:
         return composed(overrides)
 
@@ -69,7 +69,9 @@ def test_options_stand_on_top_of_the_directory(tmp_path):
     with pytest.raises(ConfigError, match="did you mean decode.beam"):
         understood(str(run.path), "decode.bean=1")
     arguments = arguments_of("-m", str(run.path), "decode.beam=1,2")
-    assert check(with_run(arguments.overrides, arguments, "evaluate"), arguments)[-1] == "decode.beam=1,2"
+    assert (
+        check_line(with_run(arguments.overrides, arguments, "evaluate"), arguments)[-1] == "decode.beam=1,2"
+    )
 
 
 def test_each_command_takes_a_directory(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
-from localgp.evaluation.measured import kept_ratios
+from localgp.evaluation.measured import measured_ratios
 from localgp.evaluation.score import basic_normalize, bleu, score_tasks, word_error_rate
 from localgp.evaluation.summary import scores_table
 from localgp.report.markdown import results
@@ -58,7 +58,7 @@ def test_gates_file_round_trip(tmp_path, record):
 def test_kept_ratios_over_real_and_all_frames(record):
     record.open[:] = False
     record.open[0, :, 0, :10] = True  # ffn1 runs on the first utterance's signal alone
-    kept = kept_ratios(record)
+    kept = measured_ratios(record)
     assert kept["kept"]["encoder.ffn1"] == pytest.approx(10 / 42, abs=1e-4)
     assert kept["kept_real"]["encoder.ffn1"] == pytest.approx(10 / 29, abs=1e-4)
     assert kept["kept"]["encoder.attention"] == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from localgp.build import build_model
-from localgp.evaluation.evaluate import evaluate
+from localgp.evaluation.evaluate_run import evaluate_run
 from localgp.report.analyze import analyze
 from localgp.report.encoded_again import attention_table, swap_table
 from localgp.report.runs import read_run
@@ -53,7 +53,7 @@ def evaluated(own):
     run.start()
     run.checkpoints.mkdir()
     save_weights(model.state_dict(), run.weights)
-    evaluate(cfg)
+    evaluate_run(cfg)
     return run
 
 

@@ -13,8 +13,8 @@ import torch
 from localgp.corpora.audio import read_audio
 from localgp.errors import CorpusError
 from localgp.speechprune import speak
-from localgp.speechprune.evaluate import key_recall, key_tokens, read_answer
 from localgp.speechprune.spiral import LETTERS, always_one_letter, read, shuffled
+from localgp.speechprune.spiral_accuracy import key_recall, key_tokens, read_answer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "spiral"
 SAMPLES = Path(speak.__file__).parent / "samples"

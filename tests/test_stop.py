@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 from localgp.errors import BusyError
-from localgp.evaluation.evaluate import evaluate
+from localgp.evaluation.evaluate_run import evaluate_run
 from localgp.hub.load import base_config
 from localgp.locks import held
 from localgp.signals import Stopped
@@ -117,5 +117,5 @@ def test_an_evaluation_that_another_process_is_at_is_refused(place):
     run = script("kill_resume").run_directory(place, "unbroken")
     lock = held(run / "evaluations" / ".test.lock", f"evaluating {run} (test)")
     with lock, pytest.raises(BusyError, match=rf"evaluating .* \(test\): process {os.getpid()}"):
-        evaluate(configured(place, "unbroken"))
+        evaluate_run(configured(place, "unbroken"))
     assert not list(run.rglob("metrics.json"))

@@ -14,7 +14,7 @@ from localgp import run as run_module
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import CheckpointError
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, read_decoder_gates, write_decoder_gates
-from localgp.evaluation.evaluate import load_weights, weights_of
+from localgp.evaluation.evaluate_run import load_run_weights, weights_used
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.gates import Gate
 from localgp.model import Losses
@@ -39,18 +39,18 @@ def trained(tmp_path):
 
 def test_evaluation_refuses_another_configuration_and_names_the_way_to_a_variant(trained, tmp_path):
     place = f"exp_dir={tmp_path}"
-    assert weights_of(Run(composed("conf=row05", place, "decode.beam=1"))) == trained.weights
+    assert weights_used(Run(composed("conf=row05", place, "decode.beam=1"))) == trained.weights
     with pytest.raises(CheckpointError, match=r"pruning.threshold: 0.5 there, 0.7 asked for") as caught:
-        weights_of(Run(composed("conf=row05", place, "pruning.threshold=0.7")))
+        weights_used(Run(composed("conf=row05", place, "pruning.threshold=0.7")))
     way = str(caught.value).split("name: ")[1].split()
     assert way == ["name=row05-variant", f"evaluate.checkpoint={trained.weights}"]
     variant = Run(composed("conf=row05", place, "pruning.threshold=0.7", *way))
-    assert weights_of(variant) == trained.weights
+    assert weights_used(variant) == trained.weights
     variant.start(trained=True)
     with pytest.raises(CheckpointError, match="pruning.threshold: 0.7 there, 0.5 asked for"):
-        weights_of(Run(composed("conf=row05", place, *way)))
+        weights_used(Run(composed("conf=row05", place, *way)))
     with pytest.raises(CheckpointError, match=r"evaluate.checkpoint=nowhere: no such file"):
-        weights_of(Run(composed("conf=row05", place, "evaluate.checkpoint=nowhere")))
+        weights_used(Run(composed("conf=row05", place, "evaluate.checkpoint=nowhere")))
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "3", "\x00", ""])
@@ -86,7 +86,7 @@ def test_weights_must_be_the_models(tmp_path, change, message):
     model = torch.nn.Linear(2, 2)
     save_file({**model.state_dict(), **change}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        load_weights(model, tmp_path / "model.safetensors")
+        load_run_weights(model, tmp_path / "model.safetensors")
 
 
 def _write_both(folder):

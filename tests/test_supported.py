@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.build import build_espnet_model
 from localgp.backbones.owsm.components import quiet_espnet
 from localgp.backbones.owsm.files import locate, read_config
 from localgp.backbones.owsm.model import load_backbone
@@ -100,6 +100,6 @@ def test_refused_with_the_reason(directories, tmp_path, case):
         load_backbone({"name": "tiny", "path": str(tmp_path), "weights": "pretrained"})
     if of_the_model is not None:
         with quiet_espnet():
-            net = build_model(config)
+            net = build_espnet_model(config)
         with pytest.raises(BackboneError, match=f"not supported: .*{of_the_model}"):
             check_supported(net)

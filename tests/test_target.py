@@ -9,7 +9,7 @@ import torch
 
 from localgp.errors import ConfigError
 from localgp.gates import Gate
-from localgp.gates.target import SparsityTarget, part_costs, target_of
+from localgp.gates.target import SparsityTarget, part_costs, sparsity_target
 from localgp.hub.load import base_config
 from tests.conftest import make_backbone
 
@@ -110,6 +110,6 @@ def test_a_configuration_says_which():
         "pruning.cost=flops",
         "pruning.rise=0.1",
     ).pruning
-    made = target_of(pruning, make_backbone(), "encoder")
+    made = sparsity_target(pruning, make_backbone(), "encoder")
     assert (made.lagrange, made.bounds, made.rise) == (True, (1.0, 0.2), 0.1)
     assert set(made.costs) == {"ffn1", "attention", "ffn2"}

@@ -15,12 +15,12 @@ from localgp.corpora.audio import write_audio
 from localgp.errors import AudioError, ConfigError
 from localgp.transcribe import main
 from localgp.transcription.detection import detection_warnings
-from localgp.transcription.formats import Segment, Transcript, cue
+from localgp.transcription.formats import TimedText, Transcript, cue
 from localgp.transcription.jobs import PauseJob, TimestampJob
 from localgp.transcription.transcriber import Transcriber
 from localgp.transcription.windows import (
+    Stretch,
     TimeTokens,
-    Window,
     cut_at_pauses,
     read_timed,
     speech_bounds,
@@ -151,7 +151,7 @@ def test_silence_is_not_decoded_and_segments_follow_the_sound():
     assert TimestampJob(samples, RATE, str, TIMES, 8.0).ready() == []
     samples[1700:1900] = 0.5
     job = TimestampJob(samples, RATE, str, TIMES, 8.0)
-    assert job.ready() == [Window(1600, 2400)]
+    assert job.ready() == [Stretch(1600, 2400)]
     assert speech_bounds(samples[1600:2400], RATE) == pytest.approx((1.0, 3.0), abs=0.06)
 
 
@@ -159,13 +159,13 @@ def test_silence_is_not_decoded_and_segments_follow_the_sound():
 
 
 def test_subtitles():
-    segments = [Segment(0.5, 2.0, "a --> b"), Segment(2.0, 2.5, ""), Segment(3599.999, 3600.5, "zwei")]
+    segments = [TimedText(0.5, 2.0, "a --> b"), TimedText(2.0, 2.5, ""), TimedText(3599.999, 3600.5, "zwei")]
     transcript = Transcript("x", 3601.0, "deu", "deu", None, segments)
     assert transcript.format("srt") == (
         "1\n00:00:00,500 --> 00:00:02,000\na → b\n\n2\n00:59:59,999 --> 01:00:00,500\nzwei\n"
     )
     assert transcript.format("vtt").startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\n")
-    marked = Transcript("m", 3.0, "deu", "deu", None, [Segment(0.5, 2.0, "R&D <b> --> 1")])
+    marked = Transcript("m", 3.0, "deu", "deu", None, [TimedText(0.5, 2.0, "R&D <b> --> 1")])
     assert marked.format("vtt").endswith("R&amp;D &lt;b&gt; → 1\n")
     assert marked.format("srt").endswith("R&D <b> → 1\n")
     assert json.loads(transcript.format("json"))["segments"][2]["text"] == "zwei"

@@ -15,7 +15,7 @@ from localgp.cli import reported
 from localgp.errors import AudioError, ConfigError
 from localgp.hub.load import describe
 from localgp.transcribe import main
-from localgp.transcription.formats import Segment, Transcript
+from localgp.transcription.formats import TimedText, Transcript
 from localgp.transcription.inputs import find_inputs, on_disk, readable
 
 
@@ -36,7 +36,7 @@ class Model:
             if text == "broken":
                 yield index, AudioError(f"{file}: broken")
             else:
-                yield index, Transcript(readable(file), 1.0, "deu", "deu", None, [Segment(0.0, 1.0, text)])
+                yield index, Transcript(readable(file), 1.0, "deu", "deu", None, [TimedText(0.0, 1.0, text)])
 
 
 @pytest.fixture

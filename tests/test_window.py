@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 
 from localgp import backbones
 from localgp.backbones.cost import EncoderCost
+from localgp.config_parts import Part, differences
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
-from localgp.evaluation.measured import kept_ratios, measured_gflops
+from localgp.evaluation.measured import measured_gflops, measured_ratios
 from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates
 from localgp.gates.cost import gates_cost
 from localgp.hub.load import base_config
 from localgp.model import GatedS2T
-from localgp.parts import Part, differences
 from localgp.run import Run
 from localgp.window import Window, upgraded, window_of
 from tests.conftest import make_backbone
@@ -181,7 +181,7 @@ def test_flops_count_the_frames_that_there_are(backbone, kind):
             + gates_cost(model.policy, cost.frames)
             for cost, kept in zip(costs, open_ULMT.sum(-1), strict=True)
         ]
-        kept = kept_ratios(record)
+        kept = measured_ratios(record)
         assert kept["kept"] == kept["kept_real"], "all that there is has signal here"
         assert kept["sparsity"]["padding"] == 0
         if kind == "vad":

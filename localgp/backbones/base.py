@@ -2,7 +2,7 @@
 
 A family (OWSM, for instance) is a folder that has a `Backbone` of its own; gates, packed path, cached decoder, search,
 training and counting are written against this file alone. A family writes each layer once (`Backbone.encoder_layer`,
-`Backbone.decoder_layer`) and says with `Run` which part of it may be skipped; a second, short version is for packed
+`Backbone.decoder_layer`) and says with `Runner` which part of it may be skipped; a second, short version is for packed
 sequences (`Backbone.packed`). What the parts are made of stands in one table, `Backbone.branches`: it is what can be
 gated and what it costs, and what the cached decoder is built from.
 
@@ -90,7 +90,7 @@ Branches = dict[str, Branch]
 Within = Callable[[Tensor], Tensor]
 
 
-class Run(Protocol):
+class Runner(Protocol):
     """How the parts of one layer are run: with its gates, masked or gathered (`localgp.encoder.run`,
     `localgp.decoder.train`). A family calls each part through it, by its name in `Backbone.branches`."""
 
@@ -346,7 +346,7 @@ class Backbone(ABC):
         ``mask`` has as many as it would have alone (`Timeline.frames_of`)."""
 
     @abstractmethod
-    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor: ...
+    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Runner) -> Tensor: ...
 
     @abstractmethod
     def embed(self, tokens_QL: Tensor) -> Tensor:
@@ -362,7 +362,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def decoder_layer(
-        self, index: int, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Run
+        self, index: int, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Runner
     ) -> Tensor: ...
 
     @abstractmethod

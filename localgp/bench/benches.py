@@ -173,10 +173,10 @@ class _Trained:
         from localgp.corpora.fits import split_of
         from localgp.corpora.prepared import load_prepared
         from localgp.errors import ConfigError
-        from localgp.evaluation.trained import load_trained, trained_config, weights_of
+        from localgp.evaluation.trained import finished_weights, load_trained, trained_config
 
         directory = Path(cfg.bench.run)
-        weights = weights_of(directory)
+        weights = finished_weights(directory)
         trained = trained_config(directory, weights, cfg)
         self.model = load_trained(trained, weights, _device(cfg))
         if getattr(self.model, policy) is None:

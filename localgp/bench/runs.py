@@ -21,7 +21,7 @@ from localgp.contexts.extract import RowContexts
 from localgp.corpora.rows import list_tasks
 from localgp.encoder.run import EncoderOutput
 from localgp.evaluation.decode import decode_rows, in_batches, load_batch
-from localgp.evaluation.measured import kept_ratios, measured_gflops
+from localgp.evaluation.measured import measured_gflops, measured_ratios
 from localgp.model import GatedS2T
 from localgp.search.options import DecodeOptions
 from localgp.search.tasks import TaskSearches
@@ -212,7 +212,7 @@ def _flops(run: TrainedRun, rows: Any, options: DecodeOptions, batch: int) -> di
         decoded.decoder_gates,
         None if run.model.window.is_full else run.model.heard(torch.tensor(lengths)).tolist(),
     )
-    sparsity = kept_ratios(decoded.gates, decoded.decoder_gates)["sparsity"] or {}
+    sparsity = measured_ratios(decoded.gates, decoded.decoder_gates)["sparsity"] or {}
     decoder = counted["decoder"] / counted["decoder_dense"] if "decoder" in counted else 1.0
     return {
         "skipped": sparsity.get("all_frames", 0.0),

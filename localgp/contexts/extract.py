@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from localgp.contexts.cache import ContextStore, open_store
+from localgp.contexts.on_disk import ContextStore, open_store
 from localgp.errors import ConfigError
 from localgp.extensions import is_dotted, own_contexts
 from localgp.timeline import Timeline

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from localgp.corpora.shards import Job, run_job
+from localgp.corpora.shards import ShardJob, run_job
 from localgp.errors import CorpusError
 from localgp.io import sweep
 from localgp.signals import Stopped
 
 
-def run_jobs(jobs: list[Job], schema: Any, workers: int, name: str) -> None:
+def run_jobs(jobs: list[ShardJob], schema: Any, workers: int, name: str) -> None:
     """Runs those of ``jobs`` that are not done yet.
 
     Args:
@@ -57,7 +57,7 @@ def run_jobs(jobs: list[Job], schema: Any, workers: int, name: str) -> None:
                 sweep(open_jobs[0].folder)
 
 
-def _run_in_pool(jobs: list[Job], schema: Any, workers: int, bar: Any) -> None:
+def _run_in_pool(jobs: list[ShardJob], schema: Any, workers: int, bar: Any) -> None:
     try:
         with processes(workers) as executor:
             with no_main_module():

@@ -28,9 +28,9 @@ from localgp.corpora.identity import audio_digests, fingerprint
 from localgp.corpora.integrity import damage_of, describe_split
 from localgp.corpora.languages import canonical
 from localgp.corpora.parallel import run_jobs
-from localgp.corpora.report import build_report, format_report
+from localgp.corpora.report import format_report, preparation_report
 from localgp.corpora.segment import Dropped, Reading
-from localgp.corpora.shards import PART_REPORT, Job, features, split_jobs
+from localgp.corpora.shards import PART_REPORT, ShardJob, features, split_jobs
 from localgp.errors import AudioError, ConfigError, CorpusError
 from localgp.io import naming
 from localgp.locks import held
@@ -206,7 +206,7 @@ def _nothing_left(reading: Reading) -> str:
 
 
 def _assemble(
-    folder: Path, jobs: list[Job], reading: Reading, digest: str, name: str, final: Path
+    folder: Path, jobs: list[ShardJob], reading: Reading, digest: str, name: str, final: Path
 ) -> dict[str, Any]:
     """Links the parts' Arrow files into ``folder`` as Hugging Face datasets; returns the report."""
     from datasets import load_from_disk
@@ -228,7 +228,7 @@ def _assemble(
     _write_lines(folder / "dropped.jsonl", [asdict(dropped) for dropped in reading.dropped])
     _write_lines(folder / "remarks.jsonl", [remark._asdict() for remark in reading.remarks])
     stored = {split: describe_split(folder / split, rows) for split, rows in splits.items()}
-    return build_report(name, final, splits, reading) | {"stored": stored}
+    return preparation_report(name, final, splits, reading) | {"stored": stored}
 
 
 def _describe(folder: Path, split: str, names: list[str], fingerprint: str) -> None:

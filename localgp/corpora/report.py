@@ -14,7 +14,7 @@ _NEEDED = {
 }
 
 
-def build_report(name: str, path: Path, splits: dict[str, Any], reading: Reading) -> dict[str, Any]:
+def preparation_report(name: str, path: Path, splits: dict[str, Any], reading: Reading) -> dict[str, Any]:
     """Counts a prepared corpus.
 
     Args:

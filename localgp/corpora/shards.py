@@ -31,7 +31,7 @@ JOB_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One process's unit of work: some recordings with all of their segments."""
 
     index: int
@@ -76,7 +76,9 @@ def features() -> Any:
     )
 
 
-def split_jobs(segments: Sequence[Segment], folder: Path, max_seconds: float, on_error: str) -> list[Job]:
+def split_jobs(
+    segments: Sequence[Segment], folder: Path, max_seconds: float, on_error: str
+) -> list[ShardJob]:
     """Groups segments by recording and recordings to jobs, in the corpus's order.
 
     A job has `JOB_SECONDS` of segments, and more in a large corpus, since every part stays an open memory-mapped
@@ -99,10 +101,10 @@ def split_jobs(segments: Sequence[Segment], folder: Path, max_seconds: float, on
             filled = 0.0
         groups[-1] += group
         filled += seconds[audio]
-    return [Job(i, tuple(group), folder, max_seconds, on_error) for i, group in enumerate(groups)]
+    return [ShardJob(i, tuple(group), folder, max_seconds, on_error) for i, group in enumerate(groups)]
 
 
-def run_job(job: Job, schema: Any) -> int:
+def run_job(job: ShardJob, schema: Any) -> int:
     """Decodes, cuts and writes one part; returns its number of segments.
 
     Raises:
@@ -113,7 +115,7 @@ def run_job(job: Job, schema: Any) -> int:
     return len(job.segments)
 
 
-def _write_part(job: Job, schema: Any, folder: Path) -> None:
+def _write_part(job: ShardJob, schema: Any, folder: Path) -> None:
     import pyarrow as pa
 
     reading = Reading(job.on_error)
@@ -142,7 +144,7 @@ def _write_part(job: Job, schema: Any, folder: Path) -> None:
     (folder / PART_REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
-def _rows(job: Job, reading: Reading) -> Iterator[tuple[Segment, dict[str, Any]]]:
+def _rows(job: ShardJob, reading: Reading) -> Iterator[tuple[Segment, dict[str, Any]]]:
     """The job's good segments as rows; each recording is decoded once."""
     recording: Recording | None = None
     audio: Path | None = None

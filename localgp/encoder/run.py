@@ -114,7 +114,7 @@ class Masked:
         return run
 
     def frames(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor, scale: float = 1.0) -> Tensor:
-        """See `localgp.backbones.base.Run`, as for the others."""
+        """See `localgp.backbones.base.Runner`, as for the others."""
         if name in self.gates:
             return self._gated(name, self.kept(part), x, scale)
         output = self.kept(part)(x)

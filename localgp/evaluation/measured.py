@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from localgp.window import Window
 
 
-def kept_ratios(gates: GateRecord | None, decoder_gates: DecoderGateRecord | None = None) -> dict[str, Any]:
+def measured_ratios(
+    gates: GateRecord | None, decoder_gates: DecoderGateRecord | None = None
+) -> dict[str, Any]:
     """``kept`` and ``kept_real`` per module kind (share of all frames, and of those with signal), the same by
     layer, and the sparsity reached over all gated modules. Decoder modules count tokens, of which none is padding.
 

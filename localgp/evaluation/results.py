@@ -102,7 +102,9 @@ def tag_of(asked: Mapping[str, Any], run: Path, identity: Identity) -> str:
     return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
 
 
-def find(run: Path, tag: str, asked: Mapping[str, Any], identity: Identity) -> dict[str, Any] | None:
+def find_evaluation(
+    run: Path, tag: str, asked: Mapping[str, Any], identity: Identity
+) -> dict[str, Any] | None:
     """The stored evaluation of that tag, if it was made of the same weights and data with these options."""
     try:
         metrics = read_metrics(run / "evaluations" / tag / "metrics.json")
@@ -147,7 +149,7 @@ def _write(path: Path, metrics: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
 
 
-def stored(run: Path) -> list[dict[str, Any]]:
+def stored_evaluations(run: Path) -> list[dict[str, Any]]:
     """The metrics of all evaluations of a run, in the order of their tags; damaged ones are left out."""
     found = []
     for path in sorted((run / "evaluations").glob("[!.]*/metrics.json")):
@@ -171,7 +173,7 @@ def at_budgets(run: Path) -> dict[float, dict[str, Any]]:
         return {**asked, "decode": {**asked["decode"], "budget": None}}, Identity.of(metrics)
 
     found = {}
-    for metrics in stored(run):
+    for metrics in stored_evaluations(run):
         budget = (metrics["decode"] or {}).get("budget")
         if budget is not None and but_budget(metrics) == but_budget(lead):
             found[float(budget)] = metrics
@@ -185,7 +187,7 @@ def comparable(run: Path, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         identity, data = Identity.of(m), m["data"]
         return identity.weights, identity.data, data["split"], data["utterances"]
 
-    return [other for other in stored(run) if scored(other) == scored(metrics)]
+    return [other for other in stored_evaluations(run) if scored(other) == scored(metrics)]
 
 
 def scores_of(run: Path, weights: Path, lead: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def scores_of(run: Path, weights: Path, lead: dict[str, Any]) -> dict[str, Any]:
 
     if not lead or fits(lead):
         return lead
-    others = [metrics for metrics in stored(run) if fits(metrics)]
+    others = [metrics for metrics in stored_evaluations(run) if fits(metrics)]
     return max(others, key=lambda m: _rank(m, Identity(own=digest), stale=False), default={})
 
 
@@ -226,7 +228,7 @@ def settle(run: Path, newest: Mapping[str, Any]) -> None:
             stale = stale and Identity.of(metrics).of_other_data(now)
             return *_rank(metrics, now, stale), own == tag, own == shown
 
-        ranked = sorted(stored(run), key=place, reverse=True)
+        ranked = sorted(stored_evaluations(run), key=place, reverse=True)
         lead = ranked[0]
         if lead["evaluation"]["tag"] != shown or lead["evaluation"]["tag"] == tag:
             # Without it while its hypotheses are exchanged, so that it never stands beside another's.

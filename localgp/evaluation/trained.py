@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from localgp.config_parts import completed
 from localgp.errors import CheckpointError
-from localgp.parts import completed
 from localgp.stored import read_yaml_mapping
 
 if TYPE_CHECKING:
@@ -49,15 +49,15 @@ def trained_config(directory: Path, weights: Path, cfg: DictConfig) -> DictConfi
     return found
 
 
-def weights_of(directory: Path) -> Path:
+def finished_weights(directory: Path) -> Path:
     return directory / "checkpoints" / "model.safetensors"
 
 
 def load_trained(trained: DictConfig, weights: Path, device: Any) -> GatedS2T:
     """A trained model with its weights, in eval mode on the device."""
     from localgp.build import build_model
-    from localgp.evaluation.evaluate import load_weights
+    from localgp.evaluation.evaluate_run import load_run_weights
 
     model = build_model(trained)
-    load_weights(model, weights)
+    load_run_weights(model, weights)
     return model.to(device).eval()

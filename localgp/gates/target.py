@@ -118,7 +118,7 @@ class SparsityTarget(nn.Module):
         return ((below + above).square() + below + above).mean()
 
 
-def target_of(pruning: Any, backbone: Backbone, side: Side) -> SparsityTarget:
+def sparsity_target(pruning: Any, backbone: Backbone, side: Side) -> SparsityTarget:
     """What ``cfg.pruning`` asks of one side's gates.
 
     Raises:

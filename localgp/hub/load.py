@@ -22,11 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.archive import opened
 from localgp.backbones import families, family_of
+from localgp.config_parts import with_parts
 from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
 from localgp.extensions import own_contexts, permit
 from localgp.failures import remedy
-from localgp.parts import with_parts
 from localgp.paths import literal
 from localgp.search.options import DecodeOptions
 from localgp.settings import Part, check, require

@@ -11,13 +11,13 @@ import yaml
 from localgp import __version__
 from localgp.archive import write_zip
 from localgp.backbones import family_of
+from localgp.config_parts import PORTABLE, with_parts
 from localgp.errors import CheckpointError, ConfigError, HubError
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.licences import licence_identifier
 from localgp.hub.load import CONFIG, EXTRAS, GATES, METRICS, WEIGHTS
 from localgp.io import filled, staging, sweep
 from localgp.locks import held
-from localgp.parts import PORTABLE, with_parts
 from localgp.paths import expanded
 from localgp.run import variant_name
 from localgp.stored import read_yaml_mapping, section

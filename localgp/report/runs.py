@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from localgp.errors import CheckpointError, ConfigError
 from localgp.evaluation.summary import varying
-from localgp.evaluation.trained import weights_of
+from localgp.evaluation.trained import finished_weights
 from localgp.stored import read_metrics, section
 
 
@@ -198,7 +198,7 @@ def first_seeds(cfg: DictConfig, progress: Callable[[str], None]) -> list[tuple[
         if (run.corpus, run.backbone) != (cfg.corpus.name, cfg.backbone.name) or run.name in found:
             continue
         given = section(run.metrics, "asked").get("checkpoint")
-        weights = Path(given) if given else weights_of(run.path)
+        weights = Path(given) if given else finished_weights(run.path)
         if weights.is_file():
             found[run.name] = run, weights
         else:

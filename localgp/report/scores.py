@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from localgp.evaluation.results import Identity, stored
+from localgp.evaluation.results import Identity, stored_evaluations
 from localgp.evaluation.summary import part_of, varying
 from localgp.report.paper import BLEU_TASKS, TABLE_1, WER_TASKS
 from localgp.report.runs import Evaluated, Group, in_order
@@ -216,7 +216,7 @@ def evaluations_table(runs: Sequence[Evaluated]) -> Table | None:
     found: list[tuple[Evaluated, dict[str, Any]]] = []
     for run in in_order(runs):
         now = Identity.of(run.metrics)
-        of_run = [m for m in stored(run.path) if not Identity.of(m).of_other_weights(now)]
+        of_run = [m for m in stored_evaluations(run.path) if not Identity.of(m).of_other_weights(now)]
         found += [(run, m) for m in of_run] if len(of_run) > 1 else []
     if not found:
         return None

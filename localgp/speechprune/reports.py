@@ -38,16 +38,16 @@ def report(cfg: DictConfig) -> dict[str, Any]:
 
 def accuracy(cfg: DictConfig) -> dict[str, Any]:
     """SPIRAL by method and rate."""
-    from localgp.speechprune import evaluate as spiral_evaluation
+    from localgp.speechprune import spiral_accuracy
     from localgp.speechprune.spiral import always_one_letter, shuffled
 
     pruners = _pruners(cfg)
-    spiral_evaluation.check(cfg.answer, cfg.query)
+    spiral_accuracy.check(cfg.answer, cfg.query)
     questions = _questions(cfg)
     if cfg.shuffle:
         questions = [shuffled(question, cfg.seed) for question in questions]
     speech = _speech(cfg)
-    rows = spiral_evaluation.evaluate(
+    rows = spiral_accuracy.evaluate(
         speech,
         questions,
         pruners,

@@ -262,7 +262,7 @@ class BestWeights(Callback):
     def finish(self) -> None:
         """Writes the average, whose presence says that training is finished. Not a hook of the training's end:
         a run that was killed between its last step and here has no steps left, and this still to do."""
-        save_weights(average(self._ranked()[: self.keep]), self.directory / "model.safetensors")
+        save_weights(averaged_weights(self._ranked()[: self.keep]), self.directory / "model.safetensors")
 
 
 def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch.Tensor]:
@@ -276,7 +276,7 @@ def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch
     return module.model.state_dict()
 
 
-def average(files: list[Path]) -> dict[str, torch.Tensor]:
+def averaged_weights(files: list[Path]) -> dict[str, torch.Tensor]:
     """Mean of several sets of weights, in double precision; integer buffers from the first."""
     from safetensors.torch import load_file
 

@@ -15,7 +15,7 @@ from localgp.encoder.run import EncoderOutput
 from localgp.errors import NonFiniteError
 from localgp.gates.base import GatePolicy
 from localgp.gates.loss import kept_ratio, kept_ratios
-from localgp.gates.target import target_of
+from localgp.gates.target import sparsity_target
 from localgp.model import GatedS2T, Losses
 from localgp.run import Run
 from localgp.training.data import one_by_one
@@ -53,9 +53,9 @@ class TrainingModule(L.LightningModule):
         self._micro_step = 0
         self.encoder_target = self.decoder_target = None
         if _learns(model.policy) and not getattr(model.policy, "exact", False):
-            self.encoder_target = target_of(cfg.pruning, model.backbone, "encoder")
+            self.encoder_target = sparsity_target(cfg.pruning, model.backbone, "encoder")
         if _learns(model.decoder_policy):
-            self.decoder_target = target_of(cfg.pruning, model.backbone, "decoder")
+            self.decoder_target = sparsity_target(cfg.pruning, model.backbone, "decoder")
 
     @property
     def _progress(self) -> float:

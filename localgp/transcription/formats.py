@@ -14,7 +14,7 @@ TIMED = ("srt", "vtt")  # formats that make no sense without segment times
 
 
 @dataclass(frozen=True)
-class Segment:
+class TimedText:
     """A stretch of a recording, in seconds, and what was said in it."""
 
     start: float
@@ -36,7 +36,7 @@ class Transcript:
         warnings: Why it may not be what was said, for people.
 
     Examples:
-        >>> transcript = Transcript("a.m4a", 2.0, "deu", "deu", None, [Segment(0.0, 1.5, "guten tag.")])
+        >>> transcript = Transcript("a.m4a", 2.0, "deu", "deu", None, [TimedText(0.0, 1.5, "guten tag.")])
         >>> transcript.text
         'guten tag.'
         >>> print(transcript.format("srt"), end="")
@@ -50,7 +50,7 @@ class Transcript:
     language: str
     target: str
     language_probability: float | None
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[TimedText] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property

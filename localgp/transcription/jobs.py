@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from localgp.timeline import Timeline
-from localgp.transcription.formats import Segment
+from localgp.transcription.formats import TimedText
 from localgp.transcription.windows import (
     SHORTEST,
     SILENCE,
+    Stretch,
     TimeTokens,
-    Window,
     cut_at_pauses,
     overlapping,
     read_pairs,
@@ -40,7 +40,7 @@ class Job(ABC):
 
     def __init__(self, samples: np.ndarray, rate: int, decode_text: Callable[[Sequence[int]], str]) -> None:
         self.samples, self.rate, self._text = samples, rate, decode_text
-        self.segments: list[Segment] = []
+        self.segments: list[TimedText] = []
         self.language: str | None = None
         self.language_probability: float | None = None
         self.warnings: list[str] = []
@@ -59,14 +59,14 @@ class Job(ABC):
         """How much of the recording is behind it."""
 
     @abstractmethod
-    def ready(self) -> list[Window]:
+    def ready(self) -> list[Stretch]:
         """The windows that can be decoded now; empty when the recording is finished."""
 
     @abstractmethod
-    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+    def accept(self, window: Stretch, tokens: Sequence[int]) -> None:
         """Takes what was decoded for a window of `ready`."""
 
-    def silent(self, window: Window) -> bool:
+    def silent(self, window: Stretch) -> bool:
         return float(np.abs(self.samples[window.first : window.last]).max(initial=0.0)) < SILENCE
 
 
@@ -94,14 +94,14 @@ class TimestampJob(Job):
     def done_seconds(self) -> float:
         return min(self._offset / self.rate, self.seconds)
 
-    def ready(self) -> list[Window]:
+    def ready(self) -> list[Stretch]:
         left = len(self.samples) - self._offset
         # A recording that is shorter than that altogether is decoded all the same.
         if left <= 0 or (self._offset and left < SHORTEST * self.rate):
             return []
         return [self._next()]
 
-    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+    def accept(self, window: Stretch, tokens: Sequence[int]) -> None:
         if self._by_pairs:
             length = (window.last - window.first) / self.rate
             utterances, going_on = read_pairs(tokens, self._times, length)
@@ -112,7 +112,7 @@ class TimestampJob(Job):
             begin, finish = offset + start, min(offset + end, self.seconds)
             written = self._text(text)
             if written and finish > begin:
-                self.segments.append(Segment(round(begin, 2), round(finish, 2), written))
+                self.segments.append(TimedText(round(begin, 2), round(finish, 2), written))
                 self.text_before += self._with_times(start, text, end) if self._by_pairs else text
         if self.forgets:
             self.text_before = []
@@ -122,9 +122,9 @@ class TimestampJob(Job):
     def _with_times(self, start: float, text: list[int], end: float) -> list[int]:
         return [self._times.token(start), *text, self._times.token(end)]
 
-    def _next(self) -> Window:
+    def _next(self) -> Stretch:
         last = self._offset + round(self._window * self.rate)
-        return Window(self._offset, min(last, len(self.samples)))
+        return Stretch(self._offset, min(last, len(self.samples)))
 
     def _skip_silence(self) -> None:
         while self._offset < len(self.samples) and self.silent(self._next()):
@@ -149,17 +149,17 @@ class PauseJob(Job):
     def done_seconds(self) -> float:
         return self.seconds - sum(w.last - w.first for w in self._left) / self.rate
 
-    def ready(self) -> list[Window]:
+    def ready(self) -> list[Stretch]:
         return list(self._left)
 
-    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+    def accept(self, window: Stretch, tokens: Sequence[int]) -> None:
         self._left.remove(window)
         text = self._text(tokens)
         if not text:
             return
         first, last = speech_bounds(self.samples[window.first : window.last], self.rate)
         offset = window.first / self.rate
-        self.segments.append(Segment(round(offset + first, 2), round(offset + last, 2), text))
+        self.segments.append(TimedText(round(offset + first, 2), round(offset + last, 2), text))
         self.segments.sort(key=lambda segment: segment.start)
 
 
@@ -196,7 +196,7 @@ class OverlapJob(Job):
             int(frames_per_second * window_seconds) - int(frames_per_second * context),
         )
         self._timeline, self._blank, self._begins = timeline, blank, begins
-        self._found: dict[Window, list[int]] = {}
+        self._found: dict[Stretch, list[int]] = {}
 
     @property
     def seconds(self) -> float:
@@ -206,10 +206,10 @@ class OverlapJob(Job):
     def done_seconds(self) -> float:
         return self.seconds * len(self._found) / len(self._windows)
 
-    def ready(self) -> list[Window]:
+    def ready(self) -> list[Stretch]:
         return [window for window in self._windows if window not in self._found]
 
-    def accept(self, window: Window, tokens: Sequence[int]) -> None:
+    def accept(self, window: Stretch, tokens: Sequence[int]) -> None:
         """Takes the label of each frame."""
         self._found[window] = list(tokens)
         if not self.ready():
@@ -240,4 +240,4 @@ class OverlapJob(Job):
         text = self._text([label for label, _ in part])
         if text:
             end = min(part[-1][1] + GAP / 2, latest)
-            self.segments.append(Segment(round(part[0][1], 2), round(end, 2), text))
+            self.segments.append(TimedText(round(part[0][1], 2), round(end, 2), text))

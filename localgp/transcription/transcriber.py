@@ -34,7 +34,7 @@ from localgp.transcription.jobs import Job, OverlapJob, PauseJob, TimestampJob
 from localgp.transcription.request import check_request, target_of, windows_of
 from localgp.transcription.samples import as_samples, is_samples
 from localgp.transcription.trust import FORGET, NO_SPEECH, repeats, unsure
-from localgp.transcription.windows import TimeTokens, Window, cut_at_pauses
+from localgp.transcription.windows import Stretch, TimeTokens, cut_at_pauses
 
 WORD = "▁"  # what begins a piece that begins a word
 LONGEST = (
@@ -293,7 +293,7 @@ class Transcriber:
         return job
 
     @staticmethod
-    def _pick(active: list[tuple[int, Job]], batch: int) -> list[tuple[Job, Window]]:
+    def _pick(active: list[tuple[int, Job]], batch: int) -> list[tuple[Job, Stretch]]:
         """Windows to decode together: of the first that is ready, and of jobs of its kind."""
         ready = [(job, window) for _, job in active for window in job.ready()]
         return [entry for entry in ready if type(entry[0]) is type(ready[0][0])][:batch]
@@ -301,7 +301,7 @@ class Transcriber:
     @torch.inference_mode()
     def _run(
         self,
-        picked: list[tuple[Job, Window]],
+        picked: list[tuple[Job, Stretch]],
         src: str | None,
         tgt: str | None,
         options: DecodeOptions,

@@ -50,7 +50,7 @@ class TimeTokens:
 
 
 @dataclass(frozen=True)
-class Window:
+class Stretch:
     """Samples [first, last) of a recording."""
 
     first: int
@@ -128,23 +128,23 @@ def step_after(going_on: float, window_seconds: float) -> float:
     return min(max(going_on, SMALLEST_STEP), window_seconds)
 
 
-def cut_at_pauses(samples_N: np.ndarray, rate: int, longest: float) -> list[Window]:
+def cut_at_pauses(samples_N: np.ndarray, rate: int, longest: float) -> list[Stretch]:
     """Windows of at most ``longest`` seconds that together are the recording, cut where it is quietest in the
     last third of each."""
     limit, windows, first = round(longest * rate), [], 0
     while len(samples_N) - first > limit:
         begin = first + limit * 2 // 3
         last = begin + _quietest(samples_N[begin : first + limit], rate)
-        windows.append(Window(first, last))
+        windows.append(Stretch(first, last))
         first = last
     if len(samples_N) - first >= SHORTEST * rate or not windows:
-        windows.append(Window(first, len(samples_N)))
+        windows.append(Stretch(first, len(samples_N)))
     else:
-        windows[-1] = Window(windows[-1].first, min(len(samples_N), windows[-1].first + limit))
+        windows[-1] = Stretch(windows[-1].first, min(len(samples_N), windows[-1].first + limit))
     return windows
 
 
-def overlapping(samples: int, window: int, context: int) -> list[Window]:
+def overlapping(samples: int, window: int, context: int) -> list[Stretch]:
     """Windows of which each begins two contexts before the end of the one before, as ESPnet has them.
 
     Examples:
@@ -153,7 +153,7 @@ def overlapping(samples: int, window: int, context: int) -> list[Window]:
     """
     windows = []
     for first in range(0, samples, window - 2 * context):
-        windows.append(Window(first, min(first + window, samples)))
+        windows.append(Stretch(first, min(first + window, samples)))
         if first + window > samples:
             break
     return windows

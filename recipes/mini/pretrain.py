@@ -23,7 +23,7 @@ from network import Pretraining, make_fast_on_cpu
 from scoring import score
 from speech import SpeechSet, synthesize, write_statistics
 
-from localgp.backbones.owsm.build import build_model
+from localgp.backbones.owsm.build import build_espnet_model
 from localgp.backbones.owsm.files import write_espnet_directory
 from localgp.backbones.owsm.model import OwsmBackbone, assemble, load_backbone
 from localgp.backbones.owsm.shapes import DIMENSIONS, train_config
@@ -84,7 +84,7 @@ def make_backbone(args: argparse.Namespace, speech: SpeechSet) -> OwsmBackbone:
         write_statistics(speech, stats)
     config = train_config(dimensions, full_token_list(bpe_pieces(bpe)), str(bpe), str(stats))
     torch.manual_seed(args.seed)
-    return assemble(build_model(config), config, "mini", "recipes/mini/pretrain.py")
+    return assemble(build_espnet_model(config), config, "mini", "recipes/mini/pretrain.py")
 
 
 def cpu_name() -> str:

@@ -13,7 +13,7 @@ from mutate.target import Target
 
 def tiny_espnet(directory: Path) -> None:
     """An OWSM-style model of a few thousand parameters."""
-    from localgp.backbones.owsm.build import build_model
+    from localgp.backbones.owsm.build import build_espnet_model
     from localgp.backbones.owsm.files import locate, read_config, write_espnet_directory
 
     config = read_config(locate("embedded", need_weights=False))
@@ -31,7 +31,7 @@ def tiny_espnet(directory: Path) -> None:
         "linear_units": 8,
         "num_blocks": 1,
     }
-    write_espnet_directory(build_model(config), config, directory)
+    write_espnet_directory(build_espnet_model(config), config, directory)
 
 
 def read_espnet(directory: Path) -> int:
@@ -60,14 +60,14 @@ def read_archive(directory: Path) -> int:
 
 def tiny_whisper(directory: Path) -> None:
     """Of some ten thousand parameters."""
-    from localgp.backbones.whisper.files import WhisperFiles, build_model, write_directory
+    from localgp.backbones.whisper.files import WhisperFiles, build_whisper, write_directory
     from localgp.backbones.whisper.shapes import Dimensions, arguments
     from localgp.backbones.whisper.tokens import WhisperTokens
 
     vocabulary = 256 + 1608  # bytes and Whisper's symbols
     config = arguments(Dimensions(8, 2, 1, 1, vocabulary)) | {"pad_token_id": 256, "bos_token_id": 256}
     config |= {"eos_token_id": 256, "decoder_start_token_id": 257}
-    net = build_model(WhisperFiles(None, config, False, "random weights"))
+    net = build_whisper(WhisperFiles(None, config, False, "random weights"))
     write_directory(net, WhisperTokens.placeholder(vocabulary), directory)
 
 

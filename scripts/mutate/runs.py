@@ -66,7 +66,7 @@ def tiny_results(directory: Path) -> None:
     from omegaconf import OmegaConf
 
     from localgp.evaluation.gates_file import GateRecord, write_gates
-    from localgp.evaluation.measured import kept_ratios
+    from localgp.evaluation.measured import measured_ratios
     from localgp.run import Run, write_atomically
 
     cfg = _command(directory)
@@ -93,7 +93,7 @@ def tiny_results(directory: Path) -> None:
     }
     metrics = {
         "wer": {"de": 20.0, "average": 20.0}, "bleu": {"de-fr": 10.0, "average": 10.0},
-        "signature": {"wer": "jiwer", "bleu": "sacrebleu"}, **kept_ratios(gates),
+        "signature": {"wer": "jiwer", "bleu": "sacrebleu"}, **measured_ratios(gates),
         "gflops": gflops, "seconds": {"encoder": 1.0, "decoder": 2.0, "total": 3.5}, "data": data,
         "decode": decode | {"normalizer": "none"}, "backbone": {"name": "mini", "source": "shipped"},
         "name": "row05", "target": 0.3, "device": "cpu", "threads": 1, "commit": "0" * 40, "seed": 1,

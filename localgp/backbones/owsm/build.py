@@ -25,7 +25,7 @@ QK_NORM = "qk_norm"  # whether attention has norms of its queries and keys; atte
 WRAPPINGS = ("module", "model")  # DeepSpeed's, and a trainer's state, of which the rest is its optimizer's
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
+def build_espnet_model(config: Mapping[str, Any]) -> Any:
     """ESPnet's S2T model of a configuration, randomly initialised as ESPnet's own task does it: the parts are built
     in its order, so that a seed gives the same weights.
 
@@ -152,7 +152,7 @@ def _accepted(made: type, given: Mapping[str, Any], kind: str) -> dict[str, Any]
     return kept
 
 
-def load_weights(model: Any, files: ModelFiles) -> None:
+def load_espnet_weights(model: Any, files: ModelFiles) -> None:
     """Loads a checkpoint into a model that must have all of its parameters; half precision is widened, and tensors
     that the model has no place for are left out with a log line.
 

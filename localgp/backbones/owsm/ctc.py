@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localgp.backbones.base import Branches, Front, Loss, Packed, PackedLayer, Run, Side
+from localgp.backbones.base import Branches, Front, Loss, Packed, PackedLayer, Runner, Side
 from localgp.backbones.blocks import PackedNorm
 from localgp.backbones.cost import PartCost, norm_cost
 from localgp.backbones.owsm.layers import run_encoder_layer, transformer_branches
@@ -85,7 +85,7 @@ class OwsmCtcBackbone(OwsmBackbone):
     def _of(self, count: int) -> Told:
         return self._told or self._read(None, count)
 
-    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Runner) -> Tensor:
         layer, told = self.net.encoder.encoders[index], self._of(len(x_BTD))
         if self._is_conditioned(index):
             x_BTD = x_BTD + self.net.encoder.conditioning_layer(self.net.ctc.softmax(x_BTD))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from localgp.backbones.base import Branch, Branches, Run, Within
+from localgp.backbones.base import Branch, Branches, Runner, Within
 from localgp.backbones.blocks import (
     PackedAttention,
     PackedFeedForward,
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
     """
 
     branches: Callable[[Any], Branches]
-    run: Callable[[Any, Tensor, Tensor, Run], Tensor]
+    run: Callable[[Any, Tensor, Tensor, Runner], Tensor]
     packed: Callable[[Any, torch.dtype], Any]
 
 
@@ -105,7 +105,7 @@ def attention_branch(kind: Any, attention: Any, norm: nn.Module) -> Branch:
 
 
 def run_encoder_layer(
-    layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run, last: Callable[[Tensor], Tensor] | None = None
+    layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Runner, last: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """One E-Branchformer layer (ESPnet's EBranchformerEncoderLayer).
 
@@ -142,7 +142,7 @@ def run_encoder_layer(
     return layer.norm_final(x_BTD)
 
 
-def run_transformer_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+def run_transformer_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Runner) -> Tensor:
     """One pre-norm Transformer layer (ESPnet's EncoderLayer).
 
     x ─ + attention ─ + FFN
@@ -172,7 +172,7 @@ def _convolutional_gating(cgmlp: Any, x_BTD: Tensor, within: Within) -> Tensor:
 
 
 def run_decoder_layer(
-    layer: Any, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Run
+    layer: Any, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Runner
 ) -> Tensor:
     """One pre-norm decoder layer (ESPnet's DecoderLayer).
 

@@ -17,14 +17,14 @@ from localgp.backbones.base import (
     Front,
     Loss,
     Packed,
-    Run,
+    Runner,
     Shape,
     Side,
     Tokens,
 )
 from localgp.backbones.blocks import PackedNorm
 from localgp.backbones.owsm import layers
-from localgp.backbones.owsm.build import accepted, build_model, load_weights
+from localgp.backbones.owsm.build import accepted, build_espnet_model, load_espnet_weights
 from localgp.backbones.owsm.fast import use_fast_kernels
 from localgp.backbones.owsm.files import (
     locate,
@@ -138,7 +138,7 @@ class OwsmBackbone(Backbone):
     def front(self, feats_BSF: Tensor, lengths_B: Tensor) -> Front:
         return subsample(self.net.encoder.embed, self.timeline, feats_BSF, lengths_B)
 
-    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Runner) -> Tensor:
         return self._layer.run(self.net.encoder.encoders[index], x_BTD, mask_B1T, run)
 
     def embed(self, tokens_QL: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class OwsmBackbone(Backbone):
         return self.net.decoder.embed[0](prompt_Q2).flatten(1)
 
     def decoder_layer(
-        self, index: int, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Run
+        self, index: int, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Runner
     ) -> Tensor:
         layer = self.net.decoder.decoders[index]
         return run_decoder_layer(layer, x_QLD, mask_QLL, memory_QTD, source_Q1T, run)
@@ -221,9 +221,9 @@ def load_backbone(cfg: Mapping[str, Any]) -> OwsmBackbone:
         config, files = read_files(cfg)
         check_config(config)
         config = accepted(config)
-        net = build_model(config)
+        net = build_espnet_model(config)
         if files is not None:
-            load_weights(net, files)
+            load_espnet_weights(net, files)
         return assemble(net, config, cfg["name"], "random weights" if files is None else files.source)
 
 

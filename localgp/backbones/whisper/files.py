@@ -151,7 +151,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def build_model(files: WhisperFiles) -> Any:
+def build_whisper(files: WhisperFiles) -> Any:
     """The model, ``WhisperForConditionalGeneration`` in fp32, randomly initialised where no weights are wanted.
 
     Raises:

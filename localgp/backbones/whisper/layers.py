@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from localgp.backbones.base import Branch, Branches, Run
+from localgp.backbones.base import Branch, Branches, Runner
 
 
 def encoder_branches(layer: Any) -> Branches:
@@ -51,7 +51,7 @@ def activation_module(layer: Any) -> nn.Module:
     return layer.activation_fn
 
 
-def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Runner) -> Tensor:
     """One pre-norm layer (``WhisperEncoderLayer``).
 
     x ─ + attention ─ + FFN
@@ -66,7 +66,7 @@ def run_encoder_layer(layer: Any, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> 
 
 
 def run_decoder_layer(
-    layer: Any, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Run
+    layer: Any, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Runner
 ) -> Tensor:
     """One pre-norm layer (``WhisperDecoderLayer``).
 

@@ -18,14 +18,14 @@ from localgp.backbones.base import (
     Loss,
     Packed,
     Peer,
-    Run,
+    Runner,
     Shape,
     Side,
 )
 from localgp.backbones.blocks import PackedNorm, PackedTransformerLayer
 from localgp.backbones.sequences import accuracy, joined
 from localgp.backbones.whisper.features import HOP, RATE, LogMel
-from localgp.backbones.whisper.files import build_model, locate, tokens_of, write_directory
+from localgp.backbones.whisper.files import build_whisper, locate, tokens_of, write_directory
 from localgp.backbones.whisper.layers import (
     decoder_branches,
     encoder_branches,
@@ -126,7 +126,7 @@ class WhisperBackbone(Backbone):
     def _placed(self, front_BTD: Tensor) -> Tensor:
         return front_BTD + self._encoder.embed_positions.weight[: front_BTD.shape[1]]
 
-    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Run) -> Tensor:
+    def encoder_layer(self, index: int, x_BTD: Tensor, mask_B1T: Tensor, run: Runner) -> Tensor:
         return run_encoder_layer(self._encoder.layers[index], x_BTD, mask_B1T, run)
 
     def embed(self, tokens_QL: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class WhisperBackbone(Backbone):
         return self._decoder.embed_tokens(prompt_Q2).flatten(1)
 
     def decoder_layer(
-        self, index: int, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Run
+        self, index: int, x_QLD: Tensor, mask_QLL: Tensor, memory_QTD: Tensor, source_Q1T: Tensor, run: Runner
     ) -> Tensor:
         layer = self._decoder.layers[index]
         return run_decoder_layer(layer, x_QLD, mask_QLL, memory_QTD, source_Q1T, run)
@@ -221,7 +221,7 @@ def load_backbone(cfg: Mapping[str, Any]) -> WhisperBackbone:
     with explained(cfg["path"]):
         files = locate(cfg)
         source = files.source if files.weights else "random weights"
-        return WhisperBackbone(build_model(files), files.tokens(), name=str(cfg["name"]), source=source)
+        return WhisperBackbone(build_whisper(files), files.tokens(), name=str(cfg["name"]), source=source)
 
 
 def adopt(net: Any, vocabulary: Any = None) -> WhisperBackbone:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-def load_weights(model: Module, path: Path) -> None:
+def load_run_weights(model: Module, path: Path) -> None:
     """Loads a run's weights into its model.
 
     Raises:
@@ -36,7 +36,7 @@ def load_weights(model: Module, path: Path) -> None:
     )
 
 
-def weights_of(run: Run) -> Path:
+def weights_used(run: Run) -> Path:
     """What is evaluated: the run's own weights, or ``evaluate.checkpoint``.
 
     Raises:
@@ -64,7 +64,7 @@ def own_weights(run: Run, used: Path) -> Path:
     return run.weights if run.finished else Path(first) if first and Path(first).is_file() else used
 
 
-def evaluate(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate_run(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Decodes all tasks of ``cfg.evaluate.split`` and stores hypotheses, gates and metrics.json
     (`localgp.evaluation.results`).
 
@@ -84,11 +84,11 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     from localgp.corpora.fits import check_fits, split_of
     from localgp.corpora.integrity import rows_digest
     from localgp.corpora.prepared import limit_per_language, load_prepared
-    from localgp.evaluation.results import Identity, asked_of, find, save, settle, tag_of
+    from localgp.evaluation.results import Identity, asked_of, find_evaluation, save, settle, tag_of
     from localgp.world import connect, first_then_others, gather_to_first, world_from
 
     run = Run(cfg)
-    weights = weights_of(run)
+    weights = weights_used(run)
     world = world_from(os.environ)  # several processes share the work; the first one scores and writes
     if world.ranks > 1:
         from localgp.precision import resolve_device
@@ -101,7 +101,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     asked = asked_of(cfg) | {"limit": cfg.evaluate.limit if len(rows) < len(whole) else None}
     identity = Identity(file_digest(weights), file_digest(own_weights(run, weights)), rows_digest(whole))
     tag = tag_of(asked, run.path, identity)
-    done = None if cfg.evaluate.force else find(run.path, tag, asked, identity)
+    done = None if cfg.evaluate.force else find_evaluation(run.path, tag, asked, identity)
     if done is not None:
         if not world.is_first:
             return {}, {"run": run, "model": None, "decoded": None}
@@ -123,7 +123,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     from localgp.corpora.rows import list_tasks
     from localgp.evaluation.decode import decode_rows
     from localgp.evaluation.hallucination import over_twice, probes, written_on_nothing
-    from localgp.evaluation.measured import kept_ratios, measured_gflops
+    from localgp.evaluation.measured import measured_gflops, measured_ratios
     from localgp.evaluation.score import references_of, score_tasks
     from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
@@ -134,7 +134,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     device = resolve_device(cfg.device)
     model = build_model(cfg)
     backbone = model.backbone
-    load_weights(model, weights)
+    load_run_weights(model, weights)
     dtype = resolve_precision(cfg.decode.precision, device)
     model.to(device).eval()
 
@@ -183,7 +183,7 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     metrics = {
         **scores,
         "hallucination": unsaid,
-        **kept_ratios(decoded.gates, decoded.decoder_gates),
+        **measured_ratios(decoded.gates, decoded.decoder_gates),
         "gflops": with_contexts(
             measured_gflops(model, decoded.gates, decoded.decoder_gates, heard),
             cfg,
