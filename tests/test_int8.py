@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from localgp.backbones.blocks import SOME, PackedAttention, PackedFeedForward
 from localgp.bench.decoder import DecoderBench
 from localgp.bench.rows import settings
 from localgp.decoder.cached import CachedDecoder
 from localgp.decoder.gates import GateState
 from localgp.errors import ConfigError
+from localgp.kernels import ragged
 from localgp.kernels.int8 import Weight8
 from localgp.kernels.linear import _PLAIN, LEAST, Linear
+from localgp.kernels.ragged import LONG, Ragged
 from localgp.model import GatedS2T
 from localgp.precision import resolve_precision, why_no_int8
 from localgp.search.beam import BeamSearch
@@ -94,6 +97,38 @@ def test_a_layer_keeps_its_activation_and_a_quarter_of_its_bytes(activation: str
     assert relative(eighth(x), whole(x)) < 0.02
     assert relative(eighth.add(x, whole(x)), whole.add(x, whole(x))) < 0.02
     assert 0.25 < eighth.nbytes / whole.nbytes < 0.26
+
+
+@multiplies
+@pytest.mark.parametrize("kept", [None, 150])
+def test_parts_of_an_encoder_layer_are_near_those_in_fp32(kept: int | None) -> None:
+    """With more frames than an FFN takes at a time, and than attention has in fp32: a hundredth for each product, and
+    2 ** -8 for each of attention's factors."""
+    draw = torch.Generator().manual_seed(0)
+    branches = make_model(0).backbone.branches("encoder", 0)
+    size, heads = branches["attention"].linears[0].in_features, branches["attention"].heads
+    frames = max(SOME + 40, 1 + LONG // (size // heads))
+    x = torch.randn(frames, size, generator=draw)
+    where = None if kept is None else torch.randperm(frames, generator=draw)[: frames - kept].sort().values
+    layout = Ragged([frames if where is None else len(where)])
+    attended, fed = [], []
+    for dtype in (torch.float32, torch.int8):
+        attended.append(PackedAttention(branches["attention"], dtype)(x, where, layout))
+        y = x.clone()
+        PackedFeedForward(branches["ffn1"], dtype).add_to(y, where)
+        fed.append(y - x)
+    assert 0.001 < relative(attended[1], attended[0]) < 0.03
+    assert 0.001 < relative(fed[1], fed[0]) < 0.03
+
+
+@pytest.mark.parametrize("scores", [1 << 12, 1 << 16, 1 << 20])
+def test_attention_by_products_is_attention(monkeypatch, scores: int) -> None:
+    """However many queries at a time; 3 x 2 ** -8 is what rounding queries, keys, weights and values to bf16 costs."""
+    monkeypatch.setattr(ragged, "SCORES", scores)
+    qkv = torch.randn(133, 3, 4, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    query, key, value = qkv.double().permute(1, 2, 0, 3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(0, 1)
+    assert relative(ragged._attend_by_products(qkv).double(), expected) < 3 * 2**-8
 
 
 @multiplies

@@ -22,13 +22,15 @@ from localgp.kernels.kept import Kept
 from localgp.kernels.kept import attend as attend_kept
 from localgp.kernels.linear import Linear, activation_of, fused
 from localgp.kernels.plan import LayerPlan
-from localgp.kernels.ragged import RANGE, Ragged, attend
+from localgp.kernels.ragged import LONG, RANGE, Ragged, attend
 from localgp.kernels.rows import gather_norm, scatter_add
+from localgp.precision import cpu_multiplies_bf16
 
 Where = Tensor | Kept | None
 """The rows that a part runs on: their indices, or what a GPU alone knows of them; None for all."""
 
 ROWS = 32  # rows of a step that weights are laid out for; all counts from 5 to 256 get the same layout
+SOME = 256  # rows whose activations stay in a CPU's cache: 8 bits pass over them several times for a product
 
 
 class PackedNorm:
@@ -48,7 +50,7 @@ class PackedFeedForward:
 
     def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         first, second = _linears(branch)
-        self._norm = PackedNorm(branch.norm, dtype)
+        self._norm, self._some = PackedNorm(branch.norm, dtype), SOME if dtype == torch.int8 else None
         self._first = fused([first], dtype, _activation(branch))
         bias = None if second.bias is None else second.bias * branch.scale
         behind = _activation(branch)
@@ -58,12 +60,17 @@ class PackedFeedForward:
         """Adds its output to the rows where it runs, in place."""
         if isinstance(where, Kept):
             self._second.to_rows(self._first(self._norm(x_ND, where), where), where, x_ND, add=True)
-        elif where is None or len(where):
-            scatter_add(x_ND, where, self._second(self._first(self._norm(x_ND, where))))
+        elif where is None:
+            for x_RD in x_ND.split(self._some or max(1, len(x_ND))):
+                scatter_add(x_RD, None, self._second(self._first(self._norm(x_RD))))
+        elif len(where):
+            for where_R in where.split(self._some or len(where)):
+                scatter_add(x_ND, where_R, self._second(self._first(self._norm(x_ND, where_R))))
 
 
 class PackedAttention:
-    """Self-attention with its norm; queries, keys and values are one product."""
+    """Self-attention with its norm; queries, keys and values are one product. Beside weights in 8 bits, attention among
+    many frames is in bf16, where a CPU multiplies it."""
 
     def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         query, key, value, out = _linears(branch)
@@ -71,10 +78,14 @@ class PackedAttention:
         self._qkv = fused([query, key, value], dtype)
         self._out = fused([out], dtype)
         self._heads, self._head_norms = branch.heads, branch.head_norms
+        self._short = dtype == torch.int8 and cpu_multiplies_bf16()
 
     def __call__(self, x_ND: Tensor, index_K: Tensor | None, layout: Ragged) -> Tensor:
         """Of the kept frames, (K, D)."""
-        return self._out(attend(self._by_head(self._qkv(self._norm(x_ND, index_K))), layout))
+        qkv_K3Hd = self._by_head(self._qkv(self._norm(x_ND, index_K)))
+        if self._short and layout.longest * qkv_K3Hd.shape[3] >= LONG:
+            qkv_K3Hd = qkv_K3Hd.bfloat16()
+        return self._out(attend(qkv_K3Hd, layout).to(self._dtype))
 
     def add_to(self, x_ND: Tensor, where: Where, layout: Ragged) -> None:
         """Adds its output to the rows where it runs, in place; ``layout`` is theirs."""

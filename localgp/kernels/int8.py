@@ -54,14 +54,16 @@ class Weight8:
     def __call__(self, x: Tensor) -> Tensor:
         """``x W^T + b`` (..., out), of fp32 and in fp32; for inference."""
         x = x.detach()
+        tiny = torch.finfo(torch.float32).tiny
         if self._least is None:
-            scale, zero, largest = 1 / LEVELS, ZERO, x.abs().amax(-1, keepdim=True)
+            scale, zero, largest = 1 / LEVELS, ZERO, x.abs().amax(-1, keepdim=True).clamp_min_(tiny)
+            x = x / largest
         else:
             x = x - self._least
-            scale, zero, largest = 1 / (2 * LEVELS + 1), 0, x.amax(-1, keepdim=True)
-        largest.clamp_min_(torch.finfo(torch.float32).tiny)
+            scale, zero, largest = 1 / (2 * LEVELS + 1), 0, x.amax(-1, keepdim=True).clamp_min_(tiny)
+            x /= largest
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = multiply(x / largest, scale, zero, self._packed)
+        y: Tensor = multiply(x, scale, zero, self._packed)
         return y.mul_(largest) if self._bias is None else torch.addcmul(self._bias, y, largest, out=y)
 
 

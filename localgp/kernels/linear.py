@@ -23,7 +23,7 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu_,
     "swish": lambda y: F.silu(y, inplace=True),
-    "gelu": F.gelu,
+    "gelu": torch.ops.aten.gelu_,
 }
 
 

@@ -18,7 +18,7 @@ from localgp.precision import cpu_multiplies_bf16
 
 RANGE = "localgp::"  # prefix of the parts' names in a profile
 LONG = 8192  # size of a head's keys (frames x d) from which on plain products can be faster than the fused attention
-SCORES = 1 << 22  # bytes of scores at a time, where they are in memory
+SCORES = 1 << 20  # bytes of scores at a time, where they are in memory
 
 
 class Ragged:
@@ -162,18 +162,15 @@ def _fused_is_slow(qkv_BT3Hd: Tensor) -> bool:
 
 
 def _attend_by_products(qkv_T3Hd: Tensor) -> Tensor:
-    """Of one utterance, (T, H, d): so many heads at a time that their scores stay in the cache."""
-    frames, _, heads, size = qkv_T3Hd.shape
+    """Of one utterance, (T, H, d): so many queries of a head at a time that their scores stay in the cache."""
+    frames, size = len(qkv_T3Hd), qkv_T3Hd.shape[3]
     query, key, value = qkv_T3Hd.permute(1, 2, 0, 3).contiguous()
     query *= size**-0.5
-    key = key.transpose(1, 2)
-    out_THd = qkv_T3Hd.new_empty(frames, heads, size)
-    some = max(1, SCORES // (frames * frames * qkv_T3Hd.element_size()))
-    for begin in range(0, heads, some):
-        part = slice(begin, begin + some)
-        weights_HTT = torch.softmax(query[part] @ key[part], dim=-1)
-        out_THd[:, part] = (weights_HTT @ value[part]).transpose(0, 1)
-    return out_THd
+    parts = -(-frames * frames * qkv_T3Hd.element_size() // SCORES)
+    for query_Td, key_Td, value_Td in zip(query, key, value, strict=True):
+        for some in query_Td.chunk(parts):  # whose place is their result's
+            torch.mm(torch.softmax(some @ key_Td.t(), dim=-1), value_Td, out=some)
+    return query.transpose(0, 1)
 
 
 def varlen_attention() -> Callable[..., Any] | None:
