@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from filelock import FileLock
+
 from localgp.errors import BackboneError, ConfigError, LocalGPError
 from localgp.failures import remedy
 from localgp.io import filled, written
@@ -59,7 +61,6 @@ def unpacked(archive: Path) -> Path:
         BackboneError: Damaged, or with a member that must not be: outside of the directory, a link, a device; or there
             is nowhere to unpack it.
     """
-    from filelock import FileLock
 
     try:
         state = archive.stat()

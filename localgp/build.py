@@ -5,17 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from omegaconf import DictConfig
 
+from localgp.backbones import open_backbone
+from localgp.contexts import context_size
+from localgp.contexts.lang2vec import LanguageVectors
 from localgp.errors import ConfigError
+from localgp.extensions import is_dotted
+from localgp.gates import (
+    EnergyGates,
+    GlobalGates,
+    LayerDropGates,
+    LocalGates,
+    OpenGates,
+    RandomGates,
+    SpeechPruneGates,
+    TopKGates,
+)
+from localgp.gates.own import build_own
+from localgp.gates.reduce import AdjacentMerging, AttentiveSparsification
+from localgp.model import GatedS2T
 from localgp.pruning import REDUCTIONS
 from localgp.window import window_of
 
 if TYPE_CHECKING:
     from localgp.backbones.base import Backbone, Branch, Side
-    from localgp.contexts.lang2vec import LanguageVectors
     from localgp.gates.base import GatePolicy
-    from localgp.model import GatedS2T
 
 
 def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
@@ -27,19 +43,6 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     Raises:
         ConfigError: Gates on parts that the backbone does not have.
     """
-    from localgp.contexts import context_size
-    from localgp.extensions import is_dotted
-    from localgp.gates import (
-        EnergyGates,
-        GlobalGates,
-        LayerDropGates,
-        LocalGates,
-        OpenGates,
-        RandomGates,
-        SpeechPruneGates,
-        TopKGates,
-    )
-    from localgp.gates.reduce import AdjacentMerging, AttentiveSparsification
 
     pruning = cfg.pruning
     layers, size = backbone.shape.encoder_layers, backbone.shape.size
@@ -73,8 +76,6 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
         return GlobalGates(layers, size, modules, **predictor)
     contexts = {name: context_size(name, cfg, size) for name in pruning.context}
     if is_dotted(pruning.encoder):
-        from localgp.gates.own import build_own
-
         offered = {
             "layers": layers,
             "size": size,
@@ -102,7 +103,6 @@ def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | No
     Raises:
         ConfigError: Gates on parts, or a context, that the backbone does not have.
     """
-    from localgp.gates import GlobalGates, LocalGates, OpenGates
 
     pruning = cfg.pruning
     if pruning.decoder is None:
@@ -136,23 +136,18 @@ def build_languages(cfg: DictConfig) -> LanguageVectors | None:
     """What the decoder's gates see of the languages, or None where the decoder's gates see none."""
     if cfg.pruning.decoder is None or "lang2vec" not in cfg.pruning.decoder_context:
         return None
-    from localgp.contexts.lang2vec import LanguageVectors
 
     return LanguageVectors(list(cfg.contexts.lang2vec.features))
 
 
 def build_model(cfg: DictConfig) -> GatedS2T:
     """Reads the backbone and puts the gates on it."""
-    from localgp.backbones import open_backbone
 
     return gated(cfg, open_backbone(cfg.backbone))
 
 
 def gated(cfg: DictConfig, backbone: Backbone) -> GatedS2T:
     """Puts the gates on a backbone."""
-    import torch
-
-    from localgp.model import GatedS2T
 
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the gates' initial weights depend on the seed alone

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localgp import __version__
+from localgp.command_line import check_line, in_our_words, parsed
 from localgp.conf_files import CONF_DIR
 from localgp.errors import ConfigError, LocalGPError
 from localgp.failures import remedy
+from localgp.help_text import help_text
+from localgp.run_argument import with_run
 from localgp.settings import SCHEMAS, check
 from localgp.signals import Signals, Stopped, requeue
 
@@ -49,10 +52,6 @@ def entry_point(
     def program() -> None:
         import hydra
         from hydra.errors import HydraException
-
-        from localgp.command_line import check_line, in_our_words, parsed
-        from localgp.help_text import help_text
-        from localgp.run_argument import with_run
 
         with reported(debug):
             if "--version" in sys.argv[1:]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from localgp.cli import entry_point
+from localgp.evaluation.evaluate_run import evaluate_run
+from localgp.evaluation.results import comparable
+from localgp.evaluation.summary import describe_evaluation, scores_table
+from localgp.stored import read_metrics
 
 
 def main(cfg: DictConfig) -> None:
-    from localgp.evaluation.evaluate_run import evaluate_run
-    from localgp.evaluation.results import comparable
-    from localgp.evaluation.summary import describe_evaluation, scores_table
-    from localgp.stored import read_metrics
 
     metrics, objects = evaluate_run(cfg)
     if not metrics:  # another process of this run scores

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from localgp.backbones import open_backbone
 from localgp.cli import entry_point
+from localgp.report.paper import TABLE_1
+from localgp.tables import Column, render
+from localgp.window import window_of
 
 if TYPE_CHECKING:
     from localgp.backbones.cost import DecoderCost
@@ -32,14 +36,12 @@ def count(cfg: DictConfig) -> dict:
     """
     import torch
 
-    from localgp.backbones import open_backbone
     from localgp.backbones.cost import CONVENTION, DecoderCost, EncoderCost
     from localgp.build import build_decoder_policy, build_policy
     from localgp.contexts.cost import with_contexts
     from localgp.gates import GlobalGates, LayerDropGates
     from localgp.gates.cost import gates_cost
     from localgp.gates.reduce import Reduction
-    from localgp.window import window_of
 
     with torch.device("meta"):  # shapes without memory
         backbone = open_backbone({**cfg.backbone, "weights": "random"})
@@ -122,7 +124,6 @@ def against_paper(
     cfg: DictConfig, total: float, dense: float, gates: float, at: Callable[[float], float]
 ) -> dict[str, Any] | None:
     """Our count beside the paper's, and which term the difference is in; None where the paper has no figure."""
-    from localgp.report.paper import TABLE_1
 
     printed = TABLE_1[cfg.name][-1] if cfg.name in TABLE_1 else None
     if printed is None or cfg.backbone.name != "owsm_v3.1_medium":
@@ -153,7 +154,6 @@ def against_paper(
 
 
 def main(cfg: DictConfig) -> None:
-    from localgp.tables import Column, render
 
     def show(heading: str, terms: dict[str, float]) -> None:
         print(render(terms.items(), [Column(heading, 0), Column("GFLOPs", 1, ".3f")]))

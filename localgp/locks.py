@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from localgp.errors import BusyError
 from localgp.io import write_atomically
 
@@ -36,7 +38,6 @@ def held(path: Path, doing: str, *, wait: bool = False) -> Iterator[None]:
     Raises:
         BusyError: Another process holds it.
     """
-    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(path), path.with_name(f"{path.name}.holder")

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from localgp.cli import reported, take_debug_flag
 from localgp.errors import ConfigError
+from localgp.hub.load import base_config
+from localgp.hub.pack import pack, push
+from localgp.run import Run
 
 FORMATS = ("espnet", "huggingface")
 
@@ -61,14 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] == "push":
-        from localgp.hub.pack import push
-
         args = build_push_parser().parse_args(given[1:])
         print(push(args.folder, args.repository, private=args.private))
         return 0
     args = build_parser().parse_args(given)
     run = run_directory(args.run)
-    from localgp.hub.pack import pack
 
     packed = pack(
         run,
@@ -98,9 +98,6 @@ def run_directory(given: Sequence[str]) -> Path:
             f"give one run directory, or overrides such as conf=row05 seed=2; not {', '.join(wrong)}"
         )
     from hydra.errors import HydraException
-
-    from localgp.hub.load import base_config
-    from localgp.run import Run
 
     try:
         return Run(base_config(*given)).path

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from localgp.backbones import family_of
 from localgp.cli import entry_point
+from localgp.corpora.fits import too_long
 from localgp.corpora.prepared import PreparedCorpus, prepare
 from localgp.corpora.report import format_report
+from localgp.paths import expanded
 
 
 def run(cfg: DictConfig) -> PreparedCorpus:
@@ -25,9 +28,6 @@ def run(cfg: DictConfig) -> PreparedCorpus:
 
 def _unheard(cfg: DictConfig, prepared: PreparedCorpus) -> list[str]:
     """What training on these data with the backbone at hand will refuse; nothing of one that is not on this machine."""
-    from localgp.backbones import family_of
-    from localgp.corpora.fits import too_long
-    from localgp.paths import expanded
 
     path, name = str(cfg.backbone.path), str(cfg.backbone.name)
     if path != "embedded" and not expanded(path).exists():

@@ -7,6 +7,7 @@ Exit status: 0 all files; 1 an error; 2 a wrong command line; 3 some files faile
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import localgp
 from localgp.cli import reported, take_debug_flag
 from localgp.corpora.languages import name_of
 from localgp.errors import AudioError, ConfigError
+from localgp.hub.load import describe
 from localgp.signals import Stopped
 from localgp.transcription.formats import FORMATS, SUFFIXES, TIMED, Transcript
 from localgp.transcription.inputs import Input, find_inputs, readable
@@ -190,7 +193,6 @@ def _refuse(problems: dict[int, str], keep_going: bool) -> None:
 
 def _check(args: argparse.Namespace, decoding: dict[str, Any]) -> None:
     """Refuses what the model cannot do, before its weights are read and before anything is written."""
-    from localgp.hub.load import describe
 
     model = describe(args.model, args.gates, args.extension)
     options = replace(model.options, **decoding)
@@ -216,7 +218,6 @@ def _transcribe(
     decoding: dict[str, Any],
 ) -> int:
     """Loads the model and writes or prints what it makes of the chosen inputs; how many failed."""
-    import localgp
 
     if args.threads is not None:
         import torch
@@ -298,8 +299,6 @@ class _InOrder:
         if self._files > 1 and self._form == "text":
             print(f"== {transcript.source}")
         if self._files > 1 and self._form == "json":  # JSON lines
-            import json
-
             print(json.dumps(transcript.as_dict(), ensure_ascii=False), flush=True)
         else:
             print(transcript.format(self._form), end="", flush=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from localgp.errors import CheckpointError
 from localgp.io import written
 from localgp.stored import short
@@ -55,7 +57,6 @@ def load_state(
     Raises:
         CheckpointError: Missing, damaged, of another model, or with NaN or infinity.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:

@@ -6,6 +6,7 @@ process, so that there is one code path.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import sys
@@ -114,7 +115,6 @@ def connect(world: World, device_type: str) -> None:
 
     if world.ranks == 1 or torch.distributed.is_initialized():
         return
-    import atexit
 
     atexit.register(disconnect)
     if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -139,7 +139,7 @@ def test_safetensors_has_an_error_of_its_own_for_a_full_disk(tmp_path, monkeypat
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
-    monkeypatch.setattr("safetensors.numpy.save_file", save_file)
+    monkeypatch.setattr("localgp.contexts.on_disk.save_file", save_file)
     with pytest.raises(OSError, match="No space left") as raised:
         WRITERS[name](tmp_path / name)
     assert raised.value.errno == errno.ENOSPC

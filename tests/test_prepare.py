@@ -398,7 +398,6 @@ def test_the_command(tmp_path):
 
 
 def test_a_generated_corpus_is_generated_first(tmp_path, monkeypatch):
-    from localgp.corpora import mini
 
     calls = []
 
@@ -407,7 +406,7 @@ def test_a_generated_corpus_is_generated_first(tmp_path, monkeypatch):
         if not root.exists():
             write_corpus(root)
 
-    monkeypatch.setattr(mini, "generate_corpus", generate_corpus, raising=False)
+    monkeypatch.setattr("localgp.corpora.prepared.generate_corpus", generate_corpus)
     cfg = corpus_config(tmp_path, corpus="mini")
     assert [prepare(cfg).fresh, prepare(cfg).fresh] == [True, False]
     expected = {"seed": 2008, "train_segments": 1100, "dev_segments": 300, "test_segments": 300}

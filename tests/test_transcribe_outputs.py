@@ -44,7 +44,7 @@ def model(monkeypatch):
     made = Model()
     monkeypatch.setattr(localgp, "load", lambda *_, **__: made)
     described = describe("embedded")
-    monkeypatch.setattr("localgp.hub.load.describe", lambda *_: described)
+    monkeypatch.setattr("localgp.transcribe.describe", lambda *_: described)
     return made
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from localgp.contexts import context_shape
 from localgp.contexts.extract import needed_contexts
 
 
@@ -15,7 +16,6 @@ def context_gflops(cfg: DictConfig, samples: Sequence[int]) -> dict[str, float]:
 
     Counted from the extractor's features on, as the encoder is; ``front`` is part of the encoder and costs nothing.
     """
-    from localgp.contexts import context_shape
 
     shapes = {name: context_shape(name, cfg) for name in needed_contexts(cfg)}
     return {

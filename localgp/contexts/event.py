@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from localgp.backbones.owsm.components import quiet_espnet
 from localgp.contexts.source import MINI, ContextError, digest_of, lengthened, load_exactly, read_tensors
 from localgp.paths import expanded
 
@@ -121,7 +123,6 @@ def build(cfg: dict[str, Any], layers: int | None = None) -> Any:
     Args:
         layers: Build only so many; the result of those is as in the whole model.
     """
-    from localgp.backbones.owsm.components import quiet_espnet
 
     with quiet_espnet():
         from espnet2.asr.encoder.beats_encoder import BeatsConfig, BeatsEncoder
@@ -148,7 +149,6 @@ class EventExtractor:
     step = 2560  # samples: 16 feature frames of 10 ms
 
     def __init__(self, source: str, device: Any = "cpu") -> None:
-        import torch
 
         path = _path(source)
         cfg, model = read_checkpoint(path)
@@ -166,7 +166,6 @@ class EventExtractor:
 
     def tokens(self, signal_N: np.ndarray) -> Any:
         """The second layer's output, (S K, C): the bands of a step lie beside each other."""
-        import torch
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
             heard_N = lengthened(

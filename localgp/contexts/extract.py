@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
+from localgp.contexts.event import EventExtractor
 from localgp.contexts.on_disk import ContextStore, open_store
+from localgp.contexts.own import OwnExtractor
+from localgp.contexts.speaker import SpeakerExtractor
 from localgp.errors import ConfigError
 from localgp.extensions import is_dotted, own_contexts
+from localgp.precision import resolve_device
 from localgp.timeline import Timeline
 
 
@@ -29,11 +34,6 @@ def needed_contexts(cfg: DictConfig) -> list[str]:
 
 def build_extractor(name: str, cfg: DictConfig, device: Any = "cpu") -> Any:
     """The frozen extractor of a context: `SpeakerExtractor`, `EventExtractor`, or one of the user's own."""
-    import torch
-
-    from localgp.contexts.event import EventExtractor
-    from localgp.contexts.own import OwnExtractor
-    from localgp.contexts.speaker import SpeakerExtractor
 
     if name in own_contexts(cfg.contexts):
         return OwnExtractor(name, cfg, device)
@@ -96,7 +96,6 @@ class RowContexts:
 
 def stack_contexts(contexts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Contexts of several utterances as tensors (B, T, C)."""
-    import torch
 
     return {name: torch.from_numpy(np.stack([c[name] for c in contexts])) for name in contexts[0]}
 
@@ -127,7 +126,6 @@ def row_contexts(cfg: DictConfig, *parts: tuple[Any, Any]) -> RowContexts | None
         parts: Pairs of the rows needed and of the whole split they are from, which is where wrong speakers are drawn
             from, so that a part of a split gets the same ones as the whole.
     """
-    from localgp.precision import resolve_device
 
     names = needed_contexts(cfg)
     if not names:

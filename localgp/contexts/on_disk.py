@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from localgp.corpora.integrity import read_row
 from localgp.io import sweep, written
@@ -41,7 +44,6 @@ class ContextStore:
 
     def refresh(self) -> None:
         """Takes in shards that have been written since; a damaged one is kept aside and made again."""
-        from safetensors import SafetensorError, safe_open
 
         known = set(self._shard_of.values())
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -63,8 +65,6 @@ class ContextStore:
         """(S, C) float16 of the segment whose ``audio_sha1`` is ``key``."""
         path = self._shard_of[key]
         if path not in self._open:
-            from safetensors import safe_open
-
             self._open[path] = safe_open(path, "np")
         return self._open[path].get_tensor(key)
 
@@ -73,7 +73,6 @@ class ContextStore:
 
     def write(self, entries: dict[str, np.ndarray]) -> None:
         """Adds a shard."""
-        from safetensors.numpy import save_file
 
         name = hashlib.sha256("".join(sorted(entries)).encode()).hexdigest()[:16]
         with written(self.folder / f"{name}.safetensors") as temporary:
@@ -104,7 +103,6 @@ def open_store(base: Path, extractor: Any, rows: Any, keys: Collection[str]) -> 
 
 
 def _extract(store: ContextStore, extractor: Any, rows: Any, missing: Collection[str]) -> None:
-    from tqdm import tqdm
 
     if not missing:
         return

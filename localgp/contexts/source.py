@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from localgp.download import HUB_ID, download
 from localgp.errors import LocalGPError
@@ -80,9 +82,6 @@ def read_tensors(path: Path) -> Any:
     Raises:
         ContextError: Damaged, or it holds objects whose loading would run code.
     """
-    import pickle
-
-    import torch
 
     try:
         with path.open("rb") as file:
@@ -108,7 +107,6 @@ def load_exactly(module: Any, state: Any, path: Path, *, unused: Sequence[str] =
     Raises:
         ContextError: With the first misfits.
     """
-    import torch
 
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ContextError(f"{path}: not a state dictionary of tensors")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from localgp.contexts.hyperparams import arguments_of, read_hyperparams
 from localgp.contexts.source import (
@@ -142,7 +143,6 @@ class SpeakerExtractor:
     step = None  # one vector for the utterance
 
     def __init__(self, source: str, device: Any = "cpu") -> None:
-        import torch
         from speechbrain.lobes.features import Fbank
         from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
         from speechbrain.processing.features import InputNormalization
@@ -166,7 +166,6 @@ class SpeakerExtractor:
 
     def embed(self, signal_N: np.ndarray) -> Any:
         """SpeechBrain's ``encode_batch`` of one signal: (1, C), unnormalised."""
-        import torch
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
             heard_N = lengthened(signal_N, self.shape.shortest)

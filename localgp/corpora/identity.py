@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from localgp.corpora.segment import Reading
 from localgp.io import file_digest, write_atomically
 
@@ -28,7 +30,6 @@ def audio_digests(files: Collection[Path], known: Path) -> dict[Path, str]:
         known: A JSON file of what was found before; the time of the inode's last change is part of it, which no copy
             sets as it does the modification time.
     """
-    from tqdm import tqdm
 
     before = _read(known)
     marks = {}

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from tqdm import tqdm
+
 from localgp.corpora.shards import ShardJob, run_job
 from localgp.errors import CorpusError
 from localgp.io import sweep
@@ -32,7 +34,6 @@ def run_jobs(jobs: list[ShardJob], schema: Any, workers: int, name: str) -> None
     Raises:
         CorpusError: The first job's error, or a process that died.
     """
-    from tqdm import tqdm
 
     for folder in {job.folder for job in jobs}:
         sweep(folder)  # of a process that was killed

@@ -24,9 +24,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from localgp.corpora.audio_errors import Remark
+from localgp.corpora.europarl_st import read_europarl_st
 from localgp.corpora.identity import audio_digests, fingerprint
 from localgp.corpora.integrity import damage_of, describe_split
 from localgp.corpora.languages import canonical
+from localgp.corpora.manifest import read_manifest
+from localgp.corpora.mini import generate_corpus
 from localgp.corpora.parallel import run_jobs
 from localgp.corpora.report import format_report, preparation_report
 from localgp.corpora.segment import Dropped, Reading
@@ -136,8 +139,6 @@ def prepare(cfg: DictConfig) -> PreparedCorpus:
 
 def read_corpus(corpus: DictConfig) -> Reading:
     """Runs the configured reader: texts and times, no audio. Generates the corpus first if it is a generated one."""
-    from localgp.corpora.europarl_st import read_europarl_st
-    from localgp.corpora.manifest import read_manifest
 
     languages = None if corpus.get("languages") is None else list(corpus.languages)
     common = {"case": corpus.case, "on_error": corpus.on_error}
@@ -148,8 +149,6 @@ def read_corpus(corpus: DictConfig) -> Reading:
     languages = [canonical(code) for code in languages]
     direction = corpus.asr_direction if corpus.asr_direction == "union" else canonical(corpus.asr_direction)
     if corpus.get("generate"):
-        from localgp.corpora.mini import generate_corpus
-
         generate_corpus(
             Path(corpus.root),
             workers=int(corpus.workers),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,6 @@ def padded_speech(items: Sequence[Mapping[str, Any]], samples: int) -> tuple[Ten
         >>> speech[0].tolist(), ends.tolist()
         ([0.5, -0.5, 0.0, 0.0], [2, 4])
     """
-    import torch
 
     speech_BN = torch.zeros(len(items), samples)
     ends_B = torch.zeros(len(items), dtype=torch.long)

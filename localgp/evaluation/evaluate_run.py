@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from localgp.corpora.fits import check_fits, split_of
+from localgp.corpora.integrity import rows_digest
+from localgp.corpora.prepared import limit_per_language, load_prepared
 from localgp.errors import CheckpointError
+from localgp.evaluation.results import Identity, asked_of, find_evaluation, save, settle, tag_of
+from localgp.evaluation.score import references_of, score_tasks
 from localgp.io import file_digest, sweep
 from localgp.locks import held
 from localgp.run import Run, commit
+from localgp.search.options import DecodeOptions
 from localgp.stored import run_config, section
 from localgp.weights import load_state
+from localgp.world import connect, first_then_others, gather_to_first, world_from
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -81,11 +88,6 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[str, Any]]:
-    from localgp.corpora.fits import check_fits, split_of
-    from localgp.corpora.integrity import rows_digest
-    from localgp.corpora.prepared import limit_per_language, load_prepared
-    from localgp.evaluation.results import Identity, asked_of, find_evaluation, save, settle, tag_of
-    from localgp.world import connect, first_then_others, gather_to_first, world_from
 
     run = Run(cfg)
     weights = weights_used(run)
@@ -124,10 +126,8 @@ def _evaluate(cfg: DictConfig, owned: ExitStack) -> tuple[dict[str, Any], dict[s
     from localgp.evaluation.decode import decode_rows
     from localgp.evaluation.hallucination import over_twice, probes, written_on_nothing
     from localgp.evaluation.measured import measured_gflops, measured_ratios
-    from localgp.evaluation.score import references_of, score_tasks
     from localgp.evaluation.share import merge_decoded, share_of
     from localgp.precision import resolve_device, resolve_precision
-    from localgp.search.options import DecodeOptions
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)

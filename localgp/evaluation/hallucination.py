@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from localgp.corpora.rows import list_tasks
+from localgp.evaluation.decode import decode_rows
+
 if TYPE_CHECKING:
     import torch
 
@@ -83,8 +86,6 @@ def written_on_nothing(
         rows: `probes`.
         contexts: Of those rows, where the gates see any.
     """
-    from localgp.corpora.rows import list_tasks
-    from localgp.evaluation.decode import decode_rows
 
     decoded = decode_rows(
         model, rows, list_tasks(rows), options, dtype=dtype, progress=False, contexts=contexts

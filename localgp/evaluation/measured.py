@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from localgp.backbones.cost import CONVENTION, DecoderCost, EncoderCost
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord, kept_of_tokens
 from localgp.evaluation.gates_file import GateRecord
+from localgp.gates.cost import gates_cost
+from localgp.gates.reduce import Reduction
 
 if TYPE_CHECKING:
     from localgp.model import GatedS2T
@@ -68,9 +71,6 @@ def measured_gflops(
     Args:
         samples: Heard of each utterance, in the order of the gates where there are some; None: the full window.
     """
-    from localgp.backbones.cost import CONVENTION, EncoderCost
-    from localgp.gates.cost import gates_cost
-    from localgp.gates.reduce import Reduction
 
     backbone, timeline = model.backbone, model.backbone.timeline
     full = EncoderCost(backbone, timeline.feature_frames(backbone.samples))
@@ -120,8 +120,6 @@ def _decoder_gflops(
 ) -> dict[str, float]:
     """``decoder`` and ``decoder_dense``: the same hypotheses, without their primers, with gates and the frames that the
     encoder gives on average; without gates and with the full window's."""
-    from localgp.backbones.cost import DecoderCost
-    from localgp.gates.cost import gates_cost
 
     policy = model.decoder_policy
     if record is None or policy is None or not len(record.lengths):

@@ -26,6 +26,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from localgp.errors import CheckpointError
+from localgp.evaluation.decoder_gates_file import write_decoder_gates
+from localgp.evaluation.gates_file import write_gates
 from localgp.io import file_digest, filled, staging, write_atomically
 from localgp.locks import held
 from localgp.search.options import DecodeOptions
@@ -129,8 +131,6 @@ def save(
         gates: `localgp.evaluation.gates_file.GateRecord`, or None.
         decoder_gates: `localgp.evaluation.decoder_gates_file.DecoderGateRecord`, or None.
     """
-    from localgp.evaluation.decoder_gates_file import write_decoder_gates
-    from localgp.evaluation.gates_file import write_gates
 
     split, tag = metrics["data"]["split"], metrics["evaluation"]["tag"]
     folder = run / "evaluations" / tag

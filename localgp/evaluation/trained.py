@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from localgp.build import build_model
 from localgp.config_parts import completed
 from localgp.errors import CheckpointError
+from localgp.evaluation.evaluate_run import load_run_weights
 from localgp.stored import read_yaml_mapping
 
 if TYPE_CHECKING:
@@ -55,8 +57,6 @@ def finished_weights(directory: Path) -> Path:
 
 def load_trained(trained: DictConfig, weights: Path, device: Any) -> GatedS2T:
     """A trained model with its weights, in eval mode on the device."""
-    from localgp.build import build_model
-    from localgp.evaluation.evaluate_run import load_run_weights
 
     model = build_model(trained)
     load_run_weights(model, weights)

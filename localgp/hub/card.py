@@ -6,9 +6,11 @@ import shlex
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from localgp import __version__
 from localgp.backbones import families
+from localgp.cli import CONF_DIR
 from localgp.errors import ConfigError
 from localgp.extensions import named_in
 from localgp.hub.load import base_config
@@ -50,7 +52,6 @@ def training_command(config: dict[str, Any]) -> str:
     except Exception:  # a name that the user gave: the defaults are what it is compared with
         conf = f"name={config['name']}"
         base = base_config(*groups, "conf=row01", conf)
-    from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(base, resolve=True)
     sections = ("seed", "pruning", "training", "trainer", "corpus", "backbone", "contexts")
@@ -64,7 +65,6 @@ def training_command(config: dict[str, Any]) -> str:
 
 
 def _group(config: dict[str, Any], section: str) -> str:
-    from localgp.cli import CONF_DIR
 
     name = str((config.get(section) or {}).get("name"))
     if (CONF_DIR / section / f"{name}.yaml").is_file():
@@ -166,7 +166,6 @@ def _contexts(gflops: dict[str, Any]) -> str:
 
 def _extractors(config: dict[str, Any]) -> list[str]:
     """What the gates' contexts are extracted with; looked for anew wherever the model is loaded."""
-    from omegaconf import OmegaConf
 
     from localgp.contexts.extract import needed_contexts
 

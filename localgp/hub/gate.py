@@ -11,10 +11,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from localgp.backbones import adopt, families
+from localgp.build import gated
+from localgp.contexts.extract import build_extractor, needed_contexts
 from localgp.errors import CheckpointError
 from localgp.hub.load import EXTRAS, GATES, base_config, decode_options
 from localgp.paths import expanded
+from localgp.precision import resolve_precision
 from localgp.settings import check, require
+from localgp.transcription.transcriber import Transcriber
 from localgp.weights import load_state
 
 
@@ -39,11 +43,6 @@ def gate(
         parts = {"${parts:frames}": backbone.frame_parts(), "${parts:all}": backbone.part_names("encoder")}
         cfg.pruning.encoder_modules = parts.get(named, named)
     check(cfg)
-
-    from localgp.build import gated
-    from localgp.contexts.extract import build_extractor, needed_contexts
-    from localgp.precision import resolve_precision
-    from localgp.transcription.transcriber import Transcriber
 
     made = gated(cfg, backbone)
     if gates is not None:

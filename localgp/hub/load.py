@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from localgp.archive import opened
 from localgp.backbones import families, family_of
+from localgp.cli import CONF_DIR
 from localgp.config_parts import with_parts
 from localgp.download import HUB_ID, download
 from localgp.errors import BackboneError, CheckpointError, ConfigError, LocalGPError
@@ -247,8 +248,6 @@ def _stored_run(path: Path, gates: str) -> _Stored:
 def base_config(*overrides: str) -> DictConfig:
     """The configuration that every command reads, with overrides as on the command line."""
     from hydra import compose, initialize_config_dir
-
-    from localgp.cli import CONF_DIR
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose("config", overrides=[spelt_out(item) for item in overrides])

@@ -13,9 +13,10 @@ from localgp.archive import write_zip
 from localgp.backbones import family_of
 from localgp.config_parts import PORTABLE, with_parts
 from localgp.errors import CheckpointError, ConfigError, HubError
+from localgp.evaluation.results import scores_of
 from localgp.hub.card import licence_of, model_card
 from localgp.hub.licences import licence_identifier
-from localgp.hub.load import CONFIG, EXTRAS, GATES, METRICS, WEIGHTS
+from localgp.hub.load import CONFIG, EXTRAS, GATES, METRICS, WEIGHTS, load
 from localgp.io import filled, staging, sweep
 from localgp.locks import held
 from localgp.paths import expanded
@@ -81,8 +82,6 @@ def _pack(
     *,
     every: bool,
 ) -> dict[str, Path]:
-    from localgp.evaluation.results import scores_of
-    from localgp.hub.load import load
 
     loaded = load(str(run), device="cpu")
     lead = loaded.metrics

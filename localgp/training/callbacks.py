@@ -14,6 +14,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy
+from safetensors.torch import load_file
 
 from localgp.io import naming, write_atomically, written
 from localgp.training.module import TrainingModule
@@ -267,7 +269,6 @@ class BestWeights(Callback):
 
 def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch.Tensor]:
     """The whole model's weights; every rank has to call this, the first gets them."""
-    from lightning.pytorch.strategies import FSDPStrategy
 
     if isinstance(trainer.strategy, FSDPStrategy):
         whole = trainer.strategy.lightning_module_state_dict()
@@ -278,7 +279,6 @@ def model_weights(trainer: L.Trainer, module: TrainingModule) -> dict[str, torch
 
 def averaged_weights(files: list[Path]) -> dict[str, torch.Tensor]:
     """Mean of several sets of weights, in double precision; integer buffers from the first."""
-    from safetensors.torch import load_file
 
     states = [load_file(file) for file in files]
     mean = dict(states[0])

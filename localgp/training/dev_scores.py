@@ -8,6 +8,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from localgp.contexts.extract import RowContexts
+from localgp.corpora.rows import list_tasks
+from localgp.evaluation.decode import decode_rows
+from localgp.evaluation.score import references_of, score_tasks
+from localgp.search.options import DecodeOptions
 from localgp.training.module import TrainingModule
 
 
@@ -25,10 +29,6 @@ class DevScores(Callback):
         self.contexts = contexts
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        from localgp.corpora.rows import list_tasks
-        from localgp.evaluation.decode import decode_rows
-        from localgp.evaluation.score import references_of, score_tasks
-        from localgp.search.options import DecodeOptions
 
         assert isinstance(module, TrainingModule)
         if not module.dev_is_finite:  # there may be nothing to decode; the module, whose turn is next, raises

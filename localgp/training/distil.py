@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.base import Backbone
+from localgp.corpora.rows import list_tasks
 from localgp.decoder.train import decode_tokens
 from localgp.encoder.run import EncoderOutput, States
 from localgp.errors import ConfigError
+from localgp.evaluation.decode import decode_rows
 from localgp.model import GatedS2T, Losses
+from localgp.search.options import DecodeOptions
 from localgp.window import Window
 
 _CACHED_BYTES = 2 * 2**30
@@ -140,10 +143,6 @@ class Teacher:
 
 def written_by(backbone: Backbone, rows: Any, device: torch.device) -> dict[str, dict[str, str]]:
     """Task name to utterance id to what a backbone writes, greedily: in place of transcripts and translations."""
-    from localgp.corpora.rows import list_tasks
-    from localgp.evaluation.decode import decode_rows
-    from localgp.model import GatedS2T
-    from localgp.search.options import DecodeOptions
 
     training = backbone.net.training
     model = GatedS2T(backbone).to(device).eval()

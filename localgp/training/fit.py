@@ -16,8 +16,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
@@ -314,8 +318,6 @@ def extend(run: Run, max_steps: int) -> None:
 
 
 def _is_multirun() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
@@ -332,7 +334,6 @@ def build_strategy(cfg: DictConfig, world: World, device: torch.device, backbone
         return _fsdp(backbone)
     if world.ranks == 1:
         return "auto"
-    from lightning.pytorch.strategies import DDPStrategy
 
     return DDPStrategy(
         broadcast_buffers=False,  # there are none that training changes
@@ -343,7 +344,6 @@ def build_strategy(cfg: DictConfig, world: World, device: torch.device, backbone
 
 
 def _fsdp(backbone: Backbone) -> Any:
-    from lightning.pytorch.strategies import FSDPStrategy
 
     # A layer's parts are called one by one, so these, and not the layer, are what is sharded.
     sides: tuple[Side, ...] = ("encoder", "decoder") if backbone.shape.decoder_layers else ("encoder",)
@@ -409,15 +409,12 @@ def build_logger(name: str, directory: Path) -> Any:
     if name == "none":
         return False
     if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
         return TensorBoardLogger(directory, name="tensorboard", version="")
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "training.logger=wandb needs a package that is not installed: pip install 'localgp[wandb]', in a "
             "checkout pip install -e '.[wandb]'; or training.logger=tensorboard"
         )
-    from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(project="localgp", save_dir=directory)
 

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -233,7 +234,6 @@ class TrainingModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips by the norm over all parameters, wherever their shards are."""
-        from lightning.pytorch.strategies import FSDPStrategy
 
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy) and gradient_clip_val:
@@ -243,7 +243,6 @@ class TrainingModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        from lightning.pytorch.strategies import FSDPStrategy
 
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         sharded = isinstance(self.trainer.strategy, FSDPStrategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,6 +108,5 @@ def _escaped(text: str) -> str:
 def cue(text: str, width: int = 42) -> str:
     """A cue's text in lines of at most ``width`` characters, which is what a subtitle line holds; ``-->`` would
     end the cue, so it is written as an arrow."""
-    import textwrap
 
     return "\n".join(textwrap.wrap(text.replace("-->", "→"), width, break_long_words=False)) or " "

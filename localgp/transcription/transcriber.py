@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from localgp.contexts.extract import place as place_context
 from localgp.contexts.extract import stack_contexts
@@ -487,7 +488,6 @@ class _Bar:
     """Seconds of audio done and files left, on standard error where that is a terminal."""
 
     def __init__(self, files: int, wanted: bool) -> None:
-        from tqdm import tqdm
 
         self._bar = tqdm(
             total=0.0,

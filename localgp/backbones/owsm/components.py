@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from localgp.caches import give_numba_a_cache
 from localgp.errors import BackboneError
 from localgp.failures import remedy
@@ -102,7 +104,6 @@ def component_class(component: str, name: Any) -> Any:
             f"config.yaml: {component}: {name!r} is unknown to ESPnet's S2T task; valid: {', '.join(known)}"
         )
     module, _, kind = known[name].rpartition(".")
-    import torch
 
     try:
         with torch.device("cpu"):  # whatever the model is built on: a module may have constants

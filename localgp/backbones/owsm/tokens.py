@@ -7,6 +7,7 @@ model holds after its three control symbols (OWSM's special symbols first, text 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -64,7 +65,6 @@ def train_bpe(texts: Iterable[str], path: Path, symbols: Sequence[str], pieces: 
         texts: Sentences.
         path: The model file to write.
     """
-    import io
 
     import sentencepiece
 

@@ -10,7 +10,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from safetensors import SafetensorError
 
 from localgp.archive import opened
 from localgp.backbones.whisper.shapes import DIMENSIONS, arguments
@@ -173,7 +176,6 @@ def build_whisper(files: WhisperFiles) -> Any:
             model.generation_config = _generation(files.directory)
         return model
     assert files.directory is not None
-    from safetensors import SafetensorError
 
     read: Any = WhisperForConditionalGeneration.from_pretrained
     try:
@@ -234,7 +236,6 @@ def tokens_of(net: Any, vocabulary: Any = None) -> WhisperTokens:
     Raises:
         BackboneError: It is nowhere.
     """
-    from tempfile import TemporaryDirectory
 
     from transformers import AutoTokenizer
 

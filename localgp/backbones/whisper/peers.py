@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,7 +108,6 @@ class CTranslate2:
         self._given = ctranslate2.StorageView.from_array
 
     def encode(self, feats_BSF: Tensor) -> Tensor:
-        import numpy as np
 
         feats = self._given(feats_BSF.transpose(1, 2).contiguous().cpu().numpy())
         return torch.from_numpy(np.array(self._model.encode(feats, to_cpu=True)))
