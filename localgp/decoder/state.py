@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from localgp.decoder.cached import CachedDecoder
 
 
-WORTH = 600_000  # multiplications that a CPU does in the time that it takes rows out and puts them back
+WORTH = 2_000_000  # multiplications that a CPU does in the time that it takes rows out and puts them back
 FEW = 8  # rows up to which it takes as long as it reads the weights
 
 
@@ -196,17 +196,25 @@ class Open:
         rows: All.
         index_K: Those with an open gate, ascending, where no others are to be computed.
         mask_N: Whose output is added, where all are computed.
+        weight_N1: The same in numbers, if there are any: a CPU multiplies by them in half of the time.
     """
 
-    def __init__(self, rows: Rows, index_K: Tensor | None = None, mask_N: Tensor | None = None) -> None:
-        self.rows, self.index_K, self.mask_N = rows, index_K, mask_N
+    def __init__(
+        self,
+        rows: Rows,
+        index_K: Tensor | None = None,
+        mask_N: Tensor | None = None,
+        weight_N1: Tensor | None = None,
+    ) -> None:
+        self.rows, self.index_K, self.mask_N, self._weight_N1 = rows, index_K, mask_N, weight_N1
 
     def take(self, x_N: Tensor) -> Tensor:
         return x_N if self.index_K is None else x_N.index_select(0, self.index_K)
 
     def add(self, x_ND: Tensor, y_KD: Tensor) -> Tensor:
         if self.mask_N is not None:
-            return x_ND.addcmul(y_KD, self.mask_N.unsqueeze(1))
+            weight_N1 = self.mask_N.unsqueeze(1) if self._weight_N1 is None else self._weight_N1
+            return x_ND.addcmul(y_KD, weight_N1)
         if self.index_K is None:
             return x_ND + y_KD
         return x_ND.index_add(0, self.index_K, y_KD.to(x_ND.dtype))
@@ -231,15 +239,17 @@ def opened(masks_MN: list[Tensor], rows: Rows, sizes: Sequence[int]) -> list[Ope
     if masks_MN[0].is_cuda:
         return [Open(rows, mask_N=mask_N) for mask_N in masks_MN]
     found: list[Open | None] = []
-    runs_MN: list[list[bool]] = torch.stack(masks_MN).tolist()
-    for runs_N, mask_N, size in zip(runs_MN, masks_MN, sizes, strict=True):
+    stacked_MN = torch.stack(masks_MN)
+    runs_MN: list[list[bool]] = stacked_MN.tolist()
+    weight_MN1 = stacked_MN.unsqueeze(2).to(torch.float32)
+    for runs_N, mask_N, weight_N1, size in zip(runs_MN, masks_MN, weight_MN1, sizes, strict=True):
         closed = runs_N.count(False)
         if closed == 0:
             found.append(Open(rows))
         elif closed == rows.size:
             found.append(None)
         elif rows.size <= FEW or closed * size < WORTH:
-            found.append(Open(rows, mask_N=mask_N))
+            found.append(Open(rows, mask_N=mask_N, weight_N1=weight_N1))
         else:
             found.append(Open(rows, torch.tensor([n for n, runs in enumerate(runs_N) if runs])))
     return found
