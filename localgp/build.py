@@ -85,8 +85,12 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
         }
         offered |= {"target": pruning.target, "attention": pruning.attention, "seed": cfg.seed}
         return build_own(pruning.encoder, offered | predictor)
-    kept = 1 - pruning.target if pruning.budgets else None
-    return LocalGates(layers, size, modules, contexts, attention=pruning.attention, kept=kept, **predictor)
+    predictor |= {
+        "attention": pruning.attention,
+        "kept": 1 - pruning.target if pruning.budgets else None,
+        "once": pruning.decided == "once",
+    }
+    return LocalGates(layers, size, modules, contexts, **predictor)
 
 
 def _attention(backbone: Backbone, index: int) -> Branch:

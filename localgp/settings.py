@@ -102,6 +102,7 @@ PRUNING: dict[str, Rule | Since] = {
     "target": number(0.0, 0.999),
     "path": one_of("masked", "gathered"),
     "attention": Since(one_of("dot", "cosine"), "dot"),
+    "decided": Since(one_of("each", "once"), "each"),
     "threshold": number(0.0, 1.0),
     "temperature": number(0.0, open_below=True),
     "gate_bias": number(-100.0, 100.0),

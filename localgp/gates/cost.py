@@ -33,10 +33,11 @@ def gates_cost(policy: GatePolicy | None, rows: int, *, decoder: bool = False) -
 def _local(policy: LocalGates, rows: int, decoder: bool) -> float:
     """Products with keys and values, heads, the values' projections (one per layer but the last), and for each context
     its alignment to D and its value's projection, once where it is one vector."""
-    contexts, modules, layers = len(policy.needs), len(policy.modules_gated), len(policy.layers)
+    contexts, layers = len(policy.needs), len(policy.layers)
+    heads: Any = policy.layers[0].heads
     size = policy.context_value.in_features
     each = sum(2 * (contexts + layer) * size for layer in range(layers))
-    each += layers * modules * 2 * size + (layers - 1) * size**2
+    each += layers * len(heads) * 2 * size + (layers - 1) * size**2
     total = rows * each
     for name, align in policy.align.items():
         times = 1 if decoder or name in PER_UTTERANCE else rows

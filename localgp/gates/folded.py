@@ -42,11 +42,14 @@ class FoldedMemory:
     Attributes:
         keys_NKD: Keys, the first ``count`` of them filled in.
         logits_NKLM: What each key's value adds to each later layer's logits.
+        count: Of the keys that are filled in.
+        decided_MN: By the first layer for all others, where it does.
     """
 
     keys_NKD: Tensor
     logits_NKLM: Tensor
     count: int = 0
+    decided_MN: Tensor | None = None
 
 
 class FoldedLocalGates:
@@ -58,7 +61,7 @@ class FoldedLocalGates:
 
     def __init__(self, gates: LocalGates) -> None:
         self.modules, self.needs = gates.modules_gated, gates.needs
-        self._cosine = gates.attention == "cosine"
+        self._cosine, self._once = gates.attention == "cosine", gates.once
         self._layers = len(gates.layers)
         odds = gates.threshold / (1 - gates.threshold) if gates.threshold < 1 else math.inf
         self._least = math.log(odds) if odds > 0 else -math.inf
@@ -68,6 +71,7 @@ class FoldedLocalGates:
             for align in aligns
         ]
         heads_LMD, bias_LM = _differences(gates)
+        self._heads = heads_LMD.shape[1]
         predictors: list[Any] = list(gates.layers)
         values = [gates.context_value, *(layer.value for layer in predictors)]
         # Source 0 is the contexts' common projection, source l + 1 layer l's; they serve the layers from there on.
@@ -90,7 +94,7 @@ class FoldedLocalGates:
         size, contexts = self._weights[0].shape[1], len(self._align)
         keys = sum(contexts + layer for layer in range(self._layers))
         folded = size * (columns + contexts * self._weights[0].shape[0])
-        return frames * (folded + keys * (size + len(self.modules)))
+        return frames * (folded + keys * (size + self._heads))
 
     def begin(self, contexts: list[Tensor], owner_N: Tensor) -> FoldedMemory:
         """The memory of a batch, with its contexts in it.
@@ -124,7 +128,7 @@ class FoldedLocalGates:
         like = self._weights[0]
         memory = FoldedMemory(
             like.new_empty(frames, most, like.shape[-1], dtype=torch.float32),
-            like.new_zeros(frames, most, self._layers, len(self.modules), dtype=torch.float32),
+            like.new_zeros(frames, most, self._layers, self._heads, dtype=torch.float32),
             len(projected),
         )
         for index, (key, logits) in enumerate(projected):
@@ -134,6 +138,8 @@ class FoldedLocalGates:
 
     def gate(self, layer: int, x_ND: Tensor, memory: FoldedMemory) -> Tensor:
         """Where each module of a layer runs, (M, N), from the layer's input in fp32."""
+        if memory.decided_MN is not None:
+            return memory.decided_MN
         key_ND = x_ND
         if self._cosine:
             key_ND = F.rms_norm(x_ND, x_ND.shape[-1:])
@@ -148,11 +154,13 @@ class FoldedLocalGates:
             layer, key_ND, product, keys_NKD, logits_NKLM, memory.count, self._least, divisor
         )
         memory.count += layer + 1 < self._layers
+        if self._once:
+            memory.decided_MN = mask_MN = mask_MN.expand(len(self.modules), -1)
         return mask_MN
 
     def _product_of_cosine(self, layer: int, x_ND: Tensor, key_ND: Tensor) -> Tensor:
         """The layer's own heads read its input, the values are projected from the key."""
-        weight, bias, own = self._weights[layer + 1], self._biases[layer + 1], len(self.modules)
+        weight, bias, own = self._weights[layer + 1], self._biases[layer + 1], self._heads
         return torch.cat(
             [F.linear(x_ND, weight[:own], bias[:own]), F.linear(key_ND, weight[own:], bias[own:])], dim=1
         )
@@ -206,7 +214,7 @@ def _differences(gates: LocalGates) -> tuple[Tensor, Tensor]:
     weights, biases = [], []
     predictors: list[Any] = list(gates.layers)
     for layer in predictors:
-        heads = [layer.heads[name] for name in gates.modules_gated]
+        heads = list(layer.heads.values())
         weights.append(torch.stack([head.weight[RUN] - head.weight[1 - RUN] for head in heads]))
         biases.append(torch.stack([head.bias[RUN] - head.bias[1 - RUN] for head in heads]))
     shift_LM = gates.shift()

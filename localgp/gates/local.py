@@ -7,7 +7,7 @@ far (the paper's D^C).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class ContextMemory:
     def __init__(self, attention: str = "dot") -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.decided: Gates | None = None  # by the first layer for all others, where it does
         self._cosine = attention == "cosine"
 
     def key_of(self, x_BTD: Tensor) -> Tensor:
@@ -113,6 +114,7 @@ class LocalGates(GatePolicy):
         attention: Over the contexts: ``dot`` as in Algorithm 1, or ``cosine``; see `ContextMemory`.
         kept: For one model for all budgets: the share kept that it decides for unless told otherwise. Each gate's logit
             then moves with the budget, by a slope of its own. None: one budget.
+        once: The first layer decides for all parts of all layers together: a frame runs everywhere or nowhere.
     """
 
     framewise = True
@@ -129,12 +131,14 @@ class LocalGates(GatePolicy):
         bias: float = 4.0,
         attention: str = "dot",
         kept: float | None = None,
+        once: bool = False,
     ) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
             raise ConfigError(f"attention is {attention!r}; valid: {', '.join(ATTENTIONS)}")
         self.modules_gated, self.needs = tuple(modules), tuple(context_sizes)
-        self.attention = attention
+        self.attention, self.once = attention, once
+        predictors, heads = (1, ["frame"]) if once else (layers, modules)
         self.temperature, self.threshold = temperature, threshold
         self.align = nn.ModuleDict(
             {
@@ -145,12 +149,12 @@ class LocalGates(GatePolicy):
         # Without contexts it takes no part, and processes that train together would wait for its gradient
         self.context_value = nn.Linear(size, size).requires_grad_(bool(context_sizes))
         self.layers = nn.ModuleList(
-            LocalGatePredictor(size, modules, bias=bias, feeds_next=index < layers - 1)
-            for index in range(layers)
+            LocalGatePredictor(size, heads, bias=bias, feeds_next=index < predictors - 1)
+            for index in range(predictors)
         )
 
         self._kept = self._budget = kept
-        self.slope = None if kept is None else nn.Parameter(torch.ones(layers, len(modules)))
+        self.slope = None if kept is None else nn.Parameter(torch.ones(predictors, len(heads)))
 
     def set_budget(self, budget: float | None) -> None:
         if self._kept is None:
@@ -173,14 +177,19 @@ class LocalGates(GatePolicy):
 
     def gate(self, layer: int, x_BTD: Tensor, memory: ContextMemory) -> Gates:
         """Gates of one layer's modules from its input, Equation 3."""
+        if self.once and layer:
+            return cast(Gates, memory.decided)
         logits = self.layers[layer](x_BTD, memory)
         shift_LM = self.shift()
         if shift_LM is not None:
             for value, more in zip(logits.values(), shift_LM[layer], strict=True):
                 value[..., RUN] += more
-        return {
+        gates = {
             name: gumbel_gate(
                 value, training=self.training, temperature=self.temperature, threshold=self.threshold
             )
             for name, value in logits.items()
         }
+        if self.once:
+            gates = memory.decided = dict.fromkeys(self.modules_gated, gates["frame"])
+        return gates
