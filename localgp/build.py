@@ -64,7 +64,7 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
             return AdjacentMerging(attention, pruning.target)
         return AttentiveSparsification(attention, pruning.target, after=max(1, layers // 4))
     if pruning.encoder == "topk":
-        return TopKGates(layers, size, modules, 1 - pruning.target)
+        return TopKGates(layers, size, modules, 1 - pruning.target, once=pruning.decided == "once")
     if pruning.encoder == "layerdrop":
         return LayerDropGates(layers, modules, pruning.target)
     predictor = {

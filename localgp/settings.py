@@ -234,6 +234,7 @@ BENCH = {
     "seconds": number(0.0, open_below=True),
     "speech_seconds": number(0.0, open_below=True),
     "window_seconds": number(0.0, open_below=True),
+    "recording_seconds": number(0.0, open_below=True),
     "ragged": list_of(number(0.0, open_below=True)),
     "skipped": SHARES,
     "utterances": list_of(COUNT),

@@ -11,7 +11,7 @@ from localgp.bench import peers
 from localgp.bench.decoder import DecoderBench
 from localgp.bench.encoder import EncoderBench
 from localgp.bench.goals import judge
-from localgp.bench.peers import search_peers, step_peers
+from localgp.bench.peers import recording_peers, search_peers, step_peers
 from localgp.bench.rows import settings
 from tests.conftest import make_backbone
 from tests.whisper_helpers import VOCABULARY, save_tiny_whisper
@@ -85,6 +85,18 @@ def test_what_has_no_peers_is_not_encoded_for_them():
     bench = DecoderBench(backbone, "tiny", settings("decoder", utterances=[1]))
     search_peers(bench)
     assert bench.rows == []
+
+
+def test_short_recordings_one_by_one(backbone):
+    pytest.importorskip("ctranslate2")
+    wanted = settings("decoder", utterances=[2], beam=2, dtypes=["fp32"], repeats=1, recording_seconds=1.0)
+    bench = DecoderBench(backbone, "tiny", wanted)
+    recording_peers(bench)
+    (row,) = bench.rows
+    assert (row["recordings"], row["seconds_of_audio"], row["against"]) == (2, 1.0, "ctranslate2")
+    goal = judge(bench.rows)[0]
+    assert goal["goal"] == "a recording of 1 s, encoder and decoder, fp32 / ctranslate2 int8, padded, tiny"
+    assert goal["value"] == row["time_ratio"]
 
 
 def test_a_step_beside_one_of_equal_size(backbone, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from localgp.errors import ConfigError
 from localgp.gates import Gate, LocalGates, gumbel_gate
 from localgp.gates.local import ContextMemory
+from localgp.gates.rivals import TopKGates
 from tests.conftest import distance
 
 
@@ -101,6 +102,22 @@ def test_layers_append_input_and_projection():
     assert len(memory.keys) == 4  # the last layer appends nothing: nobody would read it
     assert memory.keys[2].data_ptr() == inputs[0].data_ptr()  # kept, not copied
     torch.testing.assert_close(memory.values[3], gates.layers[1].value(inputs[1]))
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        LocalGates(3, 8, ["ffn1", "ffn2"], {"front": 8}, bias=0.0, once=True),
+        TopKGates(3, 8, ["ffn1", "ffn2"], 0.5, once=True),
+    ],
+)
+def test_decided_once_is_the_first_layers_for_all_parts(gates):
+    memory = gates.begin({"front": torch.randn(2, 6, 8)})
+    first, *later = (gates.gate(layer, torch.randn(2, 6, 8), memory) for layer in range(3))
+    assert set(first) == {"ffn1", "ffn2"}
+    assert all(gate is first["ffn1"] for decided in (first, *later) for gate in decided.values())
+    first["ffn1"].value.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in gates.parameters())
 
 
 def test_gates_start_open():

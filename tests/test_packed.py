@@ -38,11 +38,17 @@ def random_decisions(seed: int) -> dict[str, torch.Tensor]:
 
 
 def local_gates(
-    contexts: dict[str, int], seed: int = 0, threshold: float = 0.5, attention: str = "dot"
+    contexts: dict[str, int],
+    seed: int = 0,
+    threshold: float = 0.5,
+    attention: str = "dot",
+    once: bool = False,
 ) -> LocalGates:
     """Gates that decide by what they see, with each module open about half of the time."""
     torch.manual_seed(seed)
-    policy = LocalGates(LAYERS, SIZE, MODULES, contexts, bias=0.0, threshold=threshold, attention=attention)
+    policy = LocalGates(
+        LAYERS, SIZE, MODULES, contexts, bias=0.0, threshold=threshold, attention=attention, once=once
+    )
     for layer in policy.layers:
         for head in layer.heads.values():
             nn.init.normal_(head.weight, std=0.2)
@@ -102,11 +108,12 @@ def test_global_gates(backbone, full):
 @pytest.mark.parametrize(
     ("sizes", "threshold"), [({}, 0.5), ({"front": SIZE}, 0.5), ({"front": SIZE, "spk": 6, "event": 5}, 0.7)]
 )
+@pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize("attention", ["dot", "cosine"])
-def test_folded_gates_decide_as_local_gates(backbone, full, sizes, threshold, attention):
+def test_folded_gates_decide_as_local_gates(backbone, full, sizes, threshold, attention, once):
     """Frame-wise contexts, one that is the same for an utterance, and one of another length."""
     contexts = {"spk": torch.randn(3, 1, 6), "event": torch.randn(3, 50, 5)}
-    policy = local_gates(sizes, threshold=threshold, attention=attention)
+    policy = local_gates(sizes, threshold=threshold, attention=attention, once=once)
     expected = encode(backbone, *full, policy, contexts, path="gathered")
     output = packed(backbone, *full, policy, contexts)
     values = torch.stack([gates[name].value for gates in expected.gates for name in MODULES])

@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 def decoder(cfg: DictConfig) -> Rows:
     """Beam search and decoding steps (`localgp.bench.decoder`, `localgp.bench.peers`)."""
     from localgp.bench.decoder import DecoderBench
-    from localgp.bench.peers import search_peers, step_peers
+    from localgp.bench.peers import recording_peers, search_peers, step_peers
 
     wanted, rows = cfg.bench, []
     for name in _backbones(cfg):
@@ -26,6 +26,7 @@ def decoder(cfg: DictConfig) -> Rows:
         bench.measure()
         step_peers(bench)
         search_peers(bench)
+        recording_peers(bench)
         rows += bench.rows
     if wanted.run is not None:
         trained = _Trained(cfg, "decoder_policy")

@@ -78,6 +78,9 @@ _TRAINING = "6: training step {skipped:.0%} gathered / dense, {backbone} batch {
 _FEWER = f"9: source attention's share of the step, {{left_out:.0%}} of the frames left out, {_DECODER}"
 _STEP_PEER = "10: decoder step / {against}'s, {dtype}, {backbone} x{batch}"
 _WINDOW = f"a 3-s recording in its own window / padded to {{padded_to:g}} s, {_ENCODER}"
+_RECORDING = (
+    "a recording of {seconds_of_audio:g} s, encoder and decoder, {dtype} / {against} int8, padded, {backbone}"
+)
 _BEAM = "Whisper 3: beam {beam}, speed / {against}, {backbone} x{batch}"
 _GREEDY = "Whisper 4: greedy, speed / {against}, {backbone} x{batch}"
 _OF_DENSE, _OF_ESPNET = "time_ratio_vs_dense", "time_ratio_vs_espnet"
@@ -119,6 +122,7 @@ GOALS = (
     Goal(_WINDOW, "window", _OF_DENSE, "seconds_of_audio", {"[3.0]": 0.15}),
     Goal(_ENCODER_PEER, "peer encoder", "time_ratio", "batch", {"1": 0.8}),
     Goal(_LEARNT, "learnt", _OF_DENSE, "", {"": 0.05}, above="flop_ratio", of=".*whisper"),
+    Goal(_RECORDING, "peer recording", "time_ratio", "dtype", {"fp32": 0.4, "int8": 0.25}),
     Goal(_BEAM, "peer search", "speed_ratio", "against batch beam", _BEAMS, True),
     Goal(_GREEDY, "peer search", "speed_ratio", "against batch beam", _GREEDIES, True),
 )

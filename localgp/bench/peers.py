@@ -22,8 +22,10 @@ from localgp.bench.rows import PEER
 from localgp.bench.steps import STEP_DTYPES, StepBench, endless
 from localgp.decoder.cached import CachedDecoder
 from localgp.encoder.packed import PackedEncoder
+from localgp.model import GatedS2T
 from localgp.search.beam import BeamSearch
 from localgp.search.options import DecodeOptions
+from localgp.window import Window
 
 LANGUAGE = "en"
 SENTENCES = (
@@ -71,6 +73,51 @@ def search_peers(bench: DecoderBench) -> None:
                     tokens=float(np.mean([len(a) for a, _ in pairs])),
                     identical=sum(a == b for a, b in pairs),
                 )
+
+
+def recording_peers(bench: DecoderBench) -> None:
+    """Rows ``peer recording``: encoder and beam search of one short recording after the other, ours in windows of their
+    own length, which the weights should have been trained for, against CTranslate2 in full ones, in its best
+    arithmetic on a CPU (int8)."""
+    backbone, wanted = bench.backbone, bench.wanted
+    if "ctranslate2" not in wanted.peers or "ctranslate2" not in backbone.peers:
+        return
+    from localgp.backbones.whisper.peers import CTranslate2
+
+    tokens, rate = backbone.tokenizer, backbone.sample_rate
+    primer = [*tokens.start, *tokens.prompt(LANGUAGE, LANGUAGE)]
+    other: Any = CTranslate2(backbone.net, tokens, "int8")
+    ends_1 = torch.tensor([round(wanted.recording_seconds * rate)])
+    own, full = GatedS2T(backbone, window=Window("utterance", 0.5)), GatedS2T(backbone)
+    speech_BN = _spoken(backbone, max(wanted.utterances))
+    speech_BN[:, int(ends_1) :] = 0
+    short = [own.features(one_1N, ends_1) for one_1N in speech_BN.split(1)]
+    padded = [full.features(one_1N, ends_1)[0] for one_1N in speech_BN.split(1)]
+
+    def theirs() -> list[list[int]]:
+        return [other.search(other.encode(feats_1SF), [primer], wanted.beam)()[0] for feats_1SF in padded]
+
+    options = DecodeOptions(beam=wanted.beam, ranking="transformers")
+    for dtype in bench.dtypes():
+        encoder = PackedEncoder(backbone, STEP_DTYPES[dtype])
+        search = BeamSearch(backbone, options, dtype=STEP_DTYPES[dtype])
+
+        def ours(encoder: PackedEncoder = encoder, search: BeamSearch = search) -> list[list[int]]:
+            return [_write(search, encoder.encode(*given).x, [primer], tokens.eos)[0] for given in short]
+
+        figures, _ = bench.compare({"ours": ours, "ctranslate2": theirs}, wanted.repeats, "time_ratio")
+        written = {"tokens": ours(), "against_tokens": theirs()}
+        bench.add(
+            "peer recording",
+            dtype,
+            schema=PEER,
+            batch=1,
+            recordings=len(speech_BN),
+            seconds_of_audio=wanted.recording_seconds,
+            beam=wanted.beam,
+            **figures,
+            **{key: float(np.mean([len(ids) for ids in found])) for key, found in written.items()},
+        )
 
 
 def step_peers(bench: DecoderBench) -> None:
@@ -122,6 +169,13 @@ def _write(search: BeamSearch, memory_BTD: Tensor, primers: list[list[int]], end
 
 def _encoded(backbone: Backbone, count: int) -> Tensor:
     """Of spoken sentences, in full windows, (B, T, D)."""
+    lengths_B = torch.full((count,), backbone.samples)
+    feats_BSF, frames_B = backbone.features(_spoken(backbone, count).to(backbone.device), lengths_B)
+    return PackedEncoder(backbone).encode(feats_BSF, frames_B).x
+
+
+def _spoken(backbone: Backbone, count: int) -> Tensor:
+    """Sentences and the silence behind them, (B, N)."""
     from localgp.corpora.mini.utterance import resample
     from localgp.corpora.mini.voices import ESPEAK_RATE, speak
 
@@ -130,6 +184,4 @@ def _encoded(backbone: Backbone, count: int) -> Tensor:
         spoken = speak(SENTENCES[b % len(SENTENCES)], "en-us+f3", 150, 50).samples
         samples = torch.from_numpy(resample(spoken, ESPEAK_RATE, backbone.sample_rate)).float()[: len(row_N)]
         row_N[: len(samples)] = samples
-    lengths_B = torch.full((count,), backbone.samples)
-    feats_BSF, frames_B = backbone.features(speech_BN.to(backbone.device), lengths_B)
-    return PackedEncoder(backbone).encode(feats_BSF, frames_B).x
+    return speech_BN

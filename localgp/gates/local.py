@@ -7,7 +7,7 @@ far (the paper's D^C).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,8 +177,8 @@ class LocalGates(GatePolicy):
 
     def gate(self, layer: int, x_BTD: Tensor, memory: ContextMemory) -> Gates:
         """Gates of one layer's modules from its input, Equation 3."""
-        if self.once and layer:
-            return cast(Gates, memory.decided)
+        if memory.decided is not None:
+            return memory.decided
         logits = self.layers[layer](x_BTD, memory)
         shift_LM = self.shift()
         if shift_LM is not None:

@@ -26,30 +26,40 @@ class TopKGates(GatePolicy):
         size: D.
         modules: Gated modules of every layer.
         kept: Share of frames that run.
+        once: The first layer's router decides for all parts of all layers together.
     """
 
     exact = True
 
-    def __init__(self, layers: int, size: int, modules: Sequence[str], kept: float) -> None:
+    def __init__(
+        self, layers: int, size: int, modules: Sequence[str], kept: float, *, once: bool = False
+    ) -> None:
         super().__init__()
-        self.modules_gated = tuple(modules)
+        self.modules_gated, self._once = tuple(modules), once
         self._kept = self._budget = kept
-        self.routers = nn.ModuleList(nn.Linear(size, len(modules)) for _ in range(layers))
+        routers, scores = (1, 1) if once else (layers, len(modules))
+        self.routers = nn.ModuleList(nn.Linear(size, scores) for _ in range(routers))
 
     def set_budget(self, budget: float | None) -> None:
         self._budget = self._kept if budget is None else budget
 
-    def begin(self, contexts: dict[str, Tensor]) -> Any:
-        return None
+    def begin(self, contexts: dict[str, Tensor]) -> Gates:
+        return {}
 
-    def gate(self, layer: int, x_BTD: Tensor, state: Any) -> Gates:
+    def gate(self, layer: int, x_BTD: Tensor, state: Gates) -> Gates:
+        if state:
+            return state
         scores_BTM = self.routers[layer](x_BTD)
         count = math.ceil(self._budget * int(x_BTD.shape[1]) - 1e-9)
         best_BKM = scores_BTM.topk(count, dim=1).indices
         open_BTM = torch.zeros_like(scores_BTM).scatter(1, best_BKM, 1.0)
         if self.training:
             open_BTM = straight_through(open_BTM, scores_BTM.sigmoid())
-        return {name: Gate(open_BTM[..., m], open_BTM[..., m]) for m, name in enumerate(self.modules_gated)}
+        gates = [Gate(open_BT, open_BT) for open_BT in open_BTM.unbind(-1)]
+        if not self._once:
+            return dict(zip(self.modules_gated, gates, strict=True))
+        state |= dict.fromkeys(self.modules_gated, gates[0])
+        return state
 
     def flops(self, frames: int) -> float:
         """Of the routers."""
