@@ -84,7 +84,8 @@ def recording_peers(bench: DecoderBench) -> None:
         return
     from localgp.backbones.whisper.peers import CTranslate2
 
-    tokens, rate = backbone.tokenizer, backbone.sample_rate
+    tokens: Any = backbone.tokenizer  # a Whisper's: no other has this peer
+    rate = backbone.sample_rate
     primer = [*tokens.start, *tokens.prompt(LANGUAGE, LANGUAGE)]
     other: Any = CTranslate2(backbone.net, tokens, "int8")
     ends_1 = torch.tensor([round(wanted.recording_seconds * rate)])
