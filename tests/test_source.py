@@ -94,6 +94,9 @@ def test_the_blocked_layout_is_for_many_multiplications(monkeypatch: pytest.Monk
     monkeypatch.setitem(source.WORTH, torch.float32, 5 * per_row)
     assert isinstance(keep_source(layers, LENGTHS, width=5), BlockedSource)
     assert isinstance(keep_source(layers, LENGTHS, width=4), GridSource)
+    monkeypatch.setitem(source.WORTH, torch.bfloat16, 4 * per_row)  # of the type that they are kept in
+    assert isinstance(keep_source(layers, LENGTHS, width=4, dtype=torch.bfloat16), BlockedSource)
+    assert isinstance(keep_source(layers, LENGTHS, width=3, dtype=torch.bfloat16), GridSource)
     assert isinstance(
         keep_source([(k.double(), v.double()) for k, v in layers], LENGTHS, width=5), GridSource
     )

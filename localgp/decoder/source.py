@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from localgp.backbones.blocks import StepLayer
 
 CALL = 1 << 17  # multiplications of few rows that take a CPU core as long as a call by itself does (15 us)
-# Multiplications of all utterances' rows with their keys from which on the blocked layout is the faster one
-WORTH = {torch.float32: 1_200_000, torch.bfloat16: 400_000}
+# Multiplications of all utterances' rows with their keys from which on the blocked layout of a type is the faster one
+WORTH = {torch.float32: 850_000, torch.bfloat16: 400_000}
 MEMORY_WORTH = (
     500_000  # numbers of an encoder output from which on no keys and values are made for one row of it
 )
@@ -81,7 +81,7 @@ def keep_source(
         dtype: See `keep_memory`.
     """
     key = keys_values[0][0]
-    enough = width * key.numel() >= WORTH.get(key.dtype, float("inf"))
+    enough = width * key.numel() >= WORTH.get(dtype or key.dtype, float("inf"))
     if enough and takes_convolutions(key):
         return BlockedSource(keys_values, lengths, dtype)
     return GridSource(keys_values, lengths)
