@@ -30,7 +30,7 @@ Where = Tensor | Kept | None
 """The rows that a part runs on: their indices, or what a GPU alone knows of them; None for all."""
 
 ROWS = 32  # rows of a step that weights are laid out for; all counts from 5 to 256 get the same layout
-SOME = 256  # rows whose activations stay in a CPU's cache: 8 bits pass over them several times for a product
+SOME = 512  # rows whose activations stay in a CPU's cache: 8 bits pass over them several times for a product
 
 
 class PackedNorm:
