@@ -38,15 +38,16 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axes, (score, better) in zip(panels, (("BLEU", "higher"), ("WER, %", "lower")), strict=True):
-        points = []
+        curves: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             name, _, budget = row["run"].replace("`", "").partition(" at ")
             x, y = float(row["total"]), float(row[score.partition(",")[0]])
             axes.plot(x, y, linestyle="none", markersize=6, **run_style(name))
             label = name.removeprefix("control_").removeprefix("rival_") + (budget and f", {budget}")
             axes.annotate(label, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
-            points += [(x, y)] if name == "row11" else []
-        axes.plot(*zip(*points, strict=True), color=run_style("row11")["color"], linewidth=1)
+            curves.setdefault(name, []).append((x, y))
+        for name, points in curves.items():  # of one model, at several budgets
+            axes.plot(*zip(*points, strict=True), color=run_style(name)["color"], linewidth=1)
         axes.set_xlabel("seconds / dense: encoder, contexts, decoder")
         axes.set_ylabel(f"{score} ({better} is better)")
         axes.margins(0.12)

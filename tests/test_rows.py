@@ -287,9 +287,9 @@ def test_one_model_is_evaluated_at_several_budgets(tiny):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("conf", ["rival_eas", "rival_atome", "rival_topk", "rival_layerdrop"])
+@pytest.mark.parametrize("conf", ["row12", "rival_eas", "rival_atome", "rival_topk", "rival_layerdrop"])
 def test_rivals_train_and_evaluate(conf, tiny):
     cfg = composed(f"conf={conf}", *tiny)
     fit(cfg)
     metrics, _ = evaluate_run(cfg)
-    assert 0.6 < metrics["gflops"]["encoder"] / metrics["gflops"]["dense"] < 1
+    assert 0.4 < metrics["gflops"]["encoder"] / metrics["gflops"]["dense"] < 1

@@ -30,6 +30,7 @@ _RUNS = {
     "row09": (ORANGE, "P"),
     "row10": (VERMILION, "X"),
     "row11": (VERMILION, "*"),
+    "row12": (BLUE, "*"),
     "rival_topk": (BLUE, "<"),
     "rival_layerdrop": (PURPLE, ">"),
     "rival_eas": (GREEN, "h"),
