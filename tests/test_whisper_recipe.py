@@ -62,7 +62,15 @@ def test_all_stages(tmp_path):
         str(model),
     ]
     result = run(
-        *places, "--exp_dir", str(tmp_path / "exp"), "--backbone", "path", "--confs", "row05", "--", *TINY
+        *places,
+        "--exp_dir",
+        str(tmp_path / "exp"),
+        "--backbone",
+        "path",
+        "--confs",
+        "row05,row12",
+        "--",
+        *TINY,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert re.findall(r"== stage (\d)", result.stdout) == list("1234567")
@@ -71,10 +79,11 @@ def test_all_stages(tmp_path):
     assert set(metrics["bleu"]) == {"fr-en", "average"}
     folders = [path for path in (tmp_path / "exp/packed").iterdir() if path.is_dir()]
     packed = {path.name: localgp.load(str(path), device="cpu").model for path in folders}
-    short, (gated,) = packed.pop("dense_window"), packed.values()
-    assert short.policy is None
-    assert gated.policy is not None
-    assert short.window == gated.window == Window("utterance", 0.5)
+    assert len(packed) == 3
+    assert packed.pop("dense_window").policy is None
+    for model in packed.values():
+        assert model.policy is not None
+        assert model.window == Window("utterance", 0.5)
 
 
 @pytest.mark.parametrize(

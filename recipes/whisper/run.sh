@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Whisper base on human speech, by stages: a short window, gates on it, scored and packed, on two CPU cores.
+# Whisper base on human speech, by stages: a short window, fewer frames in it, scored and packed, on two CPU cores.
 #   bash recipes/whisper/run.sh --stage 1 --stop_stage 7
 #   bash recipes/whisper/run.sh --stage 3 --stop_stage 3 --path models/whisper-base -- seed=2
 # What follows -- goes to every command. A stage that is done is skipped when it runs again.
@@ -12,7 +12,7 @@ stop_stage=7
 corpus_root=data/prompts
 backbone=whisper_base
 path= # backbone.path, where it is not fetched from the hub
-confs=row05,row11
+confs=row12
 data_dir=data
 exp_dir=exp
 python=${PYTHON:-python}
@@ -22,14 +22,14 @@ usage() {
 usage: bash recipes/whisper/run.sh [options] [-- overrides]
   --stage N            first stage (1)
   --stop_stage N       last stage (7)
-                         1 data: fetch the prompts      4 train gates on that window
+                         1 data: fetch the prompts      4 train the experiments on that window
                          2 prepare                      5 evaluate them
                          3 window: a short one,         6 report
                            learnt, scored, packed       7 pack
   --corpus_root DIR    where the recordings are to lie (data/prompts)
   --backbone NAME      whisper_tiny, whisper_base, ... (whisper_base)
   --path DIR           a local copy of it (default: its hub id)
-  --confs A,B          experiments with gates (row05,row11)
+  --confs A,B          experiments: row12 merges frames, others have gates (row12)
   --data_dir DIR       prepared corpus (data)
   --exp_dir DIR        runs (exp)
 USAGE
@@ -75,11 +75,13 @@ common=(
 scored=(evaluate.normalizer=basic decode.beam=1)
 # 75 recordings a language, four times: the padded model is asked once for each.
 short=(name=dense_window conf=row01 training.lr=2e-5 training.max_epochs=4)
-# Gates begin on weights that know their window, which then teach, and count frames with sound in them. Two at a time:
-# attention that feels its keys holds frames x frames, and a batch is as long as its longest.
+# What prunes begins on weights that know their window, which then teach.
+taught=(training.teacher_window=own training.lr=2e-5)
+merged=("${taught[@]}" training.max_epochs=2)
+# Gates count frames with sound in them. Two recordings at a time: attention that feels its keys holds frames x frames,
+# and a batch is as long as its longest.
 gated=(
-  training.batch_size=2 training.accumulate=4
-  training.teacher_window=own training.lr=2e-5 training.max_epochs=4
+  "${taught[@]}" training.max_epochs=4 training.batch_size=2 training.accumulate=4
   pruning.sparsity_frames=real pruning.keys_felt=true pruning.rise=0.6 pruning.gate_bias=3.0
 )
 original=()
@@ -87,6 +89,12 @@ if [[ -n $path ]]; then
   original=("backbone.path=$path")
 fi
 window=$exp_dir/packed/dense_window
+IFS=, read -ra names <<<"$confs"
+
+choose() { # experiment: what it is trained with, in `chosen`
+  if [[ $1 == row12 ]]; then chosen=("${merged[@]}"); else chosen=("${gated[@]}"); fi
+  chosen=("conf=$1" "${common[@]}" "${chosen[@]}" "backbone.path=$window")
+}
 
 runs() { # stage number: whether it is asked for
   if ((stage <= $1 && $1 <= stop_stage)); then
@@ -116,11 +124,17 @@ if runs 3 "window"; then
 fi
 
 if runs 4 "train"; then
-  "$python" -m localgp.train -m "conf=$confs" "${common[@]}" "${gated[@]}" "backbone.path=$window" "$@"
+  for name in "${names[@]}"; do
+    choose "$name"
+    "$python" -m localgp.train "${chosen[@]}" "$@"
+  done
 fi
 
 if runs 5 "evaluate"; then
-  "$python" -m localgp.evaluate -m "conf=$confs" "${common[@]}" "${gated[@]}" "backbone.path=$window" "${scored[@]}" "$@"
+  for name in "${names[@]}"; do
+    choose "$name"
+    "$python" -m localgp.evaluate "${chosen[@]}" "${scored[@]}" "$@"
+  done
 fi
 
 if runs 6 "report"; then
@@ -128,9 +142,9 @@ if runs 6 "report"; then
 fi
 
 if runs 7 "pack"; then
-  IFS=, read -ra names <<<"$confs"
   for name in "${names[@]}"; do
-    "$python" -m localgp.pack "conf=$name" "${common[@]}" "${gated[@]}" "backbone.path=$window" "$@" \
+    choose "$name"
+    "$python" -m localgp.pack "${chosen[@]}" "$@" \
       --overwrite --licence cc-by-sa-3.0 --output "$exp_dir/packed"
   done
 fi
