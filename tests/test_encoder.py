@@ -193,3 +193,8 @@ def test_unsupported_backbones_are_named(encoder):
 def test_missing_context(backbone, feats):
     with pytest.raises(ConfigError, match="context 'spk', given: none"):
         encode(backbone, *feats, LocalGates(3, 32, MODULES, {"spk": 4}))
+
+
+def test_an_unknown_path_is_refused(backbone, feats):
+    with pytest.raises(ConfigError, match="path is 'fast'; valid: masked, gathered"):
+        encode(backbone, *feats, path="fast")

@@ -217,7 +217,7 @@ def encode(
         policy: A gate policy (`localgp.gates`), or None for the dense encoder.
         contexts: What the policy needs besides ``front`` and ``energy``, which are computed here;
             (B, T', C) aligned to T here by repeating the last frame or trimming.
-        path: ``masked`` or ``gathered``, the same result.
+        path: ``masked`` or ``gathered``, the same result; another is a `ConfigError`.
         forget: See `Masked`.
         ragged: Utterances have different lengths, and each is encoded as if it were alone.
         whole: All fill the batch. A GPU's attention is faster without a mask; a CPU's is left as it is.
@@ -225,6 +225,8 @@ def encode(
         keys_felt: On the masked path, let gates of self-attention feel what their frames are worth to others.
         primers: See `Backbone.told`.
     """
+    if path not in PATHS:
+        raise ConfigError(f"path is {path!r}; valid: {', '.join(PATHS)}")
     backbone = backbone.told(primers, len(feats_BSF))
     x_BTD, front_BTD, mask_B1T = backbone.front(feats_BSF, lengths_B)
     own_BT1 = mask_B1T.transpose(1, 2) if ragged else None
