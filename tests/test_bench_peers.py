@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from localgp.backbones import open_backbone
-from localgp.backbones.whisper.peers import EqualSteps
+from localgp.backbones.whisper.peers import CTranslate2, EqualSteps
 from localgp.bench import peers
 from localgp.bench.decoder import DecoderBench
 from localgp.bench.encoder import EncoderBench
@@ -85,6 +85,14 @@ def test_what_has_no_peers_is_not_encoded_for_them():
     bench = DecoderBench(backbone, "tiny", settings("decoder", utterances=[1]))
     search_peers(bench)
     assert bench.rows == []
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "int8"])
+def test_a_peer_leaves_the_weights_alone(backbone, arithmetic):
+    pytest.importorskip("ctranslate2")
+    before = {name: weight.clone() for name, weight in backbone.net.state_dict().items()}
+    CTranslate2(backbone.net, backbone.tokenizer, arithmetic)
+    assert all(torch.equal(weight, before[name]) for name, weight in backbone.net.state_dict().items())
 
 
 def test_short_recordings_one_by_one(backbone):
