@@ -8,6 +8,7 @@ Shape legend: B utterances, T encoder frames, D model size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,16 @@ SENTENCES = (
     "After a long winter the first warm days came suddenly at the end of March.",
     "The library opens at nine, but the reading room is only open after lunch.",
     "We have enough water for three days if everybody drinks as little as possible.",
+)
+BRIEF = (  # under 3 s
+    "Please hold the line.",
+    "The office is closed today.",
+    "Your call is important to us.",
+    "I will be home at seven.",
+    "The train leaves in ten minutes.",
+    "Thank you for calling again.",
+    "There are two new messages.",
+    "Please enter your number now.",
 )
 STEP_PEERS = {"fp32": "float32", "int8": "int8"}  # our arithmetic, and CTranslate2's
 SYMBOLS = 2000  # Whisper's own, bytes among them: a smaller vocabulary has no Whisper of equal size
@@ -90,7 +101,7 @@ def recording_peers(bench: DecoderBench) -> None:
     other: Any = CTranslate2(backbone.net, tokens, "int8")
     ends_1 = torch.tensor([round(wanted.recording_seconds * rate)])
     own, full = GatedS2T(backbone, window=Window("utterance", 0.5)), GatedS2T(backbone)
-    speech_BN = _spoken(backbone, max(wanted.utterances))
+    speech_BN = _spoken(backbone, max(wanted.utterances), BRIEF)
     speech_BN[:, int(ends_1) :] = 0
     short = [own.features(one_1N, ends_1) for one_1N in speech_BN.split(1)]
     padded = [full.features(one_1N, ends_1)[0] for one_1N in speech_BN.split(1)]
@@ -175,14 +186,14 @@ def _encoded(backbone: Backbone, count: int) -> Tensor:
     return PackedEncoder(backbone).encode(feats_BSF, frames_B).x
 
 
-def _spoken(backbone: Backbone, count: int) -> Tensor:
+def _spoken(backbone: Backbone, count: int, sentences: Sequence[str] = SENTENCES) -> Tensor:
     """Sentences and the silence behind them, (B, N)."""
     from localgp.corpora.mini.utterance import resample
     from localgp.corpora.mini.voices import ESPEAK_RATE, speak
 
     speech_BN = torch.zeros(count, backbone.samples)
     for b, row_N in enumerate(speech_BN):
-        spoken = speak(SENTENCES[b % len(SENTENCES)], "en-us+f3", 150, 50).samples
+        spoken = speak(sentences[b % len(sentences)], "en-us+f3", 150, 50).samples
         samples = torch.from_numpy(resample(spoken, ESPEAK_RATE, backbone.sample_rate)).float()[: len(row_N)]
         row_N[: len(samples)] = samples
     return speech_BN
