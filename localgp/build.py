@@ -43,7 +43,6 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     Raises:
         ConfigError: Gates on parts that the backbone does not have.
     """
-
     pruning = cfg.pruning
     layers, size = backbone.shape.encoder_layers, backbone.shape.size
     if pruning.encoder is None:
@@ -107,7 +106,6 @@ def build_decoder_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | No
     Raises:
         ConfigError: Gates on parts, or a context, that the backbone does not have.
     """
-
     pruning = cfg.pruning
     if pruning.decoder is None:
         return None
@@ -146,13 +144,11 @@ def build_languages(cfg: DictConfig) -> LanguageVectors | None:
 
 def build_model(cfg: DictConfig) -> GatedS2T:
     """Reads the backbone and puts the gates on it."""
-
     return gated(cfg, open_backbone(cfg.backbone))
 
 
 def gated(cfg: DictConfig, backbone: Backbone) -> GatedS2T:
     """Puts the gates on a backbone."""
-
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)  # the gates' initial weights depend on the seed alone
         policy = build_policy(cfg, backbone)

@@ -102,6 +102,9 @@ def test_short_recordings_one_by_one(backbone):
     recording_peers(bench)
     (row,) = bench.rows
     assert (row["recordings"], row["seconds_of_audio"], row["against"]) == (2, 1.0, "ctranslate2")
+    fast = row | {"time_ratio": 0.1}
+    met = [judge([fast | {"as_long": as_long}])[0]["met"] for as_long in (True, False)]
+    assert met == [True, False], "a model that writes next to nothing is quick for nothing"
     goal = judge(bench.rows)[0]
     assert goal["goal"] == "a recording of 1 s, encoder and decoder, fp32 / ctranslate2 int8, padded, tiny"
     assert goal["value"] == row["time_ratio"]

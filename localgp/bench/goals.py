@@ -122,7 +122,7 @@ GOALS = (
     Goal(_WINDOW, "window", _OF_DENSE, "seconds_of_audio", {"[3.0]": 0.15}),
     Goal(_ENCODER_PEER, "peer encoder", "time_ratio", "batch", {"1": 0.8}),
     Goal(_LEARNT, "learnt", _OF_DENSE, "", {"": 0.05}, above="flop_ratio", of=".*whisper"),
-    Goal(_RECORDING, "peer recording", "time_ratio", "dtype", {"fp32": 0.4, "int8": 0.25}),
+    Goal(_RECORDING, "peer recording", "time_ratio", "dtype", {"fp32": 0.4, "int8": 0.25}, only_if="as_long"),
     Goal(_BEAM, "peer search", "speed_ratio", "against batch beam", _BEAMS, True),
     Goal(_GREEDY, "peer search", "speed_ratio", "against batch beam", _GREEDIES, True),
 )
