@@ -77,8 +77,14 @@ class Given(Reduction):
     def regroup(self, layer, x_TD, count):
         return torch.tensor(self.groups[layer])
 
-    def flops(self, frames):
-        return 0.0
+    def regroup_flops(self, frames):
+        return 100.0 * frames
+
+
+def test_deciding_is_counted_where_frames_go(policy):
+    assert Given(3, 0.8).flops(5) == 1000, "of 5, 3 and 2 frames"
+    policy.removed = 0.0
+    assert policy.flops(749) == 0, "nothing goes, so nothing is compared"
 
 
 def test_a_merged_frame_is_the_mean_of_all_that_it_stands_for():
@@ -110,7 +116,7 @@ def test_flops_are_fvcores(policy, backbone, monkeypatch):
     counted = EncoderCost(backbone, frames).shortened(policy.left(backbone.timeline.frames(frames)))
     deciding = policy.flops(backbone.timeline.frames(frames))
     traced = count_with_fvcore(backbone, frames, policy)
-    assert counted + deciding == pytest.approx(traced, rel=0.01)
+    assert deciding == pytest.approx(traced - counted, rel=0.01)
     found = measured_gflops(GatedS2T(backbone, policy), None)
     assert found["encoder"] * 1e9 == pytest.approx(counted + deciding, rel=1e-4)
     assert found["encoder"] < found["dense"]

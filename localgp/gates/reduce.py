@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.base import Branch
+from localgp.backbones.cost import norm_cost
 from localgp.gates.base import Gates
 from localgp.gates.control import ControlGates
 
@@ -56,9 +58,13 @@ class Reduction(ControlGates):
         """For each frame after a layer (counted from 0) the place among ``count`` that it goes to, with those that
         have the same; -1 for one that goes nowhere. (T,)"""
 
-    @abstractmethod
     def flops(self, frames: int) -> float:
-        """Of deciding, for an utterance of so many frames."""
+        """Of deciding, for an utterance of so many frames; nothing is decided where none go."""
+        return sum(self.regroup_flops(count) for count, after in pairwise(self.left(frames)) if after < count)
+
+    @abstractmethod
+    def regroup_flops(self, frames: int) -> float:
+        """Of one `regroup` of so many frames."""
 
 
 class AttentiveSparsification(Reduction):
@@ -90,9 +96,10 @@ class AttentiveSparsification(Reduction):
             0, best, torch.arange(count, device=x_TD.device)
         )
 
-    def flops(self, frames: int) -> float:
-        linear: Any = self._attention.linears[0]
-        return float(frames * 2 * linear.weight.numel() + frames**2 * linear.out_features)
+    def regroup_flops(self, frames: int) -> float:
+        return (
+            _heads_flops(self._attention, frames, 2) + frames**2 * _linears(self._attention)[0].out_features
+        )
 
 
 class AdjacentMerging(Reduction):
@@ -129,17 +136,28 @@ class AdjacentMerging(Reduction):
         begins[2 * merged + 1] = 0  # goes to the one before it
         return begins.cumsum(0) - 1
 
-    def flops(self, frames: int) -> float:
-        linear: Any = self._attention[0].linears[1]
-        left = self.left(frames)
-        return float(sum(before * linear.weight.numel() for before in left[1 : self.layers]))
+    def regroup_flops(self, frames: int) -> float:
+        return _heads_flops(self._attention[0], frames, 1)
 
 
 def _heads(branch: Branch, x_TD: Tensor, parts: int) -> list[Tensor]:
     """Queries and keys, or keys alone, (H, T, d)."""
     made: Any = branch
     normed_TD = made.norm(x_TD)
-    projected = [linear(normed_TD).unflatten(-1, (made.heads, -1)) for linear in made.linears[2 - parts : 2]]
+    projected = [
+        linear(normed_TD).unflatten(-1, (made.heads, -1)) for linear in _linears(branch)[2 - parts :]
+    ]
     if made.head_norms is not None:
         projected = [norm(x) for norm, x in zip(made.head_norms[2 - parts :], projected, strict=True)]
     return [x.transpose(0, 1) for x in projected]
+
+
+def _heads_flops(branch: Branch, frames: int, parts: int) -> float:
+    weights = sum(linear.weight.numel() for linear in _linears(branch)[2 - parts :])
+    norm: Any = branch.norm
+    return float(frames * (norm_cost(norm.weight.numel()) + weights))
+
+
+def _linears(branch: Branch) -> Sequence[Any]:
+    """Of queries and keys."""
+    return branch.linears[:2]
