@@ -17,7 +17,8 @@ padding, D model size, H heads, K size of a head, C cells of rows x utterances, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,11 +64,11 @@ def keep_memory(
     one_row = width == 1 and memory_STD[0].numel() >= MEMORY_WORTH and None not in weights
     if one_row and memory_STD.dtype == torch.float32 and takes_blocked(memory_STD):
         return MemorySource(memory_STD, [own for own in weights if own is not None], lengths)
-    return keep_source([layer.project_source(memory_STD) for layer in layers], lengths, width, dtype)
+    return keep_source((layer.project_source(memory_STD) for layer in layers), lengths, width, dtype)
 
 
 def keep_source(
-    keys_values: Sequence[tuple[Tensor, Tensor]],
+    keys_values: Iterable[tuple[Tensor, Tensor]],
     lengths: Sequence[int],
     width: int,
     dtype: torch.dtype | None = None,
@@ -75,16 +76,17 @@ def keep_source(
     """Keys and values in the layout that steps read.
 
     Args:
-        keys_values: Keys and values (S, T, H, K) of each layer.
+        keys_values: Keys and values (S, T, H, K) of each layer; one layer's are let go before the next one's are made.
         lengths: Frames of each encoder output.
         width: Rows that will attend to one of them in a step, at most.
         dtype: See `keep_memory`.
     """
-    key = keys_values[0][0]
+    layers = iter(keys_values)
+    first = next(layers)
+    key = first[0]
     enough = width * key.numel() >= WORTH.get(dtype or key.dtype, float("inf"))
-    if enough and takes_convolutions(key):
-        return BlockedSource(keys_values, lengths, dtype)
-    return GridSource(keys_values, lengths)
+    kind = BlockedSource if enough and takes_convolutions(key) else GridSource
+    return kind(chain([first], layers), lengths, dtype)
 
 
 def without_gaps(keep: Sequence[bool]) -> list[int]:
@@ -161,7 +163,12 @@ class SharedSource:
 class GridSource:
     """Keys and values (U, H, T, K) of all utterances (of encoder outputs, where utterances share them), padded."""
 
-    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        keys_values: Iterable[tuple[Tensor, Tensor]],
+        lengths: Sequence[int],
+        dtype: torch.dtype | None = None,  # a blocked layout's alone
+    ) -> None:
         self._layers = [
             (key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous())
             for key, value in keys_values
@@ -217,19 +224,15 @@ class BlockedSource:
 
     def __init__(
         self,
-        keys_values: Sequence[tuple[Tensor, Tensor]],
+        keys_values: Iterable[tuple[Tensor, Tensor]],
         lengths: Sequence[int],
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._dtype = dtype or keys_values[0][0].dtype
-        self._blocks = [
-            _Block(
-                [(key[some].to(self._dtype), value[some].to(self._dtype)) for key, value in keys_values],
-                some,
-                [lengths[u] for u in some],
-            )
-            for some in of_about_one_length(lengths)
-        ]
+        self._blocks = [_Block(some, [lengths[u] for u in some]) for some in of_about_one_length(lengths)]
+        for key, value in keys_values:
+            self._dtype = dtype or key.dtype
+            for block in self._blocks:
+                block.append(key, value, self._dtype)
         self._placed: tuple[Rows, Tensor, list[int]] | None = (
             None  # rows, their cells, rows of a slot by block
         )
@@ -296,14 +299,17 @@ class _Block:
         members: The utterance in each slot, `GONE` where it has left.
     """
 
-    def __init__(
-        self, keys_values: Sequence[tuple[Tensor, Tensor]], members: list[int], lengths: list[int]
-    ) -> None:
+    def __init__(self, members: list[int], lengths: list[int]) -> None:
         self.members, self._lengths = members, lengths
-        self._heads, self._size = keys_values[0][0].shape[2:]
         self._frames = -(-max(lengths) // BLOCK) * BLOCK
-        self._layers = [(self._keys(key), self._values(value)) for key, value in keys_values]
-        self._bias = self._padding(keys_values[0][0].dtype)
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, key_STHK: Tensor, value_STHK: Tensor, dtype: torch.dtype) -> None:
+        """A layer's, of all encoder outputs."""
+        self._heads, self._size = key_STHK.shape[2:]
+        self._layers.append((self._keys(key_STHK, dtype), self._values(value_STHK, dtype)))
+        if len(self._layers) == 1:
+            self._bias = self._padding(dtype)
 
     def attend(self, layer: int, x_WC: Tensor) -> Tensor:
         """Of rows whose slots are side by side."""
@@ -335,17 +341,24 @@ class _Block:
         y_1C1W = convolution(x_1C1W, weight, bias, [0, 0], len(self.members) * self._heads)
         return y_1C1W.permute(0, 2, 3, 1)[0, 0]
 
-    def _keys(self, key_UTHK: Tensor) -> Tensor:
-        weight_UHPK = key_UTHK.new_zeros(len(key_UTHK), self._heads, self._frames, self._size)
-        for key_THK, own_HPK, n in zip(key_UTHK, weight_UHPK, self._lengths, strict=True):
-            torch.mul(key_THK[:n].transpose(0, 1), self._size**-0.5, out=own_HPK[:, :n])
+    def _keys(self, key_STHK: Tensor, dtype: torch.dtype) -> Tensor:
+        weight_UHPK = key_STHK.new_empty(
+            len(self.members), self._heads, self._frames, self._size, dtype=dtype
+        )
+        for u, own_HPK, n in zip(self.members, weight_UHPK, self._lengths, strict=True):
+            torch.mul(key_STHK[u, :n].transpose(0, 1).to(dtype), self._size**-0.5, out=own_HPK[:, :n])
+            own_HPK[:, n:] = 0
         return _reordered(weight_UHPK.flatten(0, 1))
 
-    def _values(self, value_UTHK: Tensor) -> Tensor:
-        weight_UHKP = value_UTHK.new_zeros(len(value_UTHK), self._heads, self._size, self._frames)
-        for value_THK, own_HKP, n in zip(value_UTHK, weight_UHKP, self._lengths, strict=True):
+    def _values(self, value_STHK: Tensor, dtype: torch.dtype) -> Tensor:
+        weight_UHKP = value_STHK.new_empty(
+            len(self.members), self._heads, self._size, self._frames, dtype=dtype
+        )
+        for u, own_HKP, n in zip(self.members, weight_UHKP, self._lengths, strict=True):
             # PyTorch turns a matrix around in tiles where it and the result are contiguous, else 3 times as slowly.
-            own_HKP.flatten(0, 1)[:, :n] = value_THK[:n].flatten(1).contiguous().t().contiguous()
+            turned_CT = value_STHK[u, :n].flatten(1).to(dtype).contiguous().t().contiguous()
+            own_HKP.flatten(0, 1)[:, :n] = turned_CT
+            own_HKP[..., n:] = 0
         return _reordered(weight_UHKP.flatten(0, 1))
 
     def _padding(self, dtype: torch.dtype) -> Tensor:

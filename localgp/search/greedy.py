@@ -16,7 +16,7 @@ from localgp.decoder.gates import DecoderGates
 from localgp.decoder.rows import Rows
 from localgp.kernels.ragged import listed, sent
 from localgp.search.hypothesis import Hypothesis
-from localgp.search.topk import likeliest
+from localgp.search.topk import likeliest, normalizer
 
 if TYPE_CHECKING:
     from localgp.search.beam import BeamSearch
@@ -95,7 +95,7 @@ class Greedy:
     def _next(self, written: int) -> Tensor:
         """Appends a token to every row; the tokens."""
         logits_NV = self._decoder.logits(self._hidden_ND)
-        normalizer_N1 = logits_NV.logsumexp(1, keepdim=True)
+        normalizer_N1 = normalizer(logits_NV)
         self._forbid(logits_NV, self._tokens_NP, self._length_N, written)
         if self._temperature > 0:
             share_NV = (logits_NV / self._temperature).softmax(1)

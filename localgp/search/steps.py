@@ -18,7 +18,7 @@ from localgp.decoder.state import DecoderState
 from localgp.kernels.ragged import listed, nonzero, sent
 from localgp.search.ctc_prefix import CTCPrefixScorer
 from localgp.search.hypothesis import Ended, EndedByLength, Hypothesis
-from localgp.search.topk import likeliest
+from localgp.search.topk import likeliest, normalizer
 
 if TYPE_CHECKING:
     from localgp.search.beam import BeamSearch
@@ -180,7 +180,7 @@ class Search:
     def _likely_labels(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The labels that the decoder finds best, their log-probabilities, and those among what the rules leave."""
         logits_NV = self._decoder.logits(self._hidden_ND)
-        normalizer_N1 = logits_NV.logsumexp(1, keepdim=True)
+        normalizer_N1 = normalizer(logits_NV)
         wanted = self._width if self._ctc is None else int(PRE_BEAM_RATIO * self._width)
         count = min(wanted, logits_NV.shape[1])
         # CTC scores eos always, wanted by the pre-beam or not.
