@@ -14,11 +14,11 @@ from localgp.evaluation.decoder_gates_file import read_decoder_gates
 from localgp.report.analyze import token_test_table
 from localgp.report.bootstrap import Scores
 from localgp.report.comparisons import (
-    CONTEXT_EFFECT,
+    PAIRED,
     SIGNIFICANCE,
     TITLE,
-    context_effect,
     finding,
+    paired,
     significance,
 )
 from localgp.report.encoded_again import attention_table, swap_table
@@ -88,9 +88,7 @@ def build_report(cfg: DictConfig) -> tuple[Path, Path, str]:
         if (table := significance(groups, scored)) is not None
     }
     contexts = {
-        key: table
-        for key, groups in group(runs).items()
-        if (table := context_effect(groups, scored)) is not None
+        key: table for key, groups in group(runs).items() if (table := paired(groups, scored)) is not None
     }
     text = results(runs, tests, contexts, benchmarks)
     write_atomically(exp_dir / "RESULTS.md", text)
@@ -210,7 +208,7 @@ def _score_parts(page: Page, groups: Sequence[Group], tests: Table | None, conte
     if contexts is not None:
         page.heading(TITLE)
         page.raw(contexts.html())
-        page.raw(caption(CONTEXT_EFFECT))
+        page.raw(caption(PAIRED))
     if tests is not None:
         page.heading("Which differences are more than chance")
         page.raw(tests.html())

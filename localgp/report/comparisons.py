@@ -110,9 +110,10 @@ QUESTIONS = (
     Question("row07", "row05", "acoustic events"),
     Question("row08", "row05", "speaker embedding, acoustic events"),
     Question("row06", "control_shuffled_speaker", "the right speaker instead of a wrong one"),
+    Question("row11", "row06", "a short window, taught by the padded model, instead of a speaker"),
 )
-TITLE = "Contexts against front-end features alone"
-CONTEXT_EFFECT = (
+TITLE = "One experiment against another"
+PAIRED = (
     "Difference of the average scores, system minus base: the mean over the seeds that both have, and its 95 % "
     f"confidence interval from a paired bootstrap ({RESAMPLES} resamples), which draws the test utterances, the same "
     "for both systems, and, where there are several seeds, the seeds too. Lower WER and higher BLEU are better; a "
@@ -122,10 +123,10 @@ CONTEXT_EFFECT = (
 )
 
 
-def context_effect(groups: Sequence[Group], scores: Scores) -> Table | None:
+def paired(groups: Sequence[Group], scores: Scores) -> Table | None:
     """A row for each question and variant; questions that no run answers are marked.
 
-    None where no row with a context has been run, or the references are not at hand.
+    None where no question is answered, or the references are not at hand.
     """
     by_name = {g.name: g for g in groups}
     tasks = tasks_of(groups, scores)
@@ -142,7 +143,7 @@ def context_effect(groups: Sequence[Group], scores: Scores) -> Table | None:
                 answered = known = True
         if not answered:
             rows.append([f"{question.system} - {question.base}", NOT_RUN, "-", "-", "-", question.asked])
-    header = ("comparison", "answer", "seeds", "WER", "BLEU", "what it adds")
+    header = ("comparison", "answer", "seeds", "WER", "BLEU", "what differs")
     return render(rows, [Column(h, i) for i, h in enumerate(header)]) if known else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from localgp.errors import ConfigError
 from localgp.report import gpu
-from localgp.report.comparisons import CONTEXT_EFFECT, SIGNIFICANCE, TITLE
+from localgp.report.comparisons import PAIRED, SIGNIFICANCE, TITLE
 from localgp.report.runs import Evaluated, Group, group
 from localgp.report.scores import (
     EVALUATIONS,
@@ -41,7 +41,7 @@ def results(
 
     Args:
         tests: `localgp.report.comparisons.significance` of each group, where it could be computed.
-        contexts: `localgp.report.comparisons.context_effect` of each group, where it could be computed.
+        contexts: `localgp.report.comparisons.paired` of each group, where it could be computed.
         benchmarks: `localgp.report.speed.read_benchmarks`.
     """
     parts = [
@@ -59,7 +59,7 @@ def results(
                 table.markdown(),
             ]
         if contexts and (label, backbone) in contexts:
-            parts += [f"### {TITLE}", contexts[label, backbone].markdown(), CONTEXT_EFFECT]
+            parts += [f"### {TITLE}", contexts[label, backbone].markdown(), PAIRED]
         if tests and (label, backbone) in tests:
             parts += ["### Differences by task", SIGNIFICANCE, tests[label, backbone].markdown()]
     every = evaluations_table(runs)
@@ -92,7 +92,7 @@ def readme_section(runs: Sequence[Evaluated], contexts: Tests | None = None) -> 
             describe(groups),
         ]
         if contexts and (label, backbone) in contexts:
-            parts += [f"**{TITLE}**", contexts[label, backbone].markdown(), CONTEXT_EFFECT]
+            parts += [f"**{TITLE}**", contexts[label, backbone].markdown(), PAIRED]
     return "\n\n".join(parts)
 
 
