@@ -43,6 +43,13 @@ def build_policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     Raises:
         ConfigError: Gates on parts that the backbone does not have.
     """
+    policy = _policy(cfg, backbone)
+    if policy is not None:
+        policy.fill = cfg.pruning.fill
+    return policy
+
+
+def _policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
     pruning = cfg.pruning
     layers, size = backbone.shape.encoder_layers, backbone.shape.size
     if pruning.encoder is None:

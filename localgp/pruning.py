@@ -25,6 +25,7 @@ ENCODER_POLICIES = (
     "open",
 )
 REDUCTIONS = ("eas", "atome")  # take frames out for good, from some layer on
+FILLS = ("zero", "nearest")
 DECODER_POLICIES = ("local", "global", "open")
 DECODER_MODULES = ("self_attention", "source_attention", "ffn")  # of every family
 ENCODER_CONTEXTS = ("front", "spk", "event")
@@ -60,6 +61,12 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     modules, seen = list(pruning.get("encoder_modules", ())), list(pruning.get("context", ()))
     yield from _not_among("encoder_modules", modules, encoder_modules())
     yield from _not_among("context", seen, (*ENCODER_CONTEXTS, *own_contexts(contexts)))
+    filled = pruning.get("fill", "zero") == "nearest"
+    if filled and policy in (None, *REDUCTIONS, "global", "layerdrop"):
+        yield (
+            f"pruning.fill is 'nearest', and pruning.encoder={'null' if policy is None else policy} skips no frame by "
+            "itself; valid with it: local, random, vad, speechprune, topk, open, or a class of your own"
+        )
     if policy is None:
         if pruning.get("source", "all") == "kept":
             yield "pruning.source is 'kept', and the encoder has no gates that keep; set pruning.encoder, or source=all"

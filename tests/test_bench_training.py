@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from localgp.bench.encoder import EncoderBench
 from localgp.bench.goals import judge
 from localgp.bench.rows import settings
-from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
+from localgp.encoder.run import Gathered, Masked
+from localgp.gates.gumbel import Gate
 from tests.conftest import make_backbone
 
 
@@ -33,25 +35,30 @@ def test_rows_and_goals(columns):
     assert [goal["limit"] for goal in goals] == [round(row["flop_ratio"] + 0.05, 4) for row in rows]
 
 
-def test_gathered_gradients_equal_masked_ones():
+filled = pytest.mark.parametrize("filled", [False, True], ids=["zero", "nearest"])
+
+
+@filled
+def test_gathered_gradients_equal_masked_ones(filled):
     """Of inputs, weights and open gates; frames of one utterance all open, of another all closed."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh())
     decisions = (torch.rand(3, 7) < 0.5).float()
     decisions[1], decisions[2] = 1.0, 0.0
     found = {}
-    for run in (run_masked, run_gathered):
+    for kind in (Masked, Gathered):
         x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
         gate = decisions.clone().requires_grad_()
         module.zero_grad()
-        y = x + run(module, x, gate, 0.5)
+        y = x + kind({"part": Gate(gate, gate)}, filled=filled).frames("part", module, x, 0.5)
         (y * torch.arange(6.0)).square().sum().backward()
-        found[run] = (y, x.grad, module[0].weight.grad.clone(), gate.grad * decisions)
-    for ours, theirs in zip(found[run_gathered], found[run_masked], strict=True):
+        found[kind] = (y, x.grad, module[0].weight.grad.clone(), gate.grad * decisions)
+    for ours, theirs in zip(found[Gathered], found[Masked], strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_gathered_attention_gradients_equal_masked_ones():
+@filled
+def test_gathered_attention_gradients_equal_masked_ones(filled):
     torch.manual_seed(0)
     project = torch.nn.Linear(6, 18)
 
@@ -65,12 +72,13 @@ def test_gathered_attention_gradients_equal_masked_ones():
     mask_B1T = torch.arange(7).expand(3, 1, 7) < torch.tensor([7, 5, 7]).view(3, 1, 1)
     decisions = decisions * mask_B1T.squeeze(1)
     found = {}
-    for run in (attend_masked, attend_gathered):
+    for kind in (Masked, Gathered):
         x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
         gate = decisions.clone().requires_grad_()
         project.zero_grad()
-        y = run(attention, x, gate, mask_B1T)
+        run = kind({"part": Gate(gate, gate)}, mask_B1T.transpose(1, 2), filled=filled)
+        y = run.attention("part", attention, x, mask_B1T)
         (y * torch.arange(6.0)).square().sum().backward()
-        found[run] = (y, x.grad, project.weight.grad.clone(), gate.grad * decisions)
-    for ours, theirs in zip(found[attend_gathered], found[attend_masked], strict=True):
+        found[kind] = (y, x.grad, project.weight.grad.clone(), gate.grad * decisions)
+    for ours, theirs in zip(found[Gathered], found[Masked], strict=True):
         torch.testing.assert_close(ours, theirs)

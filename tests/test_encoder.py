@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from localgp.encoder.run import encode
+from localgp.encoder.run import Gathered, Masked, encode
 from localgp.errors import BackboneError, ConfigError
 from localgp.gates import EnergyGates, Gate, LocalGates, OpenGates, RandomGates
 from tests.conftest import make_backbone
@@ -56,8 +56,9 @@ def test_no_policy_equals_the_untouched_encoder(backbone, encoder, feats):
     assert output.gates == []
 
 
+@pytest.mark.parametrize("fill", ["zero", "nearest"])
 @pytest.mark.parametrize("seed", range(4))
-def test_gathered_equals_masked(backbone, encoder, feats, seed):
+def test_gathered_equals_masked(backbone, encoder, feats, seed, fill):
     """Random gates on a ragged batch, with a module nothing runs in, one everything runs in, and one utterance
     without a frame."""
     generator = torch.Generator().manual_seed(seed)
@@ -66,6 +67,7 @@ def test_gathered_equals_masked(backbone, encoder, feats, seed):
     decisions["ffn1"][1] = 1.0
     decisions["attention"][1, 2] = 0.0
     policy = FixedGates(decisions)
+    policy.fill = fill
     masked = encode(backbone, *feats, policy, path="masked").x
     gathered = encode(backbone, *feats, policy, path="gathered").x
     assert masked.isfinite().all()
@@ -97,16 +99,16 @@ def test_a_skipped_frame_is_no_key(encoder, feats):
     """With FFNs, cgMLP and attention skipped on frame t, what t holds cannot reach the others through attention."""
     x = torch.randn(1, 12, 32)
     layer = encoder.encoders[0]
-    from localgp.encoder.frames import attend_gathered, attend_masked
-
     gate = torch.ones(1, 12)
     gate[0, 5] = 0.0
     mask = torch.ones(1, 1, 12, dtype=torch.bool)
     changed = x.clone()
     changed[0, 5] += 10.0
-    for run in (attend_masked, attend_gathered):
+    for kind in (Masked, Gathered):
+        run = kind({"attention": Gate(gate, gate)})
         before, after = (
-            run(lambda f, m: layer.attn(f, f, f, m), value, gate, mask) for value in (x, changed)
+            run.attention("attention", lambda f, m: layer.attn(f, f, f, m), value, mask)
+            for value in (x, changed)
         )
         torch.testing.assert_close(before, after)
         assert (before[0, 5] == 0).all()

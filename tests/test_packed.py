@@ -68,9 +68,11 @@ def test_dense_equals_the_untouched_encoder(backbone, encoder, full):
     assert output.gates == []
 
 
+@pytest.mark.parametrize("fill", ["zero", "nearest"])
 @pytest.mark.parametrize("seed", range(3))
-def test_random_gates_equal_the_reference(backbone, full, seed):
+def test_random_gates_equal_the_reference(backbone, full, seed, fill):
     policy = FixedGates(random_decisions(seed)).eval()
+    policy.fill = fill
     expected = encode(backbone, *full, policy, path="masked")
     output = packed(backbone, *full, policy)
     assert (output.x - expected.x).abs().max() <= 2e-5
@@ -131,19 +133,22 @@ def test_folded_gates_at_the_ends_of_the_threshold(threshold):
     assert (folded.gate(0, torch.randn(4, SIZE), memory) == (threshold == 0.0)).all()
 
 
-@pytest.mark.parametrize("kind", ["dense", "local", "random", "speechprune", "global"])
+@pytest.mark.parametrize("kind", ["dense", "local", "filled", "random", "speechprune", "global"])
 def test_ragged_equals_each_utterance_alone(backbone, feats, kind):
     values, lengths = feats
     contexts = {"spk": torch.randn(3, 1, 6), "event": torch.randn(3, 70, 5)}
     policy = {
         "dense": lambda: None,
         "local": lambda: local_gates({"front": SIZE, "spk": 6, "event": 5}),
+        "filled": lambda: local_gates({"front": SIZE, "spk": 6, "event": 5}),
         "random": lambda: RandomGates(MODULES, 0.4).eval(),
         "speechprune": lambda: SpeechPruneGates(
             MODULES, 0.4, backbone.branches("encoder", 0)["attention"]
         ).eval(),
         "global": lambda: GlobalGates(LAYERS, SIZE, MODULES).eval(),
     }[kind]()
+    if kind == "filled":
+        policy.fill = "nearest"
     together = packed(backbone, values, lengths, policy, contexts)
     for b, length in enumerate(lengths.tolist()):
         own = {name: value[b : b + 1] for name, value in contexts.items()}

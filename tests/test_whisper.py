@@ -196,7 +196,9 @@ def test_the_prompt_is_given_and_not_learnt(backbone):
 
 
 @torch.no_grad()
-def test_all_paths_are_one(model):
+@pytest.mark.parametrize("fill", ["zero", "nearest"])
+def test_all_paths_are_one(model, monkeypatch, fill):
+    monkeypatch.setattr(model.policy, "fill", fill)
     feats, lengths = model.features(recordings()[0], FULL)
     masked, gathered = (
         encode(model.backbone, feats, lengths, model.policy, path=p) for p in ("masked", "gathered")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from localgp.backbones.base import Branch, Branches
+from localgp.kernels.fill import Filled
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.kept import Kept
 from localgp.kernels.kept import attend as attend_kept
@@ -26,8 +27,9 @@ from localgp.kernels.ragged import LONG, RANGE, Ragged, attend
 from localgp.kernels.rows import gather_norm, scatter_add
 from localgp.precision import cpu_multiplies_bf16
 
-Where = Tensor | Kept | None
-"""The rows that a part runs on: their indices, or what a GPU alone knows of them; None for all."""
+Where = Tensor | Kept | Filled | None
+"""The rows that a part runs on: their indices, or what a GPU alone knows of them, or with what the others get; None for
+all."""
 
 ROWS = 32  # rows of a step that weights are laid out for; all counts from 5 to 256 get the same layout
 SOME = 512  # rows whose activations stay in a CPU's cache: 8 bits pass over them several times for a product
@@ -40,7 +42,7 @@ class PackedNorm:
         self._weight, self._bias = norm.weight.detach().float(), norm.bias.detach().float()
         self._eps, self._dtype = norm.eps, rows_type(dtype)
 
-    def __call__(self, x_ND: Tensor, where: Where = None) -> Tensor:
+    def __call__(self, x_ND: Tensor, where: Tensor | Kept | None = None) -> Tensor:
         index, count = (where.index_N, where.count) if isinstance(where, Kept) else (where, None)
         return gather_norm(x_ND, index, self._weight, self._bias, self._eps, self._dtype, count)
 
@@ -60,6 +62,10 @@ class PackedFeedForward:
         """Adds its output to the rows where it runs, in place."""
         if isinstance(where, Kept):
             self._second.to_rows(self._first(self._norm(x_ND, where), where), where, x_ND, add=True)
+        elif isinstance(where, Filled):
+            some = where.index_K.split(self._some or len(where.index_K))
+            y_KD = torch.cat([self._second(self._first(self._norm(x_ND, where_R))) for where_R in some])
+            x_ND.add_(where.of_all(y_KD))
         elif where is None:
             for x_RD in x_ND.split(self._some or max(1, len(x_ND))):
                 scatter_add(x_RD, None, self._second(self._first(self._norm(x_RD))))
@@ -91,6 +97,8 @@ class PackedAttention:
         """Adds its output to the rows where it runs, in place; ``layout`` is theirs."""
         if isinstance(where, Kept):
             self._out.to_rows(self._attended(x_ND, where), where, x_ND, add=True)
+        elif isinstance(where, Filled):
+            x_ND.add_(where.of_all(self(x_ND, where.index_K, layout)))
         elif where is None or len(where):
             scatter_add(x_ND, where, self(x_ND, where, layout))
 
@@ -156,6 +164,9 @@ def spread(
     assert not isinstance(where, Kept), "the rows of a part that has neighbours are known on the host"
     if where is None:
         y_ND = part(x_ND, None, layout)
+        return y_ND if into_ND is None else into_ND.copy_(y_ND)
+    if isinstance(where, Filled):
+        y_ND = where.of_all(part(x_ND, where.index_K, layout))
         return y_ND if into_ND is None else into_ND.copy_(y_ND)
     if into_ND is None:
         into_ND = torch.empty_like(x_ND, dtype=dtype)

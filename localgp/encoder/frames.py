@@ -78,11 +78,6 @@ def scatter(kept_KD: Tensor, gate_N: Tensor, index_K: Tensor, scale: float = 1.0
     return _spread(kept_KD if scale == 1.0 else kept_KD * scale, index_K, len(gate_N))
 
 
-def run_masked(module: Callable[[Tensor], Tensor], x_BTD: Tensor, gate: Tensor, scale: float = 1.0) -> Tensor:
-    """Every frame is computed and multiplied by its gate: closed gates get a gradient, nothing is saved."""
-    return scale * (module(x_BTD) * gate.unsqueeze(-1))
-
-
 def run_gathered(
     module: Callable[[Tensor], Tensor],
     x_BTD: Tensor,
@@ -111,7 +106,7 @@ def run_gathered(
 def attend_masked(
     attention: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, gate: Tensor, mask_B1T: Tensor
 ) -> Tensor:
-    """Self-attention in which a skipped frame is neither query nor key.
+    """Self-attention in which a skipped frame is no key; what it is as a query is to be left out.
 
     Args:
         attention: Takes (x, mask of keys (B, 1, T)).
@@ -119,7 +114,7 @@ def attend_masked(
         mask_B1T: True for frames of the utterance.
     """
     keys_B1T = mask_B1T & (gate.detach() > 0.5).unsqueeze(1)
-    return attention(x_BTD, keys_B1T) * gate.unsqueeze(-1)
+    return attention(x_BTD, keys_B1T)
 
 
 def attend_gathered(

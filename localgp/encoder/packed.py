@@ -25,7 +25,7 @@ from localgp.encoder.align import collect_contexts
 from localgp.encoder.reduce import Shortening
 from localgp.encoder.run import EncoderOutput
 from localgp.errors import ConfigError
-from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.base import GatePolicy, Gates, fills
 from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
@@ -70,6 +70,7 @@ class PackedGates:
         _refuse_training(policy.training, "the gates are")
         self.policy = policy
         self._ahead = getattr(policy, "ahead", False)  # one of the user's own may not say
+        self.fill = fills(policy)
         self._folded = FoldedLocalGates(policy) if type(policy) is LocalGates else None
 
     def begin(
@@ -201,6 +202,7 @@ class PackedEncoder:
             batches = [parts.positions(batch).flatten(0, 1) for batch in layout.batches(front_ND)]
             x_ND = batches[0] if len(batches) == 1 else torch.cat(batches)
             record = []
+            fill = gates is not None and gates.fill
             first, shorten = layout, None
             if gates is not None and isinstance(gates.policy, Reduction):
                 shorten = Shortening(gates.policy, layout)
@@ -208,7 +210,7 @@ class PackedEncoder:
                 with record_function(f"{RANGE}gates"):
                     opened = decide(index, x_ND) if decide is not None else {}
                     check_gated(opened, self._valid)
-                    plan = LayerPlan(opened, layout, self._whole, self.dtype)
+                    plan = LayerPlan(opened, layout, self._whole, self.dtype, fill=fill)
                 x_ND = layer(x_ND, layout, plan)
                 record.append(opened)
                 if shorten is not None:

@@ -16,13 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from localgp.backbones.base import Backbone, Branches, Within
 from localgp.encoder.ask import asked
-from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered, run_masked
+from localgp.encoder.frames import attend_gathered, attend_masked, run_gathered
 from localgp.encoder.keys import attend_felt
 from localgp.encoder.reduce import Shortening
 from localgp.encoder.shown import only, shown_by
 from localgp.errors import ConfigError
-from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.base import GatePolicy, Gates, fills
 from localgp.gates.reduce import Reduction
+from localgp.kernels.fill import fill
 from localgp.kernels.plan import only_per_utterance
 from localgp.kernels.ragged import Ragged, listed, nonzero
 from localgp.pruning import check_gated
@@ -89,6 +90,7 @@ class Masked:
         parts: Of the layer, where a gate of self-attention is to get a gradient for its frame as a key, too
             (`localgp.encoder.keys`); None where for its own output alone.
         whole: Where there are no gates every frame sees all others, so that attention is given no mask.
+        filled: Frames that skip a part get its output for the nearest one that does not (`localgp.kernels.fill`).
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class Masked:
         forget: bool = False,
         parts: Branches | None = None,
         whole: bool = False,
+        filled: bool = False,
     ) -> None:
         self.gates, self._own, self._forget, self._parts = gates, own_BT1, forget, parts
-        self._whole_windows = whole
+        self._whole_windows, self._filled = whole, filled
 
     def kept(self, part: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The part as it is to be called."""
@@ -127,7 +130,8 @@ class Masked:
             return self.kept(part)(x, None if self._whole_windows else mask)
         gate = self.gates[name].value
         if self._parts is not None and torch.is_grad_enabled():
-            return self.kept(partial(attend_felt, self._parts[name]))(x, mask, gate) * gate.unsqueeze(-1)
+            attended = self.kept(partial(attend_felt, self._parts[name]))(x, mask, gate)
+            return self._closed(attended, gate)
         return self._attended(name, self.kept(part), x, mask)
 
     def utterance(self, name: str, part: Callable[[Tensor, Within], Tensor], x: Tensor) -> Tensor:
@@ -144,12 +148,19 @@ class Masked:
         return _within(self._own, x)
 
     def _gated(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor, scale: float) -> Tensor:
-        return run_masked(part, x, self.gates[name].value, scale)
+        return scale * self._closed(part(x), self.gates[name].value)
 
     def _attended(
         self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        return attend_masked(part, x, self.gates[name].value, mask)
+        gate = self.gates[name].value
+        return self._closed(attend_masked(part, x, gate, mask), gate)
+
+    def _closed(self, y: Tensor, gate: Tensor) -> Tensor:
+        """A part's output with what it is where the gate is closed."""
+        if self._filled and gate.shape[1] == y.shape[1]:
+            return fill(y, gate, self._own)
+        return y * gate.unsqueeze(-1)
 
     def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
         return part(x, self._own) * self.gates[name].value.unsqueeze(-1)
@@ -165,12 +176,23 @@ class Gathered(Masked):
         return dict(zip(self.gates, torch.stack(opened).tolist(), strict=True))
 
     def _gated(self, name: str, part: Callable[[Tensor], Tensor], x: Tensor, scale: float) -> Tensor:
-        return run_gathered(part, x, self.gates[name].value, scale, self._counts[name])
+        gate = self.gates[name].value
+        return self._around(run_gathered(part, x, self._asked(gate), scale, self._counts[name]), gate)
 
     def _attended(
         self, name: str, part: Callable[[Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        return attend_gathered(part, x, self.gates[name].value, mask, self._counts[name])
+        gate = self.gates[name].value
+        return self._around(attend_gathered(part, x, self._asked(gate), mask, self._counts[name]), gate)
+
+    def _asked(self, gate: Tensor) -> Tensor:
+        """The gate that a gathered part is given: where neighbours' outputs are filled in, these are what it weighs."""
+        return gate.detach() if self._filled else gate
+
+    def _around(self, y: Tensor, gate: Tensor) -> Tensor:
+        if not self._filled or gate.shape[1] != y.shape[1]:
+            return y
+        return fill(y, gate.where(gate.detach() > 0.5, gate.detach()), self._own)
 
     def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
         gate = self.gates[name].value
@@ -234,7 +256,7 @@ def encode(
     if policy is not None:
         lengths = lengths_B.tolist() if ragged else None
         decide = asked(policy, contexts or {}, front_BTD, feats_BSF, backbone.timeline, lengths)
-    valid = backbone.part_names("encoder")
+    valid, filled = backbone.part_names("encoder"), fills(policy)
     record: list[Gates] = []
     states = {}
     shorten, layout = None, Ragged([])
@@ -246,7 +268,7 @@ def encode(
         gates = decide(index, x_BTD) if decide is not None else {}
         check_gated(gates, valid)
         parts = backbone.branches("encoder", index) if keys_felt and path == "masked" else None
-        run = PATHS[path](gates, own_BT1, forget=forget, parts=parts, whole=whole)
+        run = PATHS[path](gates, own_BT1, forget=forget, parts=parts, whole=whole, filled=filled)
         x_BTD = backbone.encoder_layer(index, x_BTD, mask_B1T, run)
         record.append(gates)
         if index + 1 in keep:

@@ -28,6 +28,8 @@ class GatePolicy(nn.Module, ABC):
         exact: It keeps the share that it is made for by itself, so that no loss has to see to it.
         ahead: The gates do not depend on the layers' inputs, so that those of all layers can be asked for before the
             first one runs.
+        fill: What a part adds to frames that it skips: ``zero``, or what it adds to the ``nearest`` one that it runs on
+            (`localgp.kernels.fill`).
     """
 
     needs: tuple[str, ...] = ()
@@ -35,6 +37,7 @@ class GatePolicy(nn.Module, ABC):
     framewise: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     ahead: ClassVar[bool] = False
+    fill: str = "zero"
 
     def set_budget(self, budget: float | None) -> None:
         """Decides from now on for another share kept than it was trained for; None: for that one.
@@ -55,3 +58,8 @@ class GatePolicy(nn.Module, ABC):
     @abstractmethod
     def gate(self, layer: int, x_BTD: Tensor, state: Any) -> Gates:
         """A layer's gates from its input."""
+
+
+def fills(policy: Any) -> bool:
+    """Whether skipped frames get what their neighbours do; a policy of the user's own need not say."""
+    return getattr(policy, "fill", "zero") == "nearest"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.errors import ConfigError
+from localgp.kernels.fill import Filled, sources
 from localgp.kernels.kept import Kept, available, compact
 from localgp.kernels.ragged import Ragged, nonzero, sent
 
@@ -28,10 +29,10 @@ class LayerPlan:
         layout: Of the packed sequence.
         whole: Modules that see their neighbours, so that they run on all frames of an utterance or on none.
         dtype: Of the products.
+        fill: A part adds to the frames that it skips what it adds to the nearest one that it runs on.
 
     Attributes:
-        frames: Module to its kept frames in order, (K,), or where only a GPU knows how many they are; None for all of
-            them.
+        frames: Module to its kept frames in order, (K,), or what is known of them besides; None for all of them.
         layouts: Module to the layout of its kept frames.
     """
 
@@ -41,8 +42,10 @@ class LayerPlan:
         layout: Ragged,
         whole: Collection[str] = (),
         dtype: torch.dtype = torch.float32,
+        *,
+        fill: bool = False,
     ) -> None:
-        self.frames: dict[str, Tensor | Kept | None] = {}
+        self.frames: dict[str, Tensor | Kept | Filled | None] = {}
         self.layouts: dict[str, Ragged] = {}
         count = len(layout.lengths)
         by_utterance = {name: open_ for name, open_ in gates.items() if len(open_) == count}
@@ -61,7 +64,7 @@ class LayerPlan:
         if not by_frame:
             return
         masks_MN = torch.stack(list(by_frame.values()))
-        if available(layout.device, dtype):
+        if not fill and available(layout.device, dtype):
             self.frames.update(zip(by_frame, compact(masks_MN, layout), strict=True))
             return
         ends = F.pad(masks_MN.cumsum(1), (1, 0)).index_select(1, layout.ends_B1)
@@ -70,13 +73,23 @@ class LayerPlan:
         places = nonzero(masks_MN, sum(counts))[:, 1].split(counts)
         for name, index_K, lengths in zip(by_frame, places, kept, strict=True):
             self._set(name, index_K, lengths, layout)
+        if fill:
+            begin_N, end_N = (
+                ends.index_select(0, layout.owner_N) for ends in (layout.ends_B1[:-1], layout.ends_B1[1:])
+            )
+            for name, source_N, lengths in zip(
+                by_frame, sources(masks_MN, begin_N, end_N), kept, strict=True
+            ):
+                where = self.frames[name]
+                if isinstance(where, Tensor) and len(where):  # else there is nothing to be had
+                    self.frames[name] = Filled(where, source_N, gaps=0 in lengths)
 
     def _set(self, name: str, index_K: Tensor, lengths: list[int], layout: Ragged) -> None:
         everything = lengths == layout.lengths
         self.frames[name] = None if everything else index_K
         self.layouts[name] = layout if everything else Ragged(lengths, layout.device)
 
-    def of(self, name: str, layout: Ragged) -> tuple[Tensor | Kept | None, Ragged]:
+    def of(self, name: str, layout: Ragged) -> tuple[Tensor | Kept | Filled | None, Ragged]:
         return self.frames.get(name), self.layouts.get(name, layout)
 
 
