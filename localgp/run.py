@@ -30,6 +30,7 @@ ENDLESS = ("warmup", "constant")  # schedules of the learning rate that do not d
 _VARIANTS = {
     "target": 0.3,
     "attention": "dot",
+    "fill": "zero",
 }  # pruning keys whose change gives the run a directory of its own
 
 
