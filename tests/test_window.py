@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from localgp import backbones
 from localgp.backbones.cost import EncoderCost
 from localgp.config_parts import Part, differences
+from localgp.evaluation.decode import Batch, FrameGates
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.evaluation.measured import measured_gflops, measured_ratios
 from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates
@@ -200,6 +201,24 @@ def test_gates_of_different_lengths_are_stored(tmp_path):
     back = read_gates(tmp_path / "test.npz")
     assert back.counts().tolist() == [21, 9]
     np.testing.assert_allclose(back.kept()[0], opened.sum((0, 3)) / 30)
+
+
+@pytest.mark.parametrize("kind", ["open", "global"])
+def test_what_is_counted_is_an_utterances_own(backbone, kind):
+    """A decision for a whole utterance reaches no frame behind its end, where longer ones have frames."""
+    model = GatedS2T(backbone, policies(backbone)[kind], window=OWN).eval()
+    rows = list(range(len(ENDS)))
+    batch = Batch(rows, [{"utt_id": str(row)} for row in rows], speech(), ENDS, {}, None, [], [])
+    gathered = FrameGates(model)
+    encoded = model.packed().encode(speech(), ENDS)
+    gathered.add(batch, encoded)
+    record = gathered.record()
+    assert not (record.open & ~record.own_mask()[:, None, None]).any()
+    samples = [int(count) for count in model.heard(ENDS)]
+    gflops = measured_gflops(model, record, samples=samples)
+    dense = measured_gflops(GatedS2T(backbone, None, window=OWN), None, samples=samples)
+    assert gflops["encoder"] <= dense["encoder"] + gflops["gates"]
+    assert 0 <= measured_ratios(record)["sparsity"]["all_frames"] < 1
 
 
 # --- one model from training to transcription

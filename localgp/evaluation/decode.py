@@ -179,8 +179,10 @@ class FrameGates:
                 continue
             where = signalled[position].nonzero().squeeze(1)
             real = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
-            opened = mask_LMBT[:, :, position].cpu().numpy()
-            self._found[index] = batch.items[position]["utt_id"], opened, real, int(encoded.lengths[position])
+            count = int(encoded.lengths[position])
+            # A decision for a whole utterance is for its own frames alone, and not for what pads it here
+            opened = mask_LMBT[:, :, position, :count].cpu().numpy()
+            self._found[index] = batch.items[position]["utt_id"], opened, real, count
 
     def record(self) -> GateRecord | None:
         if not self._found:

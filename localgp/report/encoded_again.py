@@ -220,7 +220,7 @@ def _decide(
     decided = []
     for encoded in again.encode(contexts, dtype=dtype):
         masks = [
-            torch.stack([layer[name].mask.expand(encoded.x.shape[:2]) for name in record.modules])
+            torch.stack([layer[name].mask & encoded.own() for name in record.modules])
             for layer in encoded.gates
         ]
         opened = torch.stack(masks).permute(2, 0, 1, 3).cpu().numpy().astype(bool)
