@@ -20,6 +20,7 @@ from localgp.gates import (
     LocalGates,
     OpenGates,
     RandomGates,
+    SimilarGates,
     SpeechPruneGates,
     TopKGates,
 )
@@ -62,6 +63,8 @@ def _policy(cfg: DictConfig, backbone: Backbone) -> GatePolicy | None:
         return RandomGates(modules, pruning.target, cfg.seed)
     if pruning.encoder == "vad":
         return EnergyGates(modules, pruning.target)
+    if pruning.encoder == "similar":
+        return SimilarGates(modules, pruning.target, size)
     if pruning.encoder == "speechprune":
         return SpeechPruneGates(modules, pruning.target, _attention(backbone, 0))
     if pruning.encoder in REDUCTIONS:

@@ -17,6 +17,7 @@ ENCODER_POLICIES = (
     "global",
     "random",
     "vad",
+    "similar",
     "speechprune",
     "topk",
     "layerdrop",
@@ -65,7 +66,7 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     if filled and policy in (None, *REDUCTIONS, "global", "layerdrop"):
         yield (
             f"pruning.fill is 'nearest', and pruning.encoder={'null' if policy is None else policy} skips no frame by "
-            "itself; valid with it: local, random, vad, speechprune, topk, open, or a class of your own"
+            "itself; valid with it: local, random, vad, similar, speechprune, topk, open, or a class of your own"
         )
     if policy is None:
         if pruning.get("source", "all") == "kept":
@@ -84,7 +85,7 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     if pruning.get("source", "all") == "kept" and policy in (*REDUCTIONS, "global", "layerdrop"):
         yield (
             f"pruning.source is 'kept', and pruning.encoder={policy} decides of no frame by itself; valid with it: "
-            "local, random, vad, speechprune, topk, open, or a class of your own"
+            "local, random, vad, similar, speechprune, topk, open, or a class of your own"
         )
     if pruning.get("budgets") and policy not in ("local", "topk", *REDUCTIONS):
         yield (

@@ -4,7 +4,7 @@ A gate policy is a module with ``begin(contexts) -> state`` and ``gate(layer, x_
 `localgp.encoder.run` asks it at every layer.
 """
 
-from localgp.gates.control import EnergyGates, OpenGates, RandomGates, SpeechPruneGates
+from localgp.gates.control import EnergyGates, OpenGates, RandomGates, SimilarGates, SpeechPruneGates
 from localgp.gates.global_ import GlobalGates
 from localgp.gates.gumbel import Gate, gumbel_gate
 from localgp.gates.local import LocalGatePredictor, LocalGates
@@ -20,6 +20,7 @@ __all__ = [
     "LocalGates",
     "OpenGates",
     "RandomGates",
+    "SimilarGates",
     "SpeechPruneGates",
     "TopKGates",
     "gumbel_gate",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.base import Branch
@@ -98,6 +99,46 @@ class EnergyGates(ControlGates):
         skipped = round(self.target * int(energy_BT.shape[1]))
         decision = torch.ones_like(energy_BT)
         return decision.scatter(1, energy_BT.argsort(dim=1, stable=True)[:, :skipped], 0.0)
+
+
+class SimilarGates(ControlGates):
+    """Of two neighbours the second is skipped where it sounds most like the first, in all modules of all layers; meant to
+    be given what the first is given (``pruning.fill=nearest``).
+
+    Pairs begin at even frames, as those that A-ToMe merges, so that a skipped frame always has a neighbour that runs.
+    ``round(target * T)`` frames of each utterance go, and at most all seconds, half of them.
+
+    Args:
+        target: Share of the frames that is skipped.
+        size: D.
+    """
+
+    needs = ("front",)
+    exact = True
+    ahead = True
+
+    def __init__(self, modules: Sequence[str], target: float, size: int) -> None:
+        super().__init__(modules)
+        self.target, self._own, self._size = target, target, size
+
+    def set_budget(self, budget: float | None) -> None:
+        self.target = self._own if budget is None else 1 - budget
+
+    def begin(self, contexts: dict[str, Tensor]) -> Tensor:
+        """Where everything runs, (B, T)."""
+        front_BTD = contexts["front"].detach().float()
+        frames = int(front_BTD.shape[1])
+        pairs = frames // 2
+        alike_BP = F.cosine_similarity(front_BTD[:, : 2 * pairs : 2], front_BTD[:, 1 : 2 * pairs : 2], dim=-1)
+        seconds = 2 * alike_BP.topk(min(pairs, round(self.target * frames)), dim=1).indices + 1
+        return alike_BP.new_ones(len(front_BTD), frames).scatter(1, seconds, 0.0)
+
+    def decide(self, layer: int, name: str, x_BTD: Tensor, state: Tensor) -> Tensor:
+        return state
+
+    def flops(self, frames: int) -> float:
+        """Of three products for each pair."""
+        return 3.0 * self._size * (frames // 2)
 
 
 class SpeechPruneGates(ControlGates):
