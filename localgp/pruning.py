@@ -26,7 +26,8 @@ ENCODER_POLICIES = (
     "open",
 )
 REDUCTIONS = ("eas", "atome")  # take frames out for good, from some layer on
-FILLS = ("zero", "nearest")
+FILLED = ("local", "random", "similar", "open")  # gates that a pair's second frame alone can skip
+FILLS = ("zero", "pair")
 DECODER_POLICIES = ("local", "global", "open")
 DECODER_MODULES = ("self_attention", "source_attention", "ffn")  # of every family
 ENCODER_CONTEXTS = ("front", "spk", "event")
@@ -62,12 +63,17 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
     modules, seen = list(pruning.get("encoder_modules", ())), list(pruning.get("context", ()))
     yield from _not_among("encoder_modules", modules, encoder_modules())
     yield from _not_among("context", seen, (*ENCODER_CONTEXTS, *own_contexts(contexts)))
-    filled = pruning.get("fill", "zero") == "nearest"
-    if filled and policy in (None, *REDUCTIONS, "global", "layerdrop"):
-        yield (
-            f"pruning.fill is 'nearest', and pruning.encoder={'null' if policy is None else policy} skips no frame by "
-            "itself; valid with it: local, random, vad, similar, speechprune, topk, open, or a class of your own"
-        )
+    if pruning.get("fill", "zero") == "pair":
+        if policy not in FILLED and not is_dotted(policy or ""):
+            yield (
+                f"pruning.fill is 'pair', and pruning.encoder={policy or 'null'} does not choose among the second "
+                f"frames of pairs; valid with it: {', '.join(FILLED)}, or a class of your own"
+            )
+        if pruning.get("target", 0) > 0.5:
+            yield (
+                f"pruning.target is {pruning['target']:g}, and with pruning.fill=pair the first of two frames always "
+                "runs; valid: 0 to 0.5"
+            )
     if policy is None:
         if pruning.get("source", "all") == "kept":
             yield "pruning.source is 'kept', and the encoder has no gates that keep; set pruning.encoder, or source=all"

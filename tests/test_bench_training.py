@@ -35,7 +35,7 @@ def test_rows_and_goals(columns):
     assert [goal["limit"] for goal in goals] == [round(row["flop_ratio"] + 0.05, 4) for row in rows]
 
 
-filled = pytest.mark.parametrize("filled", [False, True], ids=["zero", "nearest"])
+filled = pytest.mark.parametrize("filled", [False, True], ids=["zero", "pair"])
 
 
 @filled
@@ -45,6 +45,9 @@ def test_gathered_gradients_equal_masked_ones(filled):
     module = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh())
     decisions = (torch.rand(3, 7) < 0.5).float()
     decisions[1], decisions[2] = 1.0, 0.0
+    felt = decisions.clone()
+    if filled:
+        decisions[:, ::2], felt[:, ::2] = 1.0, 0.0  # which are open whatever gates say
     found = {}
     for kind in (Masked, Gathered):
         x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -52,7 +55,7 @@ def test_gathered_gradients_equal_masked_ones(filled):
         module.zero_grad()
         y = x + kind({"part": Gate(gate, gate)}, filled=filled).frames("part", module, x, 0.5)
         (y * torch.arange(6.0)).square().sum().backward()
-        found[kind] = (y, x.grad, module[0].weight.grad.clone(), gate.grad * decisions)
+        found[kind] = (y, x.grad, module[0].weight.grad.clone(), gate.grad * felt)
     for ours, theirs in zip(found[Gathered], found[Masked], strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -69,16 +72,20 @@ def test_gathered_attention_gradients_equal_masked_ones(filled):
 
     decisions = (torch.rand(3, 7) < 0.5).float()
     decisions[1], decisions[2] = 1.0, 0.0
+    if filled:
+        decisions[:, ::2] = 1.0
     mask_B1T = torch.arange(7).expand(3, 1, 7) < torch.tensor([7, 5, 7]).view(3, 1, 1)
-    decisions = decisions * mask_B1T.squeeze(1)
+    decisions = felt = decisions * mask_B1T.squeeze(1)
+    if filled:
+        felt = felt * (torch.arange(7) % 2)
     found = {}
     for kind in (Masked, Gathered):
         x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
         gate = decisions.clone().requires_grad_()
         project.zero_grad()
         run = kind({"part": Gate(gate, gate)}, mask_B1T.transpose(1, 2), filled=filled)
-        y = run.attention("part", attention, x, mask_B1T)
+        y = run.attention("part", attention, x, mask_B1T) * mask_B1T.transpose(1, 2)  # an utterance's own
         (y * torch.arange(6.0)).square().sum().backward()
-        found[kind] = (y, x.grad, project.weight.grad.clone(), gate.grad * decisions)
+        found[kind] = (y, x.grad, project.weight.grad.clone(), gate.grad * felt)
     for ours, theirs in zip(found[Gathered], found[Masked], strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -68,7 +68,7 @@ def test_dense_equals_the_untouched_encoder(backbone, encoder, full):
     assert output.gates == []
 
 
-@pytest.mark.parametrize("fill", ["zero", "nearest"])
+@pytest.mark.parametrize("fill", ["zero", "pair"])
 @pytest.mark.parametrize("seed", range(3))
 def test_random_gates_equal_the_reference(backbone, full, seed, fill):
     policy = FixedGates(random_decisions(seed)).eval()
@@ -148,7 +148,7 @@ def test_ragged_equals_each_utterance_alone(backbone, feats, kind):
         "global": lambda: GlobalGates(LAYERS, SIZE, MODULES).eval(),
     }[kind]()
     if kind == "filled":
-        policy.fill = "nearest"
+        policy.fill = "pair"
     together = packed(backbone, values, lengths, policy, contexts)
     for b, length in enumerate(lengths.tolist()):
         own = {name: value[b : b + 1] for name, value in contexts.items()}

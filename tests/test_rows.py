@@ -287,7 +287,9 @@ def test_one_model_is_evaluated_at_several_budgets(tiny):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("conf", ["row12", "rival_eas", "rival_atome", "rival_topk", "rival_layerdrop"])
+@pytest.mark.parametrize(
+    "conf", ["row12", "row13", "rival_eas", "rival_atome", "rival_topk", "rival_layerdrop"]
+)
 def test_rivals_train_and_evaluate(conf, tiny):
     cfg = composed(f"conf={conf}", *tiny)
     fit(cfg)

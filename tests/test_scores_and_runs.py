@@ -81,7 +81,7 @@ def test_run_directory_and_its_variants(tmp_path):
     assert Run(composed("conf=row01", place, "pruning.target=0.5")).path.parts[-2] == "row01"
     assert Run(composed("conf=row06", place, "pruning.attention=cosine")).path.parts[-2] == "row06-cosine"
     assert Run(composed("conf=row02", place, "pruning.attention=cosine")).path.parts[-2] == "row02"
-    assert Run(composed("conf=row05", place, "pruning.fill=nearest")).path.parts[-2] == "row05-nearest"
+    assert Run(composed("conf=row05", place, "pruning.fill=pair")).path.parts[-2] == "row05-pair"
 
 
 def test_run_refuses_another_configuration(tmp_path):

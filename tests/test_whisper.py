@@ -196,7 +196,7 @@ def test_the_prompt_is_given_and_not_learnt(backbone):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fill", ["zero", "nearest"])
+@pytest.mark.parametrize("fill", ["zero", "pair"])
 def test_all_paths_are_one(model, monkeypatch, fill):
     monkeypatch.setattr(model.policy, "fill", fill)
     feats, lengths = model.features(recordings()[0], FULL)

@@ -13,7 +13,7 @@ from localgp.config_parts import Part, differences
 from localgp.evaluation.decode import Batch, FrameGates
 from localgp.evaluation.gates_file import GateRecord, read_gates, write_gates
 from localgp.evaluation.measured import measured_gflops, measured_ratios
-from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates
+from localgp.gates import EnergyGates, GlobalGates, LocalGates, OpenGates, RandomGates, SimilarGates
 from localgp.gates.cost import gates_cost
 from localgp.hub.load import base_config
 from localgp.model import GatedS2T
@@ -40,12 +40,17 @@ def policies(backbone):
     layers = backbone.shape.encoder_layers
     framewise = [name for name in framewise if name != "cgmlp"]  # by utterance alone
     torch.manual_seed(3)
+    filled = LocalGates(layers, size, framewise, {"front": size}, bias=0.1)
+    similar = SimilarGates(framewise, 0.4, size)
+    filled.fill = similar.fill = "pair"
     return {
         "dense": None,
         "open": OpenGates(framewise),
         "local": LocalGates(layers, size, framewise, {"front": size}, bias=0.1),
         "global": GlobalGates(layers, size, backbone.part_names("encoder"), bias=0.0),
         "vad": EnergyGates(framewise, 0.4),
+        "filled": filled,
+        "similar": similar,
     }
 
 
@@ -91,7 +96,7 @@ def gradients(model, encoded_of):
 
 
 @pytest.mark.parametrize("path", ["masked", "gathered"])
-@pytest.mark.parametrize("kind", ["dense", "local", "global", "vad", "open"])
+@pytest.mark.parametrize("kind", ["dense", "local", "global", "vad", "open", "filled", "similar"])
 def test_a_ragged_batch_trains_as_its_utterances_alone(backbone, without_noise, kind, path):
     model = GatedS2T(backbone, policies(backbone)[kind], window=OWN)
     if model.policy is not None:
@@ -120,7 +125,7 @@ def test_a_ragged_batch_trains_as_its_utterances_alone(backbone, without_noise, 
         assert difference <= 1e-5 * max(scale, 1.0), name
 
 
-@pytest.mark.parametrize("kind", ["dense", "local", "global", "vad"])
+@pytest.mark.parametrize("kind", ["dense", "local", "global", "vad", "filled", "similar"])
 def test_training_and_inference_agree_on_ragged_batches(backbone, kind):
     model = GatedS2T(backbone, policies(backbone)[kind], window=OWN).eval()
     with torch.inference_mode():
@@ -161,7 +166,7 @@ def test_one_shorter_length_for_all(backbone):
     assert GatedS2T(backbone, window=Window(60.0)).samples == backbone.samples, "no more than the model has"
 
 
-@pytest.mark.parametrize("kind", ["dense", "local", "vad"])
+@pytest.mark.parametrize("kind", ["dense", "local", "vad", "similar"])
 def test_flops_count_the_frames_that_there_are(backbone, kind):
     model = GatedS2T(backbone, policies(backbone)[kind], window=OWN).eval()
     with torch.inference_mode():
@@ -185,7 +190,7 @@ def test_flops_count_the_frames_that_there_are(backbone, kind):
         kept = measured_ratios(record)
         assert kept["kept"] == kept["kept_real"], "all that there is has signal here"
         assert kept["sparsity"]["padding"] == 0
-        if kind == "vad":
+        if kind in ("vad", "similar"):
             skipped = sum(round(0.4 * cost.frames) for cost in costs) / sum(cost.frames for cost in costs)
             assert kept["sparsity"]["all_frames"] == pytest.approx(skipped, abs=1e-3)
     found = measured_gflops(model, record, samples=heard)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.encoder.align import collect_contexts
-from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.base import GatePolicy, Gates, fills
 from localgp.gates.gumbel import Gate
+from localgp.kernels.fill import is_first
 from localgp.kernels.ragged import listed
 from localgp.timeline import Timeline
 
@@ -38,6 +39,8 @@ def asked(
     """
     if lengths is None:
         state = policy.begin(collect_contexts(policy.needs, contexts, front_BTD, feats_BSF, timeline))
+        if fills(policy):
+            return lambda layer, x_BTD: _spared(policy.gate(layer, x_BTD, state))
         return lambda layer, x_BTD: policy.gate(layer, x_BTD, state)
     decide = asked(policy, contexts, front_BTD, feats_BSF, timeline)
     if not getattr(policy, "framewise", False):  # one of the user's own may not say
@@ -79,6 +82,16 @@ def _each(
         return gates
 
     return decide
+
+
+def _spared(gates: Gates) -> Gates:
+    """With those of pairs' first frames open."""
+    spared = {}
+    for name, gate in gates.items():
+        first_T = is_first(torch.arange(gate.value.shape[1], device=gate.value.device))
+        whole = gate.value.shape[1] == 1
+        spared[name] = gate if whole else Gate(*(part.masked_fill(first_T, 1) for part in gate))
+    return spared
 
 
 def _stacked(parts: list[Tensor], frames: int) -> Tensor:

@@ -30,6 +30,7 @@ from localgp.gates.folded import FoldedLocalGates
 from localgp.gates.gumbel import Gate
 from localgp.gates.local import LocalGates
 from localgp.gates.reduce import Reduction
+from localgp.kernels.fill import is_first
 from localgp.kernels.int8 import rows_type
 from localgp.kernels.plan import LayerPlan
 from localgp.kernels.ragged import RANGE, Ragged, sent
@@ -209,6 +210,12 @@ class PackedEncoder:
             for index, layer in enumerate(parts.layers):
                 with record_function(f"{RANGE}gates"):
                     opened = decide(index, x_ND) if decide is not None else {}
+                    if fill:
+                        first_N = is_first(layout.frame_N)
+                        opened = {
+                            name: open_ if len(open_) == len(lengths) else open_ | first_N
+                            for name, open_ in opened.items()
+                        }
                     check_gated(opened, self._valid)
                     plan = LayerPlan(opened, layout, self._whole, self.dtype, fill=fill)
                 x_ND = layer(x_ND, layout, plan)

@@ -90,7 +90,7 @@ class Masked:
         parts: Of the layer, where a gate of self-attention is to get a gradient for its frame as a key, too
             (`localgp.encoder.keys`); None where for its own output alone.
         whole: Where there are no gates every frame sees all others, so that attention is given no mask.
-        filled: Frames that skip a part get its output for the nearest one that does not (`localgp.kernels.fill`).
+        filled: Frames that skip a part get its output for the frame before (`localgp.kernels.fill`).
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Masked:
     def _closed(self, y: Tensor, gate: Tensor) -> Tensor:
         """A part's output with what it is where the gate is closed."""
         if self._filled and gate.shape[1] == y.shape[1]:
-            return fill(y, gate, self._own)
+            return fill(y, gate)
         return y * gate.unsqueeze(-1)
 
     def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class Gathered(Masked):
     def _around(self, y: Tensor, gate: Tensor) -> Tensor:
         if not self._filled or gate.shape[1] != y.shape[1]:
             return y
-        return fill(y, gate.where(gate.detach() > 0.5, gate.detach()), self._own)
+        return fill(y, gate.where(gate.detach() > 0.5, gate.detach()))
 
     def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
         gate = self.gates[name].value

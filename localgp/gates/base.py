@@ -28,8 +28,8 @@ class GatePolicy(nn.Module, ABC):
         exact: It keeps the share that it is made for by itself, so that no loss has to see to it.
         ahead: The gates do not depend on the layers' inputs, so that those of all layers can be asked for before the
             first one runs.
-        fill: What a part adds to frames that it skips: ``zero``, or what it adds to the ``nearest`` one that it runs on
-            (`localgp.kernels.fill`).
+        fill: What a part adds to frames that it skips: ``zero``, or to the second of a ``pair`` what it adds to the
+            first (`localgp.kernels.fill`).
     """
 
     needs: tuple[str, ...] = ()
@@ -61,5 +61,5 @@ class GatePolicy(nn.Module, ABC):
 
 
 def fills(policy: Any) -> bool:
-    """Whether skipped frames get what their neighbours do; a policy of the user's own need not say."""
-    return getattr(policy, "fill", "zero") == "nearest"
+    """Whether the second of a pair gets what the first does; a policy of the user's own need not say."""
+    return getattr(policy, "fill", "zero") == "pair"

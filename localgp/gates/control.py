@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.base import Branch
-from localgp.gates.base import GatePolicy, Gates
+from localgp.gates.base import GatePolicy, Gates, fills
 from localgp.gates.binarised import binarised_attention_scores
 from localgp.gates.gumbel import Gate
 
@@ -63,7 +63,7 @@ class RandomGates(ControlGates):
         batch, frames = int(x_BTD.shape[0]), int(x_BTD.shape[1])  # tensors while fvcore traces
         skipped = round(self.target * frames)
         if self.training:
-            return _skip_first(torch.rand(batch, frames, device=x_BTD.device), skipped)
+            return self._skip(torch.rand(batch, frames, device=x_BTD.device), skipped)
         index = layer * len(self.modules_gated) + self.modules_gated.index(name)
         key = index, frames, x_BTD.device
         if key not in self._fixed:
@@ -71,8 +71,14 @@ class RandomGates(ControlGates):
             # Drawn on the CPU, so that they are the same on every device
             generator = torch.Generator().manual_seed(self.seed * 100_003 + index)
             noise = torch.rand(1, frames, generator=generator)
-            self._fixed[key] = _skip_first(noise, skipped).to(x_BTD.device)
+            self._fixed[key] = self._skip(noise, skipped).to(x_BTD.device)
         return self._fixed[key].expand(batch, -1)
+
+    def _skip(self, noise_BT: Tensor, skipped: int) -> Tensor:
+        if fills(self):  # of the second frames of pairs alone, as they are the ones that can go
+            noise_BT[:, ::2] += 1
+            skipped = min(skipped, noise_BT.shape[1] // 2)
+        return _skip_first(noise_BT, skipped)
 
 
 def _skip_first(keys_BT: Tensor, skipped: int) -> Tensor:
@@ -102,8 +108,8 @@ class EnergyGates(ControlGates):
 
 
 class SimilarGates(ControlGates):
-    """Of two neighbours the second is skipped where it sounds most like the first, in all modules of all layers; meant to
-    be given what the first is given (``pruning.fill=nearest``).
+    """Of two neighbours the second is skipped where it sounds most like the first, in all modules of all layers; it is
+    to be given what the first is given (``pruning.fill=pair``).
 
     Pairs begin at even frames, as those that A-ToMe merges, so that a skipped frame always has a neighbour that runs.
     ``round(target * T)`` frames of each utterance go, and at most all seconds, half of them.
@@ -115,7 +121,6 @@ class SimilarGates(ControlGates):
 
     needs = ("front",)
     exact = True
-    ahead = True
 
     def __init__(self, modules: Sequence[str], target: float, size: int) -> None:
         super().__init__(modules)

@@ -29,7 +29,7 @@ class LayerPlan:
         layout: Of the packed sequence.
         whole: Modules that see their neighbours, so that they run on all frames of an utterance or on none.
         dtype: Of the products.
-        fill: A part adds to the frames that it skips what it adds to the nearest one that it runs on.
+        fill: A part adds to a frame that it skips what it adds to the one before (`localgp.kernels.fill`).
 
     Attributes:
         frames: Module to its kept frames in order, (K,), or what is known of them besides; None for all of them.
@@ -74,15 +74,10 @@ class LayerPlan:
         for name, index_K, lengths in zip(by_frame, places, kept, strict=True):
             self._set(name, index_K, lengths, layout)
         if fill:
-            begin_N, end_N = (
-                ends.index_select(0, layout.owner_N) for ends in (layout.ends_B1[:-1], layout.ends_B1[1:])
-            )
-            for name, source_N, lengths in zip(
-                by_frame, sources(masks_MN, begin_N, end_N), kept, strict=True
-            ):
+            for name, source_N in zip(by_frame, sources(masks_MN), strict=True):
                 where = self.frames[name]
-                if isinstance(where, Tensor) and len(where):  # else there is nothing to be had
-                    self.frames[name] = Filled(where, source_N, gaps=0 in lengths)
+                if isinstance(where, Tensor):
+                    self.frames[name] = Filled(where, source_N)
 
     def _set(self, name: str, index_K: Tensor, lengths: list[int], layout: Ragged) -> None:
         everything = lengths == layout.lengths

@@ -31,6 +31,7 @@ _RUNS = {
     "row10": (VERMILION, "X"),
     "row11": (VERMILION, "*"),
     "row12": (BLUE, "*"),
+    "row13": (GREEN, "*"),
     "rival_topk": (BLUE, "<"),
     "rival_layerdrop": (PURPLE, ">"),
     "rival_eas": (GREEN, "h"),
