@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What closing gates costs a Whisper model that has never had any, by part and by layer.
 
-    python recipes/whisper/closing.py DIR data/prompts/manifest.jsonl [--share 0.3]
+    python recipes/whisper/closing.py DIR data/prompts/manifest.jsonl [--share 0.3] [--fill pair]
 
 Frames are closed at random in one part of one layer, or of all; what is printed is the distance of the encoder's output
 from the dense one's, as a part of its variance (1 is as far as an output that has nothing to do with it). DIR is a
@@ -23,12 +23,14 @@ from localgp.corpora.audio import read_audio
 from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.gumbel import Gate
 from localgp.model import GatedS2T
+from localgp.pruning import FILLS
 from localgp.training.distil import relative_distance
 from localgp.window import Window
 
 
 class Closed(GatePolicy):
-    """Closes a share of the frames at random, in some parts of some layers.
+    """Closes a share of the frames at random, in some parts of some layers; with ``fill`` pair of the second frames of
+    pairs alone.
 
     Args:
         tied: The same frames everywhere.
@@ -38,10 +40,11 @@ class Closed(GatePolicy):
     needs = ()
 
     def __init__(
-        self, parts: tuple[str, ...], layers: tuple[int, ...], share: float, *, tied: bool = False
+        self, parts: tuple[str, ...], layers: tuple[int, ...], share: float, fill: str, *, tied: bool = False
     ) -> None:
         super().__init__()
         self.modules_gated, self.layers, self.share, self.tied = parts, layers, share, tied
+        self.fill = fill
 
     def begin(self, contexts: dict[str, Tensor]) -> torch.Generator:
         return torch.Generator().manual_seed(1)
@@ -51,9 +54,10 @@ class Closed(GatePolicy):
         for part in self.modules_gated:
             if self.tied:
                 state.manual_seed(1)
-            kept = torch.rand(x_BTD.shape[:2], generator=state) >= (
-                self.share if layer in self.layers else 0.0
-            )
+            share = self.share if layer in self.layers else 0.0
+            if self.fill == "pair":  # half of the frames can go
+                share *= 2
+            kept = torch.rand(x_BTD.shape[:2], generator=state) >= share
             made[part] = Gate(kept.float(), kept.float())
         return made
 
@@ -63,6 +67,9 @@ def main() -> int:
     parser.add_argument("model", help="a directory of transformers'")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--share", type=float, default=0.05, help="of frames closed (default: %(default)s)")
+    parser.add_argument(
+        "--fill", choices=FILLS, default="zero", help="see pruning.fill (default: %(default)s)"
+    )
     parser.add_argument("--recordings", type=int, default=8, help="of the dev part (default: %(default)s)")
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
@@ -84,7 +91,7 @@ def main() -> int:
     dense_BTD, own_BT = encoded(None)
 
     def far(parts: tuple[str, ...], layers: tuple[int, ...], *, tied: bool = False) -> float:
-        x_BTD, _ = encoded(Closed(parts, layers, args.share, tied=tied))
+        x_BTD, _ = encoded(Closed(parts, layers, args.share, args.fill, tied=tied))
         return float(relative_distance(x_BTD, dense_BTD, own_BT))
 
     names, every = tuple(backbone.part_names("encoder")), tuple(range(backbone.shape.encoder_layers))
