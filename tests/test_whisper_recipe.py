@@ -68,19 +68,27 @@ def test_all_stages(tmp_path):
         "--backbone",
         "path",
         "--confs",
-        "row05,row12",
+        "row05,row12,row13",
         "--",
         *TINY,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert re.findall(r"== stage (\d)", result.stdout) == list("1234567")
-    metrics = json.loads((tmp_path / "exp/prompts/path/row05/seed1/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(
+        (tmp_path / "exp/prompts/path/row05-pair/seed1/metrics.json").read_text(encoding="utf-8")
+    )
     assert set(metrics["kept"]) == {"encoder.attention", "encoder.ffn"}
     assert set(metrics["bleu"]) == {"fr-en", "average"}
     folders = [path for path in (tmp_path / "exp/packed").iterdir() if path.is_dir()]
     packed = {path.name: localgp.load(str(path), device="cpu").model for path in folders}
-    assert len(packed) == 3
+    assert len(packed) == 4
     assert packed.pop("dense_window").policy is None
+    fills = {name.split("-prompts")[0]: model.policy.fill for name, model in packed.items()}
+    assert fills == {
+        "localgp-path-row05-pair": "pair",
+        "localgp-path-row12": "zero",
+        "localgp-path-row13": "pair",
+    }
     for model in packed.values():
         assert model.policy is not None
         assert model.window == Window("utterance", 0.5)

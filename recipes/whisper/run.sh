@@ -12,7 +12,7 @@ stop_stage=7
 corpus_root=data/prompts
 backbone=whisper_base
 path= # backbone.path, where it is not fetched from the hub
-confs=row12
+confs=row05,row13
 data_dir=data
 exp_dir=exp
 python=${PYTHON:-python}
@@ -29,7 +29,7 @@ usage: bash recipes/whisper/run.sh [options] [-- overrides]
   --corpus_root DIR    where the recordings are to lie (data/prompts)
   --backbone NAME      whisper_tiny, whisper_base, ... (whisper_base)
   --path DIR           a local copy of it (default: its hub id)
-  --confs A,B          experiments: row12 merges frames, others have gates (row12)
+  --confs A,B          experiments: row12 merges frames, others have gates (row05,row13)
   --data_dir DIR       prepared corpus (data)
   --exp_dir DIR        runs (exp)
 USAGE
@@ -77,13 +77,9 @@ scored=(evaluate.normalizer=basic decode.beam=1)
 short=(name=dense_window conf=row01 training.lr=2e-5 training.max_epochs=4)
 # What prunes begins on weights that know their window, which then teach.
 taught=(training.teacher_window=own training.lr=2e-5)
-merged=("${taught[@]}" training.max_epochs=2)
-# Gates count frames with sound in them. Two recordings at a time: attention that feels its keys holds frames x frames,
-# and a batch is as long as its longest.
-gated=(
-  "${taught[@]}" training.max_epochs=4 training.batch_size=2 training.accumulate=4
-  pruning.sparsity_frames=real pruning.keys_felt=true pruning.rise=0.6 pruning.gate_bias=3.0
-)
+taught+=(training.max_epochs=2 "training.distil_encoder=[]")
+# Gates count frames with sound in them, and a frame that is skipped gets what the one before gets.
+gated=("${taught[@]}" pruning.sparsity_frames=real pruning.rise=0.6 pruning.gate_bias=3.0)
 original=()
 if [[ -n $path ]]; then
   original=("backbone.path=$path")
@@ -92,7 +88,11 @@ window=$exp_dir/packed/dense_window
 IFS=, read -ra names <<<"$confs"
 
 choose() { # experiment: what it is trained with, in `chosen`
-  if [[ $1 == row12 ]]; then chosen=("${merged[@]}"); else chosen=("${gated[@]}"); fi
+  case $1 in
+    row12 | row13) chosen=("${taught[@]}") ;;
+    row0[2349]) chosen=("${gated[@]}") ;; # no gates of the encoder, or none of single frames
+    *) chosen=("${gated[@]}" pruning.fill=pair) ;;
+  esac
   chosen=("conf=$1" "${common[@]}" "${chosen[@]}" "backbone.path=$window")
 }
 
