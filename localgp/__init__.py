@@ -70,10 +70,11 @@ def gate(
     Args:
         model: ``WhisperForConditionalGeneration`` of `transformers`, or ``Speech2Text`` or ``ESPnetS2TModel`` of
             ESPnet; it is used as it is, not copied, on its device.
-        conf: The experiment whose gates it gets, such as ``row05``.
-        overrides: Options besides, as on the command line: ``pruning.target=0.5``.
-        gates: Trained ones: ``gates.safetensors``, or the folder of a packed model that has it. None: new ones, which
-            run nearly everything until they are trained.
+        conf: The experiment whose gates it gets, such as ``row13``, whose need no training, or ``row05``.
+        overrides: Options besides, as on the command line: ``pruning.target=0.3``. The window is the model's own unless
+            one says ``window=utterance``: a short one is learnt first.
+        gates: Trained ones: ``gates.safetensors``, or the folder of a packed model that has it. None: new ones;
+            LocalGP's run nearly everything until they are trained.
         vocabulary: What has the model's tokens, where it does not say so itself: of Whisper its processor, tokenizer or
             directory; of an ``ESPnetS2TModel`` its directory.
         precision: ``fp32``, ``bf16``, ``int8`` (weights in 8 bits, on a CPU), or ``auto``: bf16 where the device

@@ -74,6 +74,11 @@ def encoder_problems(pruning: Any, contexts: Mapping[str, Any] | None = None) ->
                 f"pruning.target is {pruning['target']:g}, and with pruning.fill=pair the first of two frames always "
                 "runs; valid: 0 to 0.5"
             )
+        if pruning.get("budgets") and pruning["budgets"][0] < 0.5:
+            yield (
+                f"pruning.budgets is {list(pruning['budgets'])}, and with pruning.fill=pair the first of two frames "
+                "always runs; valid: 0.5 or more"
+            )
     if policy is None:
         if pruning.get("source", "all") == "kept":
             yield "pruning.source is 'kept', and the encoder has no gates that keep; set pruning.encoder, or source=all"

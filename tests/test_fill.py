@@ -47,8 +47,8 @@ def test_frames_that_sound_like_their_neighbour_are_skipped():
     front[1, 2] = front[1, 1]  # of two pairs
     gates = SimilarGates(["ffn"], 1 / 9, 8)
     assert gates.begin({"front": front}).argmin(1).tolist() == [3, 7]
-    gates.set_budget(0.1)
-    assert gates.begin({"front": front}).tolist() == [[1, 0, 1, 0, 1, 0, 1, 0, 1]] * 2, "one of two at most"
+    gates.set_budget(0.5)
+    assert gates.begin({"front": front}).tolist() == [[1, 0, 1, 0, 1, 0, 1, 0, 1]] * 2, "one of two"
     gates.set_budget(1.0)
     assert gates.begin({"front": front[:, :1]}).tolist() == [[1]] * 2
 
@@ -71,3 +71,7 @@ def test_what_does_not_choose_among_second_frames_is_refused(row):
 def test_more_than_every_second_frame_cannot_go():
     with pytest.raises(ConfigError, match=r"pruning\.target is 0\.6, and with pruning\.fill=pair"):
         check(composed("conf=row13", "pruning.target=0.6"))
+    with pytest.raises(ConfigError, match=r"pruning\.budgets is \[0\.4, 1\.0\], and with pruning\.fill=pair"):
+        check(composed("conf=row11", "pruning.fill=pair", "pruning.budgets=[0.4,1.0]"))
+    with pytest.raises(ConfigError, match=r"decode\.budget is 0\.4, and of two frames one always runs"):
+        SimilarGates(["ffn"], 0.5, 8).set_budget(0.4)

@@ -346,6 +346,10 @@ def test_a_model_that_one_has_is_gated(folder, model, reference, tmp_path):
     plain = localgp.load(str(folder), device="cpu").transcribe(noise, src="de", beam=1, maxlenratio=-4)
     opened = localgp.gate(own, "control_open").transcribe(noise, src="de", beam=1, maxlenratio=-4)
     assert opened.text == plain.text
+    untrained = localgp.gate(own, "row13")
+    assert untrained.model.window.is_full, "a short one would have to be learnt"
+    assert not localgp.gate(own, "row13", "window=utterance").model.window.is_full
+    assert untrained.gates(noise).kept() == pytest.approx({"attention": 0.5, "ffn": 0.5})
     save_weights(
         {k: v for k, v in model.state_dict().items() if "policy" in k}, tmp_path / "gates.safetensors"
     )

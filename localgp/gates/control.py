@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localgp.backbones.base import Branch
+from localgp.errors import ConfigError
 from localgp.gates.base import GatePolicy, Gates, fills
 from localgp.gates.binarised import binarised_attention_scores
 from localgp.gates.gumbel import Gate
@@ -127,6 +128,10 @@ class SimilarGates(ControlGates):
         self.target, self._own, self._size = target, target, size
 
     def set_budget(self, budget: float | None) -> None:
+        if budget is not None and budget < 0.5:
+            raise ConfigError(
+                f"decode.budget is {budget}, and of two frames one always runs; valid: 0.5 to 1"
+            )
         self.target = self._own if budget is None else 1 - budget
 
     def begin(self, contexts: dict[str, Tensor]) -> Tensor:

@@ -42,6 +42,8 @@ def gate(
     if isinstance(named, str):  # not by name: what this very model has, whatever its family's others do
         parts = {"${parts:frames}": backbone.frame_parts(), "${parts:all}": backbone.part_names("encoder")}
         cfg.pruning.encoder_modules = parts.get(named, named)
+    if gates is None and not any(override.startswith("window") for override in overrides):
+        cfg.window.length = "full"  # a short one has to be learnt, and this model is as it is
     check(cfg)
 
     made = gated(cfg, backbone)
