@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from localgp.bench.__main__ import main as bench
 from localgp.bench.runs import RunTimer, TrainedRun
@@ -122,6 +123,10 @@ def test_a_stored_configuration_goes_by_where_data_lie_now(place, exp, tmp_path)
     found = trained_config(directory, weights, place.config("data_dir=elsewhere", "corpus.root=there"))
     assert (found.data_dir, found.corpus.root) == ("elsewhere", "there")
     assert list(found.pruning.context) == ["front", "spk"]
+    listed = place.config()
+    OmegaConf.set_struct(listed, False)
+    listed.corpus = {"name": "mini", "manifest": "there.jsonl"}
+    assert trained_config(directory, weights, listed).corpus.manifest == "there.jsonl"
     (tmp_path / "config.yaml").write_text("name: row05\n")
     with pytest.raises(CheckpointError, match="lacks backbone, pruning, corpus, seed"):
         trained_config(tmp_path, weights, place.config())

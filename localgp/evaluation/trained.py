@@ -47,7 +47,8 @@ def trained_config(directory: Path, weights: Path, cfg: DictConfig) -> DictConfi
         )
     found.data_dir, found.device = cfg.data_dir, cfg.device
     if found.corpus.name == cfg.corpus.name:
-        found.corpus.root = cfg.corpus.root
+        place = "manifest" if "manifest" in cfg.corpus else "root"  # where the corpus lies, now and here
+        found.corpus[place] = cfg.corpus[place]
     return found
 
 
