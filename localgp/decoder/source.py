@@ -39,6 +39,7 @@ WORTH = {torch.float32: 850_000, torch.bfloat16: 400_000}
 MEMORY_WORTH = (
     500_000  # numbers of an encoder output from which on no keys and values are made for one row of it
 )
+ENOUGH = 1_600_000  # numbers of the keys that are read in a call
 HEADS = 8  # rows of a product with frames, about: one for each head
 BLOCK = 16  # channels that oneDNN keeps together
 GONE = -1
@@ -218,8 +219,9 @@ class GridSource:
 class BlockedSource:
     """Keys and values as weights of convolutions; oneDNN on a CPU only.
 
-    Utterances of about one length are one call, with a group for each head of each: calls of a single utterance are
-    too short for several threads to share. Rows of what has left stay zero, until as much has left as is there.
+    A few utterances of about one length are one call, with a group for each head of each: short calls are no work for
+    several threads. Of more, those that have left would be read for long, or the others laid out anew, which takes as
+    long as some ten steps. Rows of what has left stay zero until all of a call have.
     """
 
     def __init__(
@@ -228,9 +230,17 @@ class BlockedSource:
         lengths: Sequence[int],
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._blocks = [_Block(some, [lengths[u] for u in some]) for some in of_about_one_length(lengths)]
+        self._blocks: list[_Block] = []
         for key, value in keys_values:
             self._dtype = dtype or key.dtype
+            if not self._blocks:
+                few = max(1, round(ENOUGH / key[0].numel()))
+                groups = [
+                    some[n : n + few]
+                    for some in of_about_one_length(lengths)
+                    for n in range(0, len(some), few)
+                ]
+                self._blocks = [_Block(some, [lengths[u] for u in some]) for some in groups]
             for block in self._blocks:
                 block.append(key, value, self._dtype)
         self._placed: tuple[Rows, Tensor, list[int]] | None = (
@@ -262,7 +272,7 @@ class BlockedSource:
         now = {before: u for u, before in enumerate(order)}
         for block in self._blocks:
             block.keep(now)
-        self._blocks = [block for block in self._blocks if block.members]
+        self._blocks = [block for block in self._blocks if set(block.members) != {GONE}]
         self._placed = None
 
     def _place(self, counts: list[int]) -> tuple[Tensor, list[int]]:
@@ -320,20 +330,6 @@ class _Block:
     def keep(self, now: dict[int, int]) -> None:
         """Gives members their new numbers; those without one leave."""
         self.members = [now.get(u, GONE) for u in self.members]
-        left = [slot for slot, u in enumerate(self.members) if u != GONE]
-        if 2 * len(left) > len(self.members):
-            return
-        self._layers = [(self._some(keys, left), self._some(values, left)) for keys, values in self._layers]
-        self.members = [self.members[slot] for slot in left]
-        self._lengths = [self._lengths[slot] for slot in left]
-        self._bias = self._padding(self._bias.dtype)
-
-    def _some(self, weight: Tensor, slots: list[int]) -> Tensor:
-        """The weights of these alone."""
-        if not slots:
-            return weight
-        weight_USI = weight.to_dense().flatten(1).unflatten(0, (len(self.members), -1))
-        return _reordered(weight_USI[slots].flatten(0, 1).unflatten(0, (len(slots) * self._heads, -1)))
 
     def _convolve(self, x_WC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Rows are places along the width, with channels last: nothing is copied."""
