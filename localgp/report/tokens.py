@@ -5,6 +5,7 @@ Shape legend: N tokens, L layers, M gated modules.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +14,17 @@ import numpy as np
 from localgp.evaluation.decoder_gates_file import DecoderGateRecord
 from localgp.report.style import ORANGE, pyplot
 
-WORD_START = "▁"
+WORD_START = "▁Ġ"  # of SentencePiece; of byte-level BPE, as Whisper has it, where it is a space
 
 
 def is_space_initial(piece: str) -> bool:
-    """Whether the token begins a word."""
-    return piece.startswith(WORD_START)
+    """Whether the token begins a word.
+
+    Examples:
+        >>> [is_space_initial(piece) for piece in ("▁the", "Ġthe", "the")]
+        [True, True, False]
+    """
+    return piece.startswith(tuple(WORD_START))
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def typical_tokens(record: DecoderGateRecord, count: int = 2) -> list[str]:
     chosen: list[str] = []
     for initial in (True, False):
         kind = [p for p in ranked if is_space_initial(p) == initial]
-        long = [p for p in kind if len(p.removeprefix(WORD_START)) >= 4]
+        long = [p for p in kind if len(p.lstrip(WORD_START)) >= 4]
         chosen += (long or kind)[:count]
     return chosen
 
@@ -159,7 +165,7 @@ def token_figure(record: DecoderGateRecord, pieces: list[str]) -> Any:
         )
         axes.set_xticks(range(len(record.modules)), [short.get(m, m) for m in record.modules])
         axes.set_yticks(range(1, layers + 1, 1 if layers <= 9 else 3))
-        axes.set_title(f"{piece.replace(WORD_START, '[Space]')}\nn {int(chosen.sum())}")
+        axes.set_title(f"{re.sub(f'[{WORD_START}]', '[Space]', piece)}\nn {int(chosen.sum())}")
     grid[0, 0].set_ylabel("layer")
     figure.colorbar(image, ax=grid[0], label="share of tokens", fraction=0.06)
     return figure
