@@ -75,6 +75,16 @@ def test_gathered_equals_masked(backbone, encoder, feats, seed, fill):
     assert (masked - encoder(*feats)[0]).abs().max() > 1e-2  # the gates did something
 
 
+@pytest.mark.parametrize("kind", [Masked, Gathered])
+def test_a_decision_for_a_whole_utterance_is_not_filled(kind):
+    gate = torch.tensor([[1.0], [0.0]], requires_grad=True)
+    x = torch.ones(2, 3, 1)
+    y = kind({"part": Gate(gate, gate)}, filled=True).frames("part", lambda x: 2 * x, x)
+    assert y.flatten().tolist() == [2.0] * 3 + [0.0] * 3
+    y.sum().backward()
+    assert gate.grad[0] == 6
+
+
 def test_utterance_gates_skip_the_convolution_too(backbone, feats):
     decisions = {name: torch.tensor([[[1.0], [0.0], [1.0]]] * 3) for name in [*MODULES, "cgmlp"]}
     masked = encode(backbone, *feats, FixedGates(decisions), path="masked").x

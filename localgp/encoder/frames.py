@@ -87,7 +87,7 @@ def run_gathered(
 ) -> Tensor:
     """Only frames with an open gate are computed; the others are exactly zero.
 
-    An open gate's straight-through gradient is that of `run_masked`.
+    An open gate's straight-through gradient is that of the masked path.
 
     Args:
         counts: Open gates of each utterance, where known: a GPU's host need not wait for them.

@@ -158,9 +158,11 @@ class Masked:
 
     def _closed(self, y: Tensor, gate: Tensor) -> Tensor:
         """A part's output with what it is where the gate is closed."""
-        if self._filled and gate.shape[1] == y.shape[1]:
-            return fill(y, gate)
-        return y * gate.unsqueeze(-1)
+        return fill(y, gate) if self._fills(gate) else y * gate.unsqueeze(-1)
+
+    def _fills(self, gate: Tensor) -> bool:
+        """A decision for a whole utterance leaves it no frame that runs."""
+        return self._filled and gate.shape[1] > 1
 
     def _whole(self, name: str, part: Callable[..., Tensor], x: Tensor) -> Tensor:
         return part(x, self._own) * self.gates[name].value.unsqueeze(-1)
@@ -187,10 +189,10 @@ class Gathered(Masked):
 
     def _asked(self, gate: Tensor) -> Tensor:
         """The gate that a gathered part is given: where neighbours' outputs are filled in, these are what it weighs."""
-        return gate.detach() if self._filled else gate
+        return gate.detach() if self._fills(gate) else gate
 
     def _around(self, y: Tensor, gate: Tensor) -> Tensor:
-        if not self._filled or gate.shape[1] != y.shape[1]:
+        if not self._fills(gate):
             return y
         return fill(y, gate.where(gate.detach() > 0.5, gate.detach()))
 
