@@ -86,8 +86,9 @@ def keep_source(
     first = next(layers)
     key = first[0]
     enough = width * key.numel() >= WORTH.get(dtype or key.dtype, float("inf"))
-    kind = BlockedSource if enough and takes_convolutions(key) else GridSource
-    return kind(chain([first], layers), lengths, dtype)
+    every = chain([first], layers)
+    blocked = enough and takes_convolutions(key)
+    return BlockedSource(every, lengths, dtype) if blocked else GridSource(every, lengths)
 
 
 def without_gaps(keep: Sequence[bool]) -> list[int]:
@@ -164,12 +165,7 @@ class SharedSource:
 class GridSource:
     """Keys and values (U, H, T, K) of all utterances (of encoder outputs, where utterances share them), padded."""
 
-    def __init__(
-        self,
-        keys_values: Iterable[tuple[Tensor, Tensor]],
-        lengths: Sequence[int],
-        dtype: torch.dtype | None = None,  # a blocked layout's alone
-    ) -> None:
+    def __init__(self, keys_values: Iterable[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
         self._layers = [
             (key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous())
             for key, value in keys_values

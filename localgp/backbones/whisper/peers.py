@@ -89,9 +89,8 @@ class CTranslate2:
             raise ConfigError("CTranslate2 is not here; pip install ctranslate2") from error
         loader, self._end = WhisperLoader(), tokens.eos
         with torch.no_grad(), TemporaryDirectory() as folder:
-            spec = loader.get_model_spec(
-                copy.deepcopy(net)
-            )  # quantising scales the weights that it is given in place
+            # A copy, as quantising scales the weights that it is given in place
+            spec = loader.get_model_spec(copy.deepcopy(net))
             spec.register_vocabulary(list(tokens.token_list))
             given = net.generation_config
             spec.config.suppress_ids = getattr(given, "suppress_tokens", None) or []
