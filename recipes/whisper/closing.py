@@ -20,6 +20,7 @@ from torch import Tensor
 
 import localgp
 from localgp.corpora.audio import read_audio
+from localgp.gates import SimilarGates
 from localgp.gates.base import GatePolicy, Gates
 from localgp.gates.gumbel import Gate
 from localgp.model import GatedS2T
@@ -90,9 +91,11 @@ def main() -> int:
 
     dense_BTD, own_BT = encoded(None)
 
+    def off(policy: GatePolicy) -> float:
+        return float(relative_distance(encoded(policy)[0], dense_BTD, own_BT))
+
     def far(parts: tuple[str, ...], layers: tuple[int, ...], *, tied: bool = False) -> float:
-        x_BTD, _ = encoded(Closed(parts, layers, args.share, args.fill, tied=tied))
-        return float(relative_distance(x_BTD, dense_BTD, own_BT))
+        return off(Closed(parts, layers, args.share, args.fill, tied=tied))
 
     names, every = tuple(backbone.part_names("encoder")), tuple(range(backbone.shape.encoder_layers))
     print(
@@ -103,6 +106,10 @@ def main() -> int:
         print(f"{part:12} {by_layer}   {far((part,), every):.3f}")
     print(f"all parts, each frames of its own: {far(names, every):.3f}")
     print(f"all parts, the same frames:        {far(names, every, tied=True):.3f}")
+    if args.fill == "pair":
+        similar = SimilarGates(names, args.share, backbone.shape.size)
+        similar.fill = args.fill
+        print(f"all parts, frames that sound most like the one before: {off(similar):.3f}")
     return 0
 
 

@@ -76,8 +76,7 @@ scored=(evaluate.normalizer=basic decode.beam=1)
 # 75 recordings a language, four times: the padded model is asked once for each.
 short=(name=dense_window conf=row01 training.lr=2e-5 training.max_epochs=4)
 # What prunes begins on weights that know their window, which then teach.
-taught=(training.teacher_window=own training.lr=2e-5)
-taught+=(training.max_epochs=2 "training.distil_encoder=[]")
+taught=(training.teacher_window=own training.lr=2e-5 training.max_epochs=2 "training.distil_encoder=[]")
 # Gates count frames with sound in them, and a frame that is skipped gets what the one before gets.
 gated=("${taught[@]}" pruning.sparsity_frames=real pruning.rise=0.6 pruning.gate_bias=3.0)
 original=()
@@ -90,8 +89,8 @@ IFS=, read -ra names <<<"$confs"
 choose() { # experiment: what it is trained with, in `chosen`
   case $1 in
     row12 | row13) chosen=("${taught[@]}") ;;
-    row0[2349]) chosen=("${gated[@]}") ;; # no gates of the encoder, or none of single frames
-    *) chosen=("${gated[@]}" pruning.fill=pair) ;;
+    row0[5-8] | row1[01] | control_random) chosen=("${gated[@]}" pruning.fill=pair) ;;
+    *) chosen=("${gated[@]}") ;; # gates that are not of single frames, or choose among all of them
   esac
   chosen=("conf=$1" "${common[@]}" "${chosen[@]}" "backbone.path=$window")
 }
